@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# What people type. Building, testing and the demo need Go, make and root; only generate and check
+# need clang, which check installs.
+
+GO ?= go
+CLANG_VERSION ?= 19
+C_FILES = $(wildcard bpf/*/*.[ch] tests/*/*.[ch])
+# How long the stress test of tests/kernel runs.
+STRESS ?= 60s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/revsk
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/revsk ./cmd/revsk
+
+.PHONY: demo
+demo: build ## Reproduce the leak with the hash, and its absence with storage (root)
+	./bin/revsk selftest
+
+.PHONY: test
+test: ## Run all tests on the running kernel (root)
+	$(GO) test -count=1 $$($(GO) list ./... | grep -v /tests/kernel$$)
+	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
+
+.PHONY: test-vm
+test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [RUN=TestX]
+	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(RUN),-run "$(RUN)")
+
+.PHONY: generate
+generate: ## Compile the BPF programs (clang-19) and print their sizes
+	$(GO) generate ./...
+	$(GO) run ./bpf/progsize
+
+.PHONY: lint
+lint: ## Check formatting, go vet and staticcheck
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	clang-format-$(CLANG_VERSION) --dry-run --Werror $(C_FILES)
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+.PHONY: check
+check: clang lint generate ## lint, then regenerate: the committed objects must not change
+	git diff --exit-code -- '*_bpfe[bl].*'
+
+.PHONY: clang
+clang:
+	@command -v clang-$(CLANG_VERSION) clang-format-$(CLANG_VERSION) llvm-strip-$(CLANG_VERSION) >/dev/null && test -f /usr/include/bpf/bpf_helpers.h || \
+		{ apt-get update -q && apt-get install -y -q clang-$(CLANG_VERSION) clang-format-$(CLANG_VERSION) llvm-$(CLANG_VERSION) libbpf-dev; }
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin

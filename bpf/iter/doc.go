@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package iter holds the compiled iterator programs. The source is C in this directory and in
+// bpf/lib; the objects are committed, so that neither building nor testing needs a compiler for
+// BPF. Everything but the generator's own use goes through package inspect.
+package iter
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem dump -no-global-types -type revsk_socket Dump dump.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem sweep -no-global-types Sweep sweep.c

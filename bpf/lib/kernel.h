@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The part of the kernel's interface that the programs use, kept by hand: a full dump of the
+ * kernel's types is 3 MB of which this is all that matters.
+ *
+ * Context structs (bpf_sock_addr, bpf_sock, __sk_buff) are the UAPI's: the verifier rewrites
+ * accesses to them, so they carry no CO-RE relocations.
+ */
+#pragma once
+
+typedef unsigned char __u8;
+typedef signed char __s8;
+typedef unsigned short __u16;
+typedef short __s16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u16 __sum16;
+typedef __u32 __wsum;
+typedef _Bool bool;
+
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+
+#define AF_INET 2
+#define AF_INET6 10
+
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_UDPLITE 136
+
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+
+#define SOL_SOCKET 1
+#define SO_MARK 36
+
+#define ENOENT 2
+#define ENOMEM 12
+#define EINVAL 22
+#define EADDRINUSE 98
+#define ENOBUFS 105
+#define EHOSTUNREACH 113
+
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+/* Flags of map creation. */
+enum {
+	BPF_F_NO_PREALLOC = 1U << 0,
+	BPF_F_RDONLY_PROG = 1U << 7,
+};
+
+/* Flags of map updates. */
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_EXIST = 2,
+};
+
+enum {
+	BPF_SK_STORAGE_GET_F_CREATE = 1U << 0,
+};
+
+enum {
+	BPF_F_CURRENT_NETNS = -1,
+};
+
+#define __bpf_md_ptr(type, name)                                                                   \
+	union {                                                                                    \
+		type name;                                                                         \
+		__u64 : 64;                                                                        \
+	} __attribute__((aligned(8)))
+
+/* Found by the kernel by this name in the BTF of a map's value. */
+struct bpf_spin_lock {
+	__u32 val;
+};
+
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port; /* host byte order */
+	/* Network byte order. Declared as the 4 bytes that kernels before 5.18 had: a 4-byte load
+	 * gives the port in its low half on every kernel and in both byte orders.
+	 */
+	__u32 dst_port;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	__bpf_md_ptr(struct bpf_sock *, sk);
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__bpf_md_ptr(struct bpf_sock *, sk);
+	__u32 gso_size;
+};
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>

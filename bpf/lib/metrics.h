@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Counters, per CPU. At any moment: stored = released + dropped_* + tuples on live sockets. */
+#pragma once
+
+#include "kernel.h"
+
+/* Append only: the numbers are the keys of a pinned map. */
+enum revsk_metric {
+	REVSK_STORED = 0, /* tuples added to a socket */
+	REVSK_RELEASED = 1, /* tuples that were on a socket when it was released */
+	REVSK_DROPPED_STALE = 2, /* dropped by a read: service gone or its index reused */
+	REVSK_DROPPED_DIRECT = 3, /* dropped: the application turned to the peer itself */
+	REVSK_DROPPED_REPLACED = 4, /* dropped: another tuple has taken its place */
+	REVSK_UPDATED = 5, /* tuples that changed in place: same peer, another service */
+	REVSK_OVERFLOW_STORED = 6, /* tuples that went to the overflow map */
+	REVSK_OVERFLOW_REMOVED = 7, /* tuples that left the overflow map */
+	REVSK_RELEASE_ZEROED = 8, /* releases whose destination the kernel had zeroed */
+	REVSK_RELEASE_TRUNCATED = 9, /* releases that left the end of a chain to the sweep */
+	REVSK_REJECTED_NO_BACKEND = 10, /* calls rejected with EHOSTUNREACH */
+	REVSK_REJECTED_NO_MEMORY = 11, /* calls rejected with ENOMEM */
+	REVSK_TRANSLATED = 12, /* connects and sends rewritten to a backend */
+	REVSK_REVERSED = 13, /* reads rewritten to a service */
+	REVSK_METRIC_COUNT = 14,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REVSK_METRIC_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} revsk_metrics SEC(".maps");
+
+static __always_inline void count_n(enum revsk_metric metric, __u64 n)
+{
+	__u32 key = metric;
+	__u64 *v = bpf_map_lookup_elem(&revsk_metrics, &key);
+
+	if (v)
+		*v += n;
+}
+
+static __always_inline void count(enum revsk_metric metric)
+{
+	count_n(metric, 1);
+}

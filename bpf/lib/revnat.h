@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What a socket remembers: the rules of each hook. They alone decide which tuples a socket holds;
+ * tuple.h, peers.h, overflow.h and legacy.h say how.
+ *
+ * Locking. connect, sendmsg, recvmsg and getpeername hooks run under the lock of their socket
+ * (lock_sock) on every kernel since 5.10: TCP connects hold it already, the UDP and getpeername
+ * hooks take it around the program. So hooks of one socket never run side by side, and read their
+ * own state without further locks. (A getpeername before 6.2 reads the peer's address before it
+ * takes the lock; the comparison with it makes up for that.) sock_release does not hold the lock,
+ * but runs when the last file descriptor is gone, so no other hook of the socket can run.
+ *
+ * Others do not hold that lock: iterators (iter/udp and iter/tcp do since 6.5) and user space. They
+ * read, and they create a storage where there is none (no-overwrite, the value complete at its
+ * creation, so that a live hook always wins); they never write into one that exists. So that they
+ * never read half a tuple, hooks change a tuple under the value's own bpf_spin_lock, and those
+ * readers copy it under that lock (BPF_F_LOCK from user space). Creating and deleting a storage is
+ * atomic by itself (RCU). Hash entries of the chain are replaced whole (overflow.h).
+ *
+ * In mode dual a tuple that is dropped leaves the hash before it leaves the storage. A migrator that
+ * creates a storage and then still finds the hash entry knows that the hook will see the storage;
+ * if the entry is gone, the migrator takes its storage back.
+ */
+#pragma once
+
+#include "lb.h"
+#include "legacy.h"
+#include "metrics.h"
+#include "peers.h"
+
+static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
+{
+	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
+}
+
+/* The socket's tuple for @peer is no longer true: its hash entry goes first (see above). */
+static __always_inline void peers_drop(struct sock_ref *s, const struct endpoint *peer,
+				       enum revsk_metric why)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	if (p && peers_remove(p, peer))
+		count(why);
+}
+
+static __always_inline void conn_drop(struct sock_ref *s, const struct endpoint *peer,
+				      enum revsk_metric why)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+
+	if (conn && tuple_has_peer(&conn->tuple, peer) &&
+	    !bpf_sk_storage_delete(&revsk_conn, s->sk))
+		count(why);
+}
+
+/*
+ * A datagram socket connects elsewhere. What it received from the old peer may still be in its
+ * queue, and if the kernel rejects the new connection the old one stays: so the old tuple is kept,
+ * among the peers, unless the socket has sent to that peer since (the latest service wins).
+ */
+static __noinline int conn_keep_former(struct revsk_peers_value *p, __u64 cookie,
+				       const struct revsk_tuple *old)
+{
+	struct revsk_tuple *newer;
+	struct endpoint peer;
+
+	if (!p || !old)
+		return -EINVAL;
+	peer = tuple_peer(old);
+	newer = peers_find(p, &peer);
+	if (newer) {
+		newer->flags |= REVSK_TUPLE_FROM_CONNECT;
+		count(REVSK_DROPPED_REPLACED);
+		return 0;
+	}
+	return peers_add(p, cookie, old);
+}
+
+static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_value *conn,
+					const struct revsk_tuple *t, bool datagram,
+					enum revsk_mode mode)
+{
+	const struct endpoint old_peer = tuple_peer(&conn->tuple);
+	struct revsk_peers_value *p;
+	int err = 0;
+
+	if (tuple_has_peer(t, &old_peer)) {
+		if (tuple_same_service(&conn->tuple, t))
+			return 0;
+		count(REVSK_UPDATED);
+	} else if (datagram) {
+		p = peers_get_or_create(s);
+		err = p ? conn_keep_former(p, sock_cookie(s), &conn->tuple) : -ENOMEM;
+		if (err)
+			return err;
+		count(REVSK_STORED);
+	} else {
+		if (mode_has_hash(mode))
+			legacy_delete(sock_cookie(s), &old_peer);
+		count(REVSK_DROPPED_REPLACED);
+		count(REVSK_STORED);
+	}
+	bpf_spin_lock(&conn->lock);
+	conn->tuple = *t;
+	bpf_spin_unlock(&conn->lock);
+	return 0;
+}
+
+static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_value *new,
+				      bool datagram, enum revsk_mode mode)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+
+	if (!conn) {
+		if (bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE)) {
+			count(REVSK_STORED);
+			return 0;
+		}
+		/* No memory, or the migrator was first. */
+		conn = conn_get(s);
+		if (!conn)
+			return -ENOMEM;
+	}
+	return conn_replace(s, conn, &new->tuple, datagram, mode);
+}
+
+/* connect to a service: overwrite conn; drop a peers tuple with the same peer. 0 or -ENOMEM. */
+static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_value *new,
+					  bool datagram)
+{
+	const struct endpoint peer = tuple_peer(&new->tuple);
+	enum revsk_mode mode = current_mode();
+	int err = 0;
+
+	new->tuple.flags = REVSK_TUPLE_FROM_CONNECT;
+	/* Storage first: it is what can fail, and a rejected call leaves nothing in the hash. */
+	if (mode_has_storage(mode)) {
+		err = conn_store(s, new, datagram, mode);
+		if (!err && datagram)
+			peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+	} else {
+		/* What storage says of this peer is from before the mode was switched. */
+		conn_drop(s, &peer, REVSK_DROPPED_REPLACED);
+		if (datagram)
+			peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+	}
+	if (!err && mode_has_hash(mode))
+		err = legacy_store(sock_cookie(s), &new->tuple);
+	return err;
+}
+
+/* connect to no service: drop conn if its peer is the very address now connected to. */
+static __always_inline void revnat_connect_direct(struct sock_ref *s, const struct endpoint *dst,
+						  bool datagram)
+{
+	if (current_mode() == REVSK_MODE_DUAL)
+		legacy_delete(sock_cookie(s), dst);
+	conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+	if (datagram)
+		peers_drop(s, dst, REVSK_DROPPED_DIRECT);
+}
+
+static __always_inline int peers_store(struct sock_ref *s, struct revsk_tuple *t)
+{
+	struct revsk_peers_value *p = peers_get_or_create(s);
+	const struct endpoint peer = tuple_peer(t);
+	struct revsk_overflow_value *v;
+	struct revsk_tuple *slot;
+	int err;
+
+	if (!p)
+		return -ENOMEM;
+	slot = slot_find(p, &peer);
+	if (slot) {
+		if (tuple_same_service(slot, t))
+			return 0;
+		t->flags |= slot->flags & REVSK_TUPLE_FROM_CONNECT;
+		slot_write(p, slot, t);
+		count(REVSK_UPDATED);
+		return 0;
+	}
+	v = overflow_find(p, &peer);
+	if (v) {
+		if (tuple_same_service(&v->tuple, t)) {
+			peers_chain_hit(p, &v->tuple);
+			return 0;
+		}
+		t->flags |= v->tuple.flags & REVSK_TUPLE_FROM_CONNECT;
+		err = overflow_replace(p, t);
+		if (!err)
+			count(REVSK_UPDATED);
+		return err;
+	}
+	err = peers_add(p, sock_cookie(s), t);
+	if (!err)
+		count(REVSK_STORED);
+	return err;
+}
+
+/* sendmsg to a service: upsert the tuple for that peer, the latest service wins. 0 or -ENOMEM. */
+static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_tuple *t)
+{
+	const struct endpoint peer = tuple_peer(t);
+	enum revsk_mode mode = current_mode();
+	int err = 0;
+
+	if (mode_has_storage(mode))
+		err = peers_store(s, t);
+	else
+		peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+	if (!err && mode_has_hash(mode))
+		err = legacy_store(sock_cookie(s), t);
+	return err;
+}
+
+/* The socket's actual peer, as the kernel has it, is @ep. */
+static __always_inline bool sock_has_peer(struct sock_ref *s, const struct endpoint *ep)
+{
+	/* volatile: see release() in bpf/sock/revsk.c. */
+	volatile struct bpf_sock *sk = s->sk;
+	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
+	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
+					      sk->dst_ip6[3] } };
+	const union ip_addr peer = sk->family == AF_INET6 ? v6 : v4;
+
+	return (__be16)sk->dst_port == ep->port && ip_equal(&peer, &ep->addr);
+}
+
+/*
+ * sendmsg to no service: drop what the socket remembers of the very address now sent to. A connection
+ * to that address is not a send's to end: then only what another send has left goes. (For a v4-mapped
+ * socket the kernel runs the hook, with the address of the peer, for sends without an address, too.)
+ */
+static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
+{
+	bool dual = current_mode() == REVSK_MODE_DUAL;
+	bool connected = sock_has_peer(s, dst);
+	struct revsk_conn_value *conn;
+	struct revsk_peers_value *p;
+	struct revsk_tuple *t;
+
+	if (connected) {
+		p = peers_get(s);
+		t = p ? peers_find(p, dst) : NULL;
+		if (!t || (t->flags & REVSK_TUPLE_FROM_CONNECT))
+			return;
+	}
+	if (dual)
+		legacy_delete(sock_cookie(s), dst);
+	peers_drop(s, dst, REVSK_DROPPED_DIRECT);
+	if (!connected) {
+		conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+		return;
+	}
+	/* The hash has one entry for both: it is the connection's again. */
+	conn = dual ? conn_get(s) : NULL;
+	if (conn && tuple_has_peer(&conn->tuple, dst))
+		legacy_store(sock_cookie(s), &conn->tuple);
+}
+
+/* recvmsg: the service under which the socket knows @src; false if it knows none. */
+static __always_inline bool revnat_source(struct sock_ref *s, const struct endpoint *src,
+					  __u8 protocol, struct endpoint *service)
+{
+	enum revsk_mode mode = current_mode();
+	struct revsk_tuple from_hash = {};
+	struct revsk_conn_value *conn;
+	struct revsk_peers_value *p;
+	struct revsk_tuple *t;
+
+	if (mode_has_storage(mode)) {
+		p = peers_get(s);
+		t = p ? peers_find(p, src) : NULL;
+		if (t) {
+			*service = tuple_service(t);
+			if (tuple_is_current(s, t))
+				return true;
+			if (mode_has_hash(mode))
+				legacy_delete(sock_cookie(s), src);
+			peers_drop(s, src, REVSK_DROPPED_STALE);
+		}
+		conn = conn_get(s);
+		if (conn && tuple_has_peer(&conn->tuple, src)) {
+			*service = tuple_service(&conn->tuple);
+			if (tuple_is_current(s, &conn->tuple))
+				return true;
+			if (mode_has_hash(mode))
+				legacy_delete(sock_cookie(s), src);
+			conn_drop(s, src, REVSK_DROPPED_STALE);
+		}
+	}
+	if (!mode_has_hash(mode) || !legacy_find(sock_cookie(s), src, protocol, &from_hash))
+		return false;
+	*service = tuple_service(&from_hash);
+	if (tuple_is_current(s, &from_hash))
+		return true;
+	legacy_delete(sock_cookie(s), src);
+	return false;
+}
+
+/*
+ * getpeername: the service that the socket is connected to by way of its actual peer, @peer; false
+ * if it is connected to none. A tuple that only a send has left says nothing about that.
+ */
+static __always_inline bool revnat_peername(struct sock_ref *s, const struct endpoint *peer,
+					    __u8 protocol, struct endpoint *service)
+{
+	enum revsk_mode mode = current_mode();
+	struct revsk_tuple from_hash = {};
+	struct revsk_conn_value *conn;
+	struct revsk_peers_value *p;
+	struct revsk_tuple *t;
+
+	if (mode_has_storage(mode)) {
+		conn = conn_get(s);
+		if (conn && tuple_has_peer(&conn->tuple, peer)) {
+			*service = tuple_service(&conn->tuple);
+			if (tuple_is_current(s, &conn->tuple))
+				return true;
+			if (mode_has_hash(mode))
+				legacy_delete(sock_cookie(s), peer);
+			conn_drop(s, peer, REVSK_DROPPED_STALE);
+			return false;
+		}
+		/* The kernel rejected a connect elsewhere: the former connection is still there. */
+		p = peers_get(s);
+		t = p ? peers_find(p, peer) : NULL;
+		if (t && !(t->flags & REVSK_TUPLE_FROM_CONNECT))
+			return false;
+		if (t) {
+			*service = tuple_service(t);
+			if (tuple_is_current(s, t))
+				return true;
+			if (mode_has_hash(mode))
+				legacy_delete(sock_cookie(s), peer);
+			peers_drop(s, peer, REVSK_DROPPED_STALE);
+			return false;
+		}
+	}
+	if (!mode_has_hash(mode) || !legacy_find(sock_cookie(s), peer, protocol, &from_hash))
+		return false;
+	*service = tuple_service(&from_hash);
+	if (tuple_is_current(s, &from_hash))
+		return true;
+	legacy_delete(sock_cookie(s), peer);
+	return false;
+}

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The service, backend and related maps that a control plane owns, and lookups in them.
+ * A load balancer's agent fills them; the programs only read (affinity apart). The layouts are
+ * Cilium's, of maps that exist pinned on its nodes, so sizes and flags here serve only where a map
+ * has to be created.
+ *
+ * Families differ in the maps' keys alone: callers work with endpoints and never see which.
+ */
+#pragma once
+
+#include "config.h"
+#include "endpoint.h"
+#include "kernel.h"
+#include "sock_ref.h"
+
+#define SCOPE_EXTERNAL 0
+#define SCOPE_INTERNAL 1
+#define PROTO_ANY 0
+
+enum service_flags {
+	SVC_EXTERNAL_IP = 1 << 0,
+	SVC_NODE_PORT = 1 << 1,
+	SVC_EXTERNAL_LOCAL = 1 << 2,
+	SVC_HOST_PORT = 1 << 3,
+	SVC_AFFINITY = 1 << 4,
+	SVC_LOAD_BALANCER = 1 << 5,
+	SVC_ROUTABLE = 1 << 6,
+	SVC_SOURCE_RANGE = 1 << 7,
+};
+
+enum service_flags2 {
+	SVC_LOCAL_REDIRECT = 1 << 0,
+	SVC_NAT_46X64 = 1 << 1,
+	SVC_L7_LOAD_BALANCER = 1 << 2,
+	SVC_LOOPBACK = 1 << 3, /* of a host port */
+	SVC_L7_DELEGATE = 1 << 3, /* of any other service */
+	SVC_INTERNAL_LOCAL = 1 << 4,
+	SVC_TWO_SCOPES = 1 << 5,
+	SVC_QUARANTINED = 1 << 6,
+};
+
+struct lb4_key {
+	__be32 address;
+	__be16 port;
+	__u16 slot; /* 0: the service itself */
+	__u8 protocol;
+	__u8 scope;
+	__u8 pad[2];
+};
+
+struct lb6_key {
+	union ip_addr address;
+	__be16 port;
+	__u16 slot;
+	__u8 protocol;
+	__u8 scope;
+	__u8 pad[2];
+};
+
+struct lb_service {
+	/* Slot 0: affinity timeout in seconds (low 24 bits), or L7 proxy port (network byte
+	 * order, low 16 bits); other slots: backend id.
+	 */
+	__u32 word;
+	__u16 count;
+	__be16 rev_nat_index;
+	__u8 flags;
+	__u8 flags2;
+	__u16 quarantined_count;
+};
+
+struct lb4_backend {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 flags;
+	__u16 cluster_id;
+	__u8 zone;
+	__u8 pad;
+};
+
+struct lb6_backend {
+	union ip_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 flags;
+	__u16 cluster_id;
+	__u8 zone;
+	__u8 pad;
+};
+
+struct lb4_affinity_key {
+	__u64 client; /* cookie of the network namespace */
+	__be16 rev_nat_index;
+	__u8 netns_cookie; /* 1: client is a cookie */
+	__u8 pad[5];
+};
+
+struct lb6_affinity_key {
+	__u64 client;
+	__u64 client_high;
+	__be16 rev_nat_index;
+	__u8 netns_cookie;
+	__u8 pad[5];
+};
+
+struct lb_affinity_value {
+	__u64 last_used; /* seconds, CLOCK_MONOTONIC */
+	__u32 backend_id;
+	__u32 pad;
+};
+
+struct lb_affinity_match {
+	__u32 backend_id;
+	__be16 rev_nat_index;
+	__u16 pad;
+};
+
+struct skip_lb4_key {
+	__u64 netns_cookie;
+	__be32 address;
+	__be16 port;
+	__u16 pad;
+};
+
+struct skip_lb6_key {
+	__u64 netns_cookie;
+	union ip_addr address;
+	__u32 pad;
+	__be16 port;
+	__u16 pad2;
+};
+
+struct ipcache_key {
+	__u32 prefix_len;
+	__u16 cluster_id;
+	__u8 pad;
+	__u8 family; /* 1: IPv4, 2: IPv6 */
+	union {
+		struct {
+			__be32 ip4;
+			__u32 pad4[3];
+		};
+		union ip_addr ip6;
+	};
+};
+
+struct ipcache_value {
+	__u32 identity;
+	__u8 tunnel[16];
+	__u16 pad;
+	__u8 key;
+	__u8 flags;
+};
+
+_Static_assert(sizeof(struct lb4_key) == 12, "layout of cilium_lb4_services_v2");
+_Static_assert(sizeof(struct lb6_key) == 24, "layout of cilium_lb6_services_v2");
+_Static_assert(sizeof(struct lb_service) == 12, "layout of cilium_lb*_services_v2");
+_Static_assert(sizeof(struct lb4_backend) == 12, "layout of cilium_lb4_backends_v3");
+_Static_assert(sizeof(struct lb6_backend) == 24, "layout of cilium_lb6_backends_v3");
+_Static_assert(sizeof(struct lb4_affinity_key) == 16, "layout of cilium_lb4_affinity");
+_Static_assert(sizeof(struct lb6_affinity_key) == 24, "layout of cilium_lb6_affinity");
+_Static_assert(sizeof(struct lb_affinity_value) == 16, "layout of cilium_lb*_affinity");
+_Static_assert(sizeof(struct lb_affinity_match) == 8, "layout of cilium_lb_affinity_match");
+_Static_assert(sizeof(struct skip_lb4_key) == 16, "layout of cilium_skip_lb4");
+_Static_assert(sizeof(struct skip_lb6_key) == 32, "layout of cilium_skip_lb6");
+_Static_assert(sizeof(struct ipcache_key) == 24, "layout of cilium_ipcache_v2");
+_Static_assert(sizeof(struct ipcache_value) == 24, "layout of cilium_ipcache_v2");
+
+#define LB_MAP(name, map_type, key_type, value_type, entries, flags)                               \
+	struct {                                                                                   \
+		__uint(type, map_type);                                                            \
+		__uint(max_entries, entries);                                                      \
+		__uint(map_flags, flags);                                                          \
+		__type(key, key_type);                                                             \
+		__type(value, value_type);                                                         \
+	} name SEC(".maps")
+
+#define LB_RDONLY (BPF_F_NO_PREALLOC | BPF_F_RDONLY_PROG)
+
+LB_MAP(cilium_lb4_services_v2, BPF_MAP_TYPE_HASH, struct lb4_key, struct lb_service, 65536,
+       LB_RDONLY);
+LB_MAP(cilium_lb6_services_v2, BPF_MAP_TYPE_HASH, struct lb6_key, struct lb_service, 65536,
+       LB_RDONLY);
+LB_MAP(cilium_lb4_backends_v3, BPF_MAP_TYPE_HASH, __u32, struct lb4_backend, 65536,
+       BPF_F_NO_PREALLOC);
+LB_MAP(cilium_lb6_backends_v3, BPF_MAP_TYPE_HASH, __u32, struct lb6_backend, 65536,
+       BPF_F_NO_PREALLOC);
+LB_MAP(cilium_lb4_affinity, BPF_MAP_TYPE_LRU_HASH, struct lb4_affinity_key,
+       struct lb_affinity_value, 65536, 0);
+LB_MAP(cilium_lb6_affinity, BPF_MAP_TYPE_LRU_HASH, struct lb6_affinity_key,
+       struct lb_affinity_value, 65536, 0);
+LB_MAP(cilium_lb_affinity_match, BPF_MAP_TYPE_HASH, struct lb_affinity_match, __u8, 65536,
+       LB_RDONLY);
+LB_MAP(cilium_skip_lb4, BPF_MAP_TYPE_HASH, struct skip_lb4_key, __u8, 100, LB_RDONLY);
+LB_MAP(cilium_skip_lb6, BPF_MAP_TYPE_HASH, struct skip_lb6_key, __u8, 100, LB_RDONLY);
+LB_MAP(cilium_ipcache_v2, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, struct ipcache_value, 512000,
+       LB_RDONLY);
+
+/* Which service: a frontend's address, port, protocol and scope. */
+struct service_key {
+	struct endpoint frontend;
+	__u8 protocol;
+	__u8 scope;
+};
+
+static __always_inline struct lb_service *service_entry(const struct service_key *k, __u16 slot)
+{
+	if (ip_is_v4(&k->frontend.addr)) {
+		struct lb4_key key = {
+			.address = ip_to_v4(&k->frontend.addr),
+			.port = k->frontend.port,
+			.slot = slot,
+			.protocol = k->protocol,
+			.scope = k->scope,
+		};
+
+		return bpf_map_lookup_elem(&cilium_lb4_services_v2, &key);
+	} else {
+		struct lb6_key key = {
+			.address = k->frontend.addr,
+			.port = k->frontend.port,
+			.slot = slot,
+			.protocol = k->protocol,
+			.scope = k->scope,
+		};
+
+		return bpf_map_lookup_elem(&cilium_lb6_services_v2, &key);
+	}
+}
+
+/*
+ * The service of exactly this frontend, for the protocol or else for any; a service with two scopes
+ * is looked up again in the internal one. Leaves in @k the key that was found.
+ */
+static __noinline struct lb_service *service_lookup_exact(struct service_key *k)
+{
+	struct lb_service *svc;
+
+	k->scope = SCOPE_EXTERNAL;
+	if (!cfg_protocol_differentiation)
+		k->protocol = PROTO_ANY;
+	svc = service_entry(k, 0);
+	if (!svc && k->protocol != PROTO_ANY) {
+		k->protocol = PROTO_ANY;
+		svc = service_entry(k, 0);
+	}
+	if (svc && (svc->flags2 & SVC_TWO_SCOPES)) {
+		k->scope = SCOPE_INTERNAL;
+		svc = service_entry(k, 0);
+	}
+	return svc;
+}
+
+#define IDENTITY_HOST 1
+#define IDENTITY_REMOTE_NODE 6
+#define IPCACHE_REMOTE_CLUSTER (1 << 3)
+
+static __always_inline struct ipcache_value *ipcache_lookup(const union ip_addr *addr)
+{
+	struct ipcache_key key = {};
+
+	if (ip_is_v4(addr)) {
+		key.prefix_len = 32 + 32;
+		key.family = 1;
+		key.ip4 = ip_to_v4(addr);
+	} else {
+		key.prefix_len = 32 + 128;
+		key.family = 2;
+		key.ip6 = *addr;
+	}
+	return bpf_map_lookup_elem(&cilium_ipcache_v2, &key);
+}
+
+static __always_inline bool ip_is_host(const union ip_addr *addr)
+{
+	struct ipcache_value *v = ipcache_lookup(addr);
+
+	return v && v->identity == IDENTITY_HOST;
+}
+
+static __always_inline bool ip_is_cluster_node(const union ip_addr *addr)
+{
+	struct ipcache_value *v = ipcache_lookup(addr);
+
+	return v && (v->identity == IDENTITY_HOST ||
+		     (v->identity == IDENTITY_REMOTE_NODE && !(v->flags & IPCACHE_REMOTE_CLUSTER)));
+}
+
+static __always_inline bool port_is_nodeport(__be16 port)
+{
+	__u16 p = bpf_ntohs(port);
+
+	return p >= cfg_nodeport_min && p <= cfg_nodeport_max;
+}
+
+static __always_inline struct lb_service *service_lookup_any_address(struct service_key *k,
+								     __u8 protocol)
+{
+	k->frontend.addr = ip_any(&k->frontend.addr);
+	k->protocol = protocol;
+	return service_lookup_exact(k);
+}
+
+/*
+ * The NodePort or HostPort service that serves this port on addresses of the node, when no service
+ * has the address itself.
+ */
+static __always_inline struct lb_service *
+service_lookup_wildcard(struct sock_ref *s, struct service_key *k, __u8 protocol)
+{
+	const union ip_addr addr = k->frontend.addr;
+	struct lb_service *svc;
+	bool own_loopback;
+
+	if (!cfg_nodeport)
+		return NULL;
+	own_loopback = ip_is_loopback(&addr) && netns_is_host(s);
+	if (port_is_nodeport(k->frontend.port)) {
+		if (!own_loopback && !ip_is_cluster_node(&addr))
+			return NULL;
+		svc = service_lookup_any_address(k, protocol);
+		return svc && (svc->flags & SVC_NODE_PORT) ? svc : NULL;
+	}
+	if (!own_loopback && !ip_is_host(&addr))
+		return NULL;
+	svc = service_lookup_any_address(k, protocol);
+	if (!svc || !(svc->flags & SVC_HOST_PORT))
+		return NULL;
+	return (svc->flags2 & SVC_LOOPBACK) && !ip_is_loopback(&addr) ? NULL : svc;
+}
+
+/* The service that answers for this frontend. Leaves in @k the key that was found. */
+static __noinline struct lb_service *service_lookup(struct sock_ref *s, struct service_key *k)
+{
+	__u8 protocol = k->protocol;
+	struct lb_service *svc = service_lookup_exact(k);
+
+	if (svc)
+		return svc;
+	return service_lookup_wildcard(s, k, protocol);
+}
+
+static __always_inline bool service_is_l7(const struct lb_service *svc)
+{
+	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER) && svc->word > 0;
+}
+
+static __always_inline bool service_is_l7_delegate(const struct lb_service *svc)
+{
+	return (svc->flags2 & SVC_L7_DELEGATE) && !(svc->flags & SVC_HOST_PORT);
+}
+
+/* The address of a backend of the same family as @like; false if there is no such backend. */
+static __always_inline bool backend_lookup(__u32 id, const union ip_addr *like,
+					   struct endpoint *backend)
+{
+	if (ip_is_v4(like)) {
+		struct lb4_backend *b = bpf_map_lookup_elem(&cilium_lb4_backends_v3, &id);
+
+		if (!b)
+			return false;
+		backend->addr = ip_from_v4(b->address);
+		backend->port = b->port;
+	} else {
+		struct lb6_backend *b = bpf_map_lookup_elem(&cilium_lb6_backends_v3, &id);
+
+		if (!b)
+			return false;
+		backend->addr = b->address;
+		backend->port = b->port;
+	}
+	return true;
+}

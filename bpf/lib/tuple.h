@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The reverse-NAT tuple and the maps that hold it on a socket.
+ *
+ * A storage value shares its kernel allocation with a 72-byte header, out of kmalloc buckets of
+ * 96, 128, 192, 256 bytes: hence 56 bytes for what most sockets have (bucket 128), and 184 for
+ * what multiplexing sockets have (bucket 256), which sets the number of slots.
+ *
+ * These layouts are pinned and outlive the programs: a change gets a new map name.
+ */
+#pragma once
+
+#include "endpoint.h"
+#include "kernel.h"
+
+enum {
+	/* The application connected to this peer; kept after it connected elsewhere. */
+	REVSK_TUPLE_FROM_CONNECT = 1 << 0,
+	/* Brought from the hash by the migrator. */
+	REVSK_TUPLE_MIGRATED = 1 << 1,
+};
+
+struct revsk_tuple {
+	union ip_addr peer; /* the backend, as the kernel sees it */
+	union ip_addr service; /* the address that the application used */
+	__be16 peer_port;
+	__be16 service_port;
+	__be16 rev_nat_index;
+	__u8 protocol;
+	__u8 flags; /* REVSK_TUPLE_* */
+	__u32 backend_id; /* 0: unknown */
+	__u32 created; /* seconds since boot, CLOCK_BOOTTIME */
+};
+
+_Static_assert(sizeof(struct revsk_tuple) == 48, "revsk_tuple is 48 bytes");
+
+/* Value of revsk_conn: what the socket is connected to. */
+struct revsk_conn_value {
+	struct revsk_tuple tuple;
+	struct bpf_spin_lock lock; /* see revnat.h */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct revsk_conn_value) == 56, "fits the 128-byte bucket");
+
+#define REVSK_SLOTS 3
+
+/* Value of revsk_peers: whom a datagram socket has sent to. A slot without a port is free. */
+struct revsk_peers_value {
+	struct revsk_tuple slots[REVSK_SLOTS];
+	struct bpf_spin_lock lock; /* see revnat.h */
+	__u32 chain_len; /* tuples in revsk_overflow */
+	__u64 cookie; /* the socket's; 0 until it first needed a chain */
+	union ip_addr head; /* peer of the chain's first tuple */
+	__be16 head_port; /* 0: no chain */
+	__u8 victim; /* slot whose tuple leaves for the chain next */
+	__u8 chain_hits; /* sends found in the chain since the last exchange */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct revsk_peers_value) == 184, "fits the 256-byte bucket");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct revsk_conn_value);
+} revsk_conn SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct revsk_peers_value);
+} revsk_peers SEC(".maps");
+
+static __always_inline bool tuple_has_peer(const struct revsk_tuple *t, const struct endpoint *peer)
+{
+	return t->peer_port == peer->port && ip_equal(&t->peer, &peer->addr);
+}
+
+static __always_inline struct endpoint tuple_peer(const struct revsk_tuple *t)
+{
+	struct endpoint ep = { .addr = t->peer, .port = t->peer_port };
+
+	return ep;
+}
+
+static __always_inline struct endpoint tuple_service(const struct revsk_tuple *t)
+{
+	struct endpoint ep = { .addr = t->service, .port = t->service_port };
+
+	return ep;
+}
+
+/* Both say the same of the same peer; their ages may differ. */
+static __always_inline bool tuple_same_service(const struct revsk_tuple *a,
+					       const struct revsk_tuple *b)
+{
+	return a->service_port == b->service_port && a->rev_nat_index == b->rev_nat_index &&
+	       a->backend_id == b->backend_id && ip_equal(&a->service, &b->service);
+}
+
+static __always_inline __u32 seconds_since_boot(void)
+{
+	return bpf_ktime_get_boot_ns() / 1000000000;
+}

@@ -1,0 +1,238 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The cgroup entry points. The rules are in bpf/lib: lb.h chooses, revnat.h remembers. */
+#include "bind.h"
+#include "config.h"
+#include "hook.h"
+#include "lb.h"
+#include "release.h"
+#include "revnat.h"
+
+/* For bpf2go, which generates the Go side of the types that the programs use. */
+const enum revsk_mode *unused_mode __attribute__((unused));
+const enum revsk_metric *unused_metric __attribute__((unused));
+
+/* The health checker wants the backend that it asks for, and a socket without its mark. */
+static __always_inline bool health_check(struct bpf_sock_addr *ctx)
+{
+	int none = 0;
+
+	if (!cfg_health_check || !ctx->sk || ctx->sk->mark != HEALTH_CHECK_MARK)
+		return false;
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &none, sizeof(none));
+	return true;
+}
+
+static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_tuple *t, int err,
+				  bool v6)
+{
+	const struct endpoint backend = tuple_peer(t);
+
+	if (err) {
+		count(err == -EHOSTUNREACH ? REVSK_REJECTED_NO_BACKEND : REVSK_REJECTED_NO_MEMORY);
+		return reject(err);
+	}
+	hook_set_address(ctx, &backend, v6);
+	count(REVSK_TRANSLATED);
+	return HOOK_PROCEED;
+}
+
+static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
+	const struct lb_request req = {
+		.dst = hook_address(ctx, v6),
+		.protocol = ctx->protocol,
+	};
+	bool datagram = req.protocol != IPPROTO_TCP;
+	int verdict = LB_UNTRANSLATED;
+	struct revsk_conn_value new = {};
+	bool health;
+
+	if (!s.sk)
+		return HOOK_PROCEED;
+	health = health_check(ctx);
+	if (!translatable(ctx->protocol))
+		return HOOK_PROCEED;
+	if (!health)
+		verdict = lb_select(&s, &req, &new.tuple);
+	if (verdict == LB_UNTRANSLATED) {
+		revnat_connect_direct(&s, &req.dst, datagram);
+		return HOOK_PROCEED;
+	}
+	if (verdict == LB_TRANSLATED)
+		verdict = revnat_connect(&s, &new, datagram);
+	return finish(ctx, &new.tuple, verdict, v6);
+}
+
+static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
+	const struct lb_request req = {
+		.dst = hook_address(ctx, v6),
+		.protocol = ctx->protocol,
+	};
+	struct revsk_tuple t = {};
+	int verdict;
+
+	if (!s.sk)
+		return HOOK_PROCEED;
+	verdict = lb_select(&s, &req, &t);
+	if (verdict == LB_UNTRANSLATED) {
+		revnat_sendmsg_direct(&s, &req.dst);
+		return HOOK_PROCEED;
+	}
+	if (verdict == LB_TRANSLATED)
+		verdict = revnat_sendmsg(&s, &t);
+	return finish(ctx, &t, verdict, v6);
+}
+
+static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
+	const struct endpoint src = hook_address(ctx, v6);
+	struct endpoint service = {};
+
+	if (s.sk && revnat_source(&s, &src, ctx->protocol, &service)) {
+		hook_set_address(ctx, &service, v6);
+		count(REVSK_REVERSED);
+	}
+	return HOOK_PROCEED;
+}
+
+static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
+	const struct endpoint peer = hook_address(ctx, v6);
+	struct endpoint service = {};
+
+	if (s.sk && revnat_peername(&s, &peer, ctx->protocol, &service)) {
+		hook_set_address(ctx, &service, v6);
+		count(REVSK_REVERSED);
+	}
+	return HOOK_PROCEED;
+}
+
+/*
+ * Without bpf_loop (before 5.17) a release walks this many tuples of a chain. The rest is left to the
+ * sweep (revsk gc).
+ */
+#define CHAIN_BOUND 4096
+
+/* Global, so that the verifier proves it once and not in every round of the loop. */
+__noinline int release_chain_next(struct bpf_sock *ctx)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx };
+	struct revsk_peers_value *p = peers_get(&s);
+
+	return p && release_chain_step(p, mode_has_hash(current_mode()));
+}
+
+static __always_inline void release_chain_bounded(struct bpf_sock *ctx)
+{
+	for (int i = 0; i < CHAIN_BOUND; i++)
+		if (!release_chain_next(ctx))
+			return;
+	count(REVSK_RELEASE_TRUNCATED);
+}
+
+static __always_inline int release(struct bpf_sock *ctx, bool have_bpf_loop)
+{
+	/* volatile, and all read at once: else the compiler merges the loads of both families into
+	 * one from an address that it computes, and the verifier refuses that of a context.
+	 */
+	volatile struct bpf_sock *sk = ctx;
+	struct sock_ref s = { .ctx = ctx, .sk = ctx };
+	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
+	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
+					      sk->dst_ip6[3] } };
+	const struct endpoint dst = {
+		.addr = sk->family == AF_INET6 ? v6 : v4,
+		.port = (__be16)sk->dst_port,
+	};
+	struct revsk_peers_value *chain = revnat_release(&s, &dst);
+
+	if (chain && have_bpf_loop)
+		release_chain_loop(chain, mode_has_hash(current_mode()));
+	else if (chain)
+		release_chain_bounded(ctx);
+	return HOOK_PROCEED;
+}
+
+/* bind of a health checker: its address is remembered for the checker, the socket gets any. */
+static __always_inline int bind(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
+	const struct endpoint local = hook_address(ctx, v6);
+	struct endpoint any = {};
+	int err;
+
+	if (!s.sk || s.sk->mark != HEALTH_CHECK_MARK || !translatable(ctx->protocol) ||
+	    !netns_is_host(&s))
+		return HOOK_PROCEED;
+	err = health_bind(&s, &local, ctx->protocol);
+	if (err)
+		return reject(err);
+	any.addr = ip_any(&local.addr);
+	hook_set_address(ctx, &any, v6);
+	return HOOK_PROCEED;
+}
+
+/* A context of either family has the address of that family only. */
+static __always_inline int post_bind(struct bpf_sock *ctx, bool v6)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = ctx };
+	struct endpoint local = { .port = bpf_htons(ctx->src_port) };
+
+	if (!translatable(ctx->protocol) || !netns_is_host(&s))
+		return HOOK_PROCEED;
+	if (v6) {
+		local.addr.words[0] = ctx->src_ip6[0];
+		local.addr.words[1] = ctx->src_ip6[1];
+		local.addr.words[2] = ctx->src_ip6[2];
+		local.addr.words[3] = ctx->src_ip6[3];
+	} else {
+		local.addr = ip_from_v4(ctx->src_ip4);
+	}
+	return bind_would_hijack(&s, &local, ctx->protocol) ? reject(-EADDRINUSE) : HOOK_PROCEED;
+}
+
+#define SOCK_ADDR_PROGRAMS(hook)                                                                   \
+	SEC("cgroup/" #hook "4") int revsk_##hook##4(struct bpf_sock_addr * ctx)                   \
+	{                                                                                          \
+		return hook(ctx, false);                                                           \
+	}                                                                                          \
+	SEC("cgroup/" #hook "6") int revsk_##hook##6(struct bpf_sock_addr * ctx)                   \
+	{                                                                                          \
+		return hook(ctx, true);                                                            \
+	}
+
+SOCK_ADDR_PROGRAMS(connect)
+SOCK_ADDR_PROGRAMS(sendmsg)
+SOCK_ADDR_PROGRAMS(recvmsg)
+SOCK_ADDR_PROGRAMS(getpeername)
+SOCK_ADDR_PROGRAMS(bind)
+
+SEC("cgroup/post_bind4") int revsk_post_bind4(struct bpf_sock *ctx)
+{
+	return post_bind(ctx, false);
+}
+
+SEC("cgroup/post_bind6") int revsk_post_bind6(struct bpf_sock *ctx)
+{
+	return post_bind(ctx, true);
+}
+
+SEC("cgroup/sock_release") int revsk_release(struct bpf_sock *ctx)
+{
+	return release(ctx, true);
+}
+
+/* For kernels without bpf_loop (before 5.17); the loader takes one or the other. */
+SEC("cgroup/sock_release") int revsk_release_bounded(struct bpf_sock *ctx)
+{
+	return release(ctx, false);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package revnat
+
+import (
+	"encoding"
+	"encoding/binary"
+	"encoding/hex"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// Tuples of which no two bytes are the same where they could be mixed up.
+var (
+	tuple4 = Tuple{
+		Peer:        netip.MustParseAddrPort("10.1.2.3:4660"),
+		Service:     netip.MustParseAddrPort("10.96.5.6:22136"),
+		RevNATIndex: 0x9abc,
+		Protocol:    lbmap.ProtocolUDP,
+		FromConnect: true,
+		BackendID:   0x11121314,
+		Created:     0x21222324 * time.Second,
+	}
+	tuple6 = Tuple{
+		Peer:        netip.MustParseAddrPort("[fd00:0102:0304:0506:0708:090a:0b0c:0d0e]:53"),
+		Service:     netip.MustParseAddrPort("[fd01:1112:1314:1516:1718:191a:1b1c:1d1e]:5353"),
+		RevNATIndex: 7,
+		Protocol:    lbmap.ProtocolTCP,
+		Migrated:    true,
+		BackendID:   math.MaxUint32,
+		Created:     math.MaxUint32 * time.Second,
+	}
+)
+
+const (
+	hex4 = `00000000 00000000 0000ffff 0a010203
+		00000000 00000000 0000ffff 0a600506
+		1234 5678 9abc 11 01 =11121314 =21222324`
+	hex6 = `fd000102 03040506 0708090a 0b0c0d0e
+		fd011112 13141516 1718191a 1b1c1d1e
+		0035 14e9 0007 06 02 =ffffffff =ffffffff`
+)
+
+// wire reads hexadecimal digits. A word after "=" is a number in the byte order of the machine.
+func wire(t testing.TB, s string) []byte {
+	t.Helper()
+	var all []byte
+	for _, word := range strings.Fields(s) {
+		digits, number := strings.CutPrefix(word, "=")
+		b, err := hex.DecodeString(digits)
+		require.NoError(t, err)
+		if number && binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+			slices.Reverse(b)
+		}
+		all = append(all, b...)
+	}
+	return all
+}
+
+var peers = PeersValue{
+	Slots:     [Slots]Tuple{tuple4, {}, tuple6},
+	ChainLen:  0x31323334,
+	Cookie:    0x4142434445464748,
+	Head:      netip.MustParseAddrPort("10.9.8.7:4369"),
+	Victim:    2,
+	ChainHits: 15,
+}
+
+const (
+	hexNone48 = "00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000"
+	hexPeers  = hex4 + " " + hexNone48 + " " + hex6 + ` 00000000 =31323334 =4142434445464748
+		00000000 00000000 0000ffff 0a090807 1111 02 0f 00000000`
+)
+
+func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
+	t.Run("tuple of IPv4", func(t *testing.T) { sameBytes(t, tuple4, hex4) })
+	t.Run("tuple of IPv6", func(t *testing.T) { sameBytes(t, tuple6, hex6) })
+	t.Run("no tuple", func(t *testing.T) { sameBytes(t, Tuple{}, hexNone48) })
+	t.Run("conn", func(t *testing.T) { sameBytes(t, ConnValue{tuple4}, hex4+" 00000000 00000000") })
+	t.Run("peers", func(t *testing.T) { sameBytes(t, peers, hexPeers) })
+	t.Run("overflow key", func(t *testing.T) {
+		sameBytes(t, OverflowKey{Cookie: 0x4142434445464748, Peer: tuple4.Peer},
+			"=4142434445464748 00000000 00000000 0000ffff 0a010203 1234 000000000000")
+	})
+	t.Run("overflow value", func(t *testing.T) {
+		sameBytes(t, OverflowValue{Tuple: tuple6, Next: tuple4.Peer, Prev: tuple4.Service},
+			hex6+` 00000000 00000000 0000ffff 0a010203
+			00000000 00000000 0000ffff 0a600506 1234 5678 00000000`)
+	})
+	t.Run("overflow value alone in its chain", func(t *testing.T) {
+		sameBytes(t, OverflowValue{Tuple: tuple4},
+			hex4+" 0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000 0000 00000000")
+	})
+}
+
+type codec[T any] interface {
+	*T
+	encoding.BinaryMarshaler
+	encoding.BinaryUnmarshaler
+}
+
+func sameBytes[T any, P codec[T]](t *testing.T, v T, text string) {
+	t.Helper()
+	want := wire(t, text)
+	got, err := P(&v).MarshalBinary()
+	require.NoError(t, err)
+	assert.Equal(t, want, got)
+	var back T
+	require.NoError(t, P(&back).UnmarshalBinary(want))
+	assert.Equal(t, v, back)
+}
+
+// field is where C has a field, and a value that differs in that field alone.
+type field struct {
+	name         string
+	offset, size uintptr
+	value        encoding.BinaryMarshaler
+}
+
+func TestEveryFieldIsWhereCHasIt(t *testing.T) {
+	four, six := netip.MustParseAddr("1.2.3.4"), netip.MustParseAddr("102:304:506:708:90a:b0c:d0e:f10")
+	none := netip.IPv6Unspecified()
+
+	var c sock.SockRevskTuple
+	tuples := []field{
+		{"peer", unsafe.Offsetof(c.Peer), 16, Tuple{Peer: netip.AddrPortFrom(six, 0)}},
+		{"service", unsafe.Offsetof(c.Service), 16, Tuple{Service: netip.AddrPortFrom(six, 0)}},
+		{"peer, IPv4", unsafe.Offsetof(c.Peer) + 10, 6, Tuple{Peer: netip.AddrPortFrom(four, 0)}},
+		{"service, IPv4", unsafe.Offsetof(c.Service) + 10, 6, Tuple{Service: netip.AddrPortFrom(four, 0)}},
+		{"peer_port", unsafe.Offsetof(c.PeerPort), 2, Tuple{Peer: netip.AddrPortFrom(none, 0x1234)}},
+		{"service_port", unsafe.Offsetof(c.ServicePort), 2, Tuple{Service: netip.AddrPortFrom(none, 0x1234)}},
+		{"rev_nat_index", unsafe.Offsetof(c.RevNatIndex), 2, Tuple{RevNATIndex: 0x1234}},
+		{"protocol", unsafe.Offsetof(c.Protocol), 1, Tuple{Protocol: 0x12}},
+		{"flags, from connect", unsafe.Offsetof(c.Flags), 1, Tuple{FromConnect: true}},
+		{"flags, migrated", unsafe.Offsetof(c.Flags), 1, Tuple{Migrated: true}},
+		{"backend_id", unsafe.Offsetof(c.BackendId), 4, Tuple{BackendID: 0x12345678}},
+		{"created", unsafe.Offsetof(c.Created), 4, Tuple{Created: 0x12345678 * time.Second}},
+	}
+	fields(t, "tuple", unsafe.Sizeof(c), Tuple{}, tuples)
+
+	var conn sock.SockRevskConnValue
+	var peers sock.SockRevskPeersValue
+	var overflow sock.SockRevskOverflowValue
+	var inConn, inPeers, inOverflow []field
+	for _, f := range tuples {
+		tuple := f.value.(Tuple)
+		inConn = append(inConn, field{f.name, unsafe.Offsetof(conn.Tuple) + f.offset, f.size, ConnValue{tuple}})
+		inOverflow = append(inOverflow,
+			field{f.name, unsafe.Offsetof(overflow.Tuple) + f.offset, f.size, OverflowValue{Tuple: tuple}})
+		for i := range Slots {
+			var v PeersValue
+			v.Slots[i] = tuple
+			slot := unsafe.Offsetof(peers.Slots) + uintptr(i)*unsafe.Sizeof(peers.Slots[0])
+			inPeers = append(inPeers, field{f.name, slot + f.offset, f.size, v})
+		}
+	}
+	fields(t, "conn", unsafe.Sizeof(conn), ConnValue{}, inConn)
+	assert.Len(t, peers.Slots, Slots)
+	fields(t, "peers", unsafe.Sizeof(peers), PeersValue{}, append(inPeers,
+		field{"chain_len", unsafe.Offsetof(peers.ChainLen), 4, PeersValue{ChainLen: 0x12345678}},
+		field{"cookie", unsafe.Offsetof(peers.Cookie), 8, PeersValue{Cookie: 0x123456789abcdef0}},
+		field{"head", unsafe.Offsetof(peers.Head), 16, PeersValue{Head: netip.AddrPortFrom(six, 0)}},
+		field{"head_port", unsafe.Offsetof(peers.HeadPort), 2, PeersValue{Head: netip.AddrPortFrom(none, 0x1234)}},
+		field{"victim", unsafe.Offsetof(peers.Victim), 1, PeersValue{Victim: 1}},
+		field{"chain_hits", unsafe.Offsetof(peers.ChainHits), 1, PeersValue{ChainHits: 1}},
+	))
+	var key sock.SockRevskOverflowKey
+	fields(t, "overflow key", unsafe.Sizeof(key), OverflowKey{}, []field{
+		{"cookie", unsafe.Offsetof(key.Cookie), 8, OverflowKey{Cookie: 0x123456789abcdef0}},
+		{"peer", unsafe.Offsetof(key.Peer), 16, OverflowKey{Peer: netip.AddrPortFrom(six, 0)}},
+		{"peer_port", unsafe.Offsetof(key.PeerPort), 2, OverflowKey{Peer: netip.AddrPortFrom(none, 0x1234)}},
+	})
+	fields(t, "overflow value", unsafe.Sizeof(overflow), OverflowValue{}, append(inOverflow,
+		field{"next", unsafe.Offsetof(overflow.Next), 16, OverflowValue{Next: netip.AddrPortFrom(six, 0)}},
+		field{"next_port", unsafe.Offsetof(overflow.NextPort), 2, OverflowValue{Next: netip.AddrPortFrom(none, 0x1234)}},
+		field{"prev", unsafe.Offsetof(overflow.Prev), 16, OverflowValue{Prev: netip.AddrPortFrom(six, 0)}},
+		field{"prev_port", unsafe.Offsetof(overflow.PrevPort), 2, OverflowValue{Prev: netip.AddrPortFrom(none, 0x1234)}},
+	))
+}
+
+// fields checks that each value differs from the zero one in the bytes of its field, and in no
+// others.
+func fields(t *testing.T, what string, size uintptr, none encoding.BinaryMarshaler, all []field) {
+	t.Helper()
+	empty, err := none.MarshalBinary()
+	require.NoError(t, err)
+	assert.Equal(t, make([]byte, size), empty, what)
+	for _, f := range all {
+		b, err := f.value.MarshalBinary()
+		require.NoError(t, err, "%s: %s", what, f.name)
+		require.Len(t, b, int(size), "%s: %s", what, f.name)
+		first := slices.IndexFunc(b, func(c byte) bool { return c != 0 })
+		last := len(b) - 1
+		for b[last] == 0 {
+			last--
+		}
+		assert.EqualValues(t, f.offset, first, "%s: first byte of %s", what, f.name)
+		assert.EqualValues(t, f.offset+f.size-1, last, "%s: last byte of %s", what, f.name)
+	}
+}
+
+// The programs of bpf/sock are what the maps are created from.
+func TestSizesAreThoseOfTheMaps(t *testing.T) {
+	spec, err := sock.LoadSock()
+	require.NoError(t, err)
+	assert.EqualValues(t, ConnValueSize, spec.Maps[sock.SockMapRevskConn].ValueSize)
+	assert.EqualValues(t, PeersValueSize, spec.Maps[sock.SockMapRevskPeers].ValueSize)
+	assert.EqualValues(t, OverflowKeySize, spec.Maps[sock.SockMapRevskOverflow].KeySize)
+	assert.EqualValues(t, OverflowValueSize, spec.Maps[sock.SockMapRevskOverflow].ValueSize)
+}
