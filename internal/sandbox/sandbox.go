@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sandbox runs a program where it can do no harm to the machine and leaves nothing behind: in
+// a cgroup, network namespace and mount namespace of its own, with a BPF file system of its own at
+// /sys/fs/bpf. What it attaches, pins and mounts goes when the process goes, however it ends; the
+// parent removes the cgroup.
+//
+// The selftest and the tests use it. Minimum kernel: Linux 5.7 (CLONE_INTO_CGROUP). Needs root.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/loader"
+)
+
+const (
+	cgroupEnv    = "REVSK_SANDBOX_CGROUP"
+	cgroupPrefix = "revsk-sandbox-"
+)
+
+// Inside tells whether this process was started by [Run].
+func Inside() bool { return os.Getenv(cgroupEnv) != "" }
+
+// Cgroup is the sandbox's cgroup; for a process inside.
+func Cgroup() string { return os.Getenv(cgroupEnv) }
+
+// Run starts this executable again with the arguments in a new sandbox, with this process's standard
+// streams, and returns its exit code. When the context ends the process is interrupted, and killed
+// if it is still there a few seconds later.
+func Run(ctx context.Context, args ...string) (code int, err error) {
+	if os.Geteuid() != 0 {
+		return 0, fmt.Errorf("making a sandbox: %w", loader.ErrPermission)
+	}
+	root, err := loader.FindCgroup2()
+	if err != nil {
+		return 0, err
+	}
+	removeStale(root)
+	cgroup, err := os.MkdirTemp(root, cgroupPrefix)
+	if err != nil {
+		return 0, fmt.Errorf("making a cgroup: %w", err)
+	}
+	defer func() { err = errors.Join(err, removeCgroup(cgroup)) }()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), cgroupEnv+"="+cgroup)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 5 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWNET,
+		UseCgroupFD: true,
+		CgroupFD:    int(dir.Fd()),
+		// Unshared rather than cloned: mounts then are made private.
+		Unshareflags: unix.CLONE_NEWNS,
+		Pdeathsig:    unix.SIGKILL,
+	}
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return exit.ExitCode(), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("running in a sandbox: %w", err)
+	}
+	return 0, nil
+}
+
+// removeStale removes the cgroups of sandboxes whose parent was killed, and the process inside with
+// it. The kernel refuses to remove one that is in use; a young one may be about to be.
+func removeStale(root string) {
+	stale, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
+	for _, cgroup := range stale {
+		if st, err := os.Stat(cgroup); err == nil && time.Since(st.ModTime()) > time.Minute {
+			_ = os.Remove(cgroup)
+		}
+	}
+}
+
+// removeCgroup kills what is left in the cgroup and removes it, with those below it.
+func removeCgroup(cgroup string) error {
+	var err error
+	for range 100 {
+		// Linux 5.14; before that nothing is left but what a test has forgotten.
+		_ = os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0)
+		_ = filepath.WalkDir(cgroup, func(path string, d os.DirEntry, err error) error {
+			if err == nil && d.IsDir() && path != cgroup {
+				_ = os.Remove(path)
+			}
+			return nil
+		})
+		if err = os.Remove(cgroup); err == nil || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("removing the cgroup: %w", err)
+}
+
+// Enter makes the sandbox usable; a process inside calls it first.
+func Enter() error {
+	if err := unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mounting a BPF file system: %w", err)
+	}
+	return LoopbackUp()
+}
+
+// LoopbackUp brings up the loopback interface of the calling thread's network namespace.
+func LoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("looking for lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bringing up lo: %w", err)
+	}
+	return nil
+}
+
+// TestMain is for tests: outside it runs the same test binary in a sandbox, inside it runs the
+// tests. It returns the exit code.
+func TestMain(run func() int) int {
+	if !Inside() {
+		code, err := Run(context.Background(), os.Args[1:]...)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "these tests need root and a kernel with BPF, cgroup2 and network namespaces: %v\n", err)
+			return 1
+		}
+		return code
+	}
+	if err := Enter(); err != nil {
+		fmt.Fprintf(os.Stderr, "these tests need root and a kernel with BPF, cgroup2 and network namespaces: %v\n", err)
+		return 1
+	}
+	return run()
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/bpf/sock"
+)
+
+// Datapath gives access to the maps of a datapath. It does not keep it running: that do the pins.
+type Datapath struct {
+	opts Options
+	maps map[string]*ebpf.Map
+}
+
+// Open opens the datapath behind the pins and changes nothing. Maps of the load balancer that do not
+// exist are left out. Returns an error wrapping [ErrNotLoaded], [ErrLayout] or [ErrPermission].
+func Open(opts Options) (*Datapath, error) {
+	opts, err := opts.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	opened, err := openMaps(opts, spec, false, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Datapath{opts: opts, maps: opened}, nil
+}
+
+// Close releases the file descriptors. The hooks stay attached.
+func (dp *Datapath) Close() error {
+	closeMaps(dp.maps)
+	return nil
+}
+
+// Map returns one of the maps by its name in C, revsk_conn for example; nil if it does not exist.
+// It belongs to the Datapath and must not be closed.
+func (dp *Datapath) Map(name string) *ebpf.Map { return dp.maps[name] }
+
+// Mode returns the current mode.
+func (dp *Datapath) Mode() (Mode, error) {
+	var cfg sock.SockRevskConfigValue
+	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
+		return 0, fmt.Errorf("reading the mode: %w", err)
+	}
+	return Mode(cfg.Mode), nil
+}
+
+// SetMode switches the mode and returns when no hook works in the old one any more. Without force it
+// refuses, with an error wrapping [ErrUnsafeMode], to stop reading a state that sockets rely on:
+// migrating or rolling back moves it first.
+func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
+	unlock, err := lock(ctx, dp.opts.PinsDir, dp.opts.Wait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return dp.setMode(mode, force)
+}
+
+func (dp *Datapath) setMode(mode Mode, force bool) error {
+	current, err := dp.Mode()
+	if err != nil || current == mode {
+		return err
+	}
+	if !force {
+		if mode == ModeStorage {
+			err = dp.checkLegacyEmpty()
+		} else if mode == ModeLegacy {
+			err = dp.checkStorageEmpty()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return dp.writeMode(mode)
+}
+
+func (dp *Datapath) writeMode(mode Mode) error {
+	if dp.opts.DryRun {
+		dp.opts.changed(ActionSwitch, mode.String())
+		return nil
+	}
+	cfg := sock.SockRevskConfigValue{Mode: uint32(mode)}
+	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
+		return fmt.Errorf("switching to mode %v: %w", mode, err)
+	}
+	if err := waitForPrograms(); err != nil {
+		return fmt.Errorf("waiting for running hooks: %w", err)
+	}
+	dp.opts.changed(ActionSwitch, mode.String())
+	dp.opts.Logger.Info("switched mode", "mode", mode)
+	return nil
+}
+
+// checkLegacyEmpty returns an error wrapping ErrUnsafeMode if the hash holds entries.
+func (dp *Datapath) checkLegacyEmpty() error {
+	for _, name := range []string{mapReverse4, mapReverse6} {
+		m := dp.maps[name]
+		if m == nil {
+			continue
+		}
+		key, err := m.NextKeyBytes(nil)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		if key != nil {
+			return fmt.Errorf("%w: %s has entries", ErrUnsafeMode, name)
+		}
+	}
+	return nil
+}
+
+// checkStorageEmpty returns an error wrapping ErrUnsafeMode if sockets hold tuples.
+func (dp *Datapath) checkStorageEmpty() error {
+	counters, err := dp.Counters()
+	if err != nil {
+		return err
+	}
+	if live := counters.Live(); live > 0 {
+		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, live)
+	}
+	return nil
+}
+
+// waitForPrograms returns when every program that runs now has finished: a hook may have read the old
+// mode. The kernel waits for an RCU grace period before it returns from the update of a map of maps.
+func waitForPrograms() error {
+	inner := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	element, err := ebpf.NewMap(inner)
+	if err != nil {
+		return err
+	}
+	defer element.Close()
+	outer, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: inner})
+	if err != nil {
+		return err
+	}
+	defer outer.Close()
+	return outer.Put(uint32(0), element)
+}
+
+// exists tells whether there is something, be it that this process may not see it.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, os.ErrNotExist)
+}

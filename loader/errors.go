@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import "errors"
+
+// Errors that callers can tell apart with errors.Is. What wraps them says where; what an operator can do about it, the command line adds.
+var (
+	// ErrNotLoaded: there is no datapath behind these pins.
+	ErrNotLoaded = errors.New("not loaded")
+	// ErrLocked: another process is changing the same datapath.
+	ErrLocked = errors.New("locked by another process")
+	// ErrLayout: a pinned map has another layout than the programs need. It is never recreated:
+	// with a storage map, what live sockets remember would be gone.
+	ErrLayout = errors.New("pinned map has another layout")
+	// ErrNoBPFFS: the directory for the pins is not on a BPF file system.
+	ErrNoBPFFS = errors.New("not a BPF file system")
+	// ErrNoCgroup2: the path is not a directory of the cgroup2 hierarchy, or there is none.
+	ErrNoCgroup2 = errors.New("no cgroup2 hierarchy")
+	// ErrPermission: the process lacks a capability.
+	ErrPermission = errors.New("missing capability")
+	// ErrNotSupported: the kernel lacks something that is needed.
+	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrForeignLink: a pinned link is not what its name says.
+	ErrForeignLink = errors.New("pinned link is not ours")
+	// ErrExclusive: a program without BPF_F_ALLOW_MULTI sits on the cgroup.
+	ErrExclusive = errors.New("another program is attached exclusively")
+	// ErrUnsafeMode: the mode asked for does not read state that live sockets have.
+	ErrUnsafeMode = errors.New("mode would forget live sockets")
+)

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/bpf/sock"
+)
+
+// Load makes the datapath run as the options say, whatever ran before: it opens the pinned service,
+// backend and legacy maps with the size and flags that they have and creates those that are missing,
+// opens or creates its own, loads the programs, and attaches them, replacing a running version hook
+// by hook. Calling it again is harmless. If it fails, everything is put back as it was.
+//
+// Close the Datapath when done with it; the hooks stay.
+//
+// Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
+// [ErrNotSupported], [ErrForeignLink], [ErrExclusive] or [ErrUnsafeMode].
+func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
+	opts, err = opts.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkCgroup(opts.Cgroup); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
+		if err := checkBPFFS(dir); err != nil {
+			return nil, err
+		}
+	}
+
+	// Linux before 5.11 accounts maps against RLIMIT_MEMLOCK; a no-op on others.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, describe(err)
+	}
+
+	undo := new(undoer)
+	defer undo.close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.run())
+		}
+	}()
+
+	if err := makeDir(opts, opts.PinsDir, undo); err != nil {
+		return nil, err
+	}
+	unlock, err := opts.lockExisting(func() (func(), error) { return lock(ctx, opts.PinsDir, opts.Wait) })
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	for _, dir := range []string{opts.MapsDir, opts.linksDir()} {
+		if err := makeDir(opts, dir, undo); err != nil {
+			return nil, err
+		}
+	}
+
+	spec, err := datapathSpec(opts)
+	if err != nil {
+		return nil, err
+	}
+	fresh := !exists(opts.pinPath(mapConfig))
+	opened, err := openMaps(opts, spec, true, undo)
+	if err != nil {
+		return nil, err
+	}
+	dp := &Datapath{opts: opts, maps: opened}
+	defer func() {
+		if err != nil {
+			dp.Close()
+		}
+	}()
+	if err := dp.loadAndAttach(ctx, spec, fresh, undo); err != nil {
+		return nil, err
+	}
+	return dp, nil
+}
+
+// loadAndAttach does what follows once the maps are there. The mode is set before the first hook is
+// attached, and after the last one is replaced.
+func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec, fresh bool, undo *undoer) error {
+	if err := dp.opts.step("load programs"); err != nil {
+		return err
+	}
+	progs, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: dp.maps})
+	if err != nil {
+		return describe(fmt.Errorf("loading programs: %w", err))
+	}
+	defer progs.Close()
+
+	if fresh {
+		if err := dp.setFirstMode(); err != nil {
+			return err
+		}
+	}
+	for _, h := range hooks {
+		if !h.isWanted(dp.opts.Features) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := attachHook(dp.opts, h, progs.Programs[h.program], undo); err != nil {
+			return err
+		}
+	}
+	if dp.opts.Mode != nil && !fresh {
+		if err := dp.opts.step("set mode"); err != nil {
+			return err
+		}
+		if err := dp.setMode(*dp.opts.Mode, dp.opts.Force); err != nil {
+			return err
+		}
+	}
+	// Hooks that only an earlier load wanted; last, since it is not undone.
+	for _, h := range hooks {
+		if h.isWanted(dp.opts.Features) {
+			continue
+		}
+		if err := detachHook(dp.opts, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setFirstMode decides the mode where nothing has run yet.
+func (dp *Datapath) setFirstMode() error {
+	mode := ModeStorage
+	if dp.opts.Mode != nil {
+		mode = *dp.opts.Mode
+	} else if err := dp.checkLegacyEmpty(); errors.Is(err, ErrUnsafeMode) {
+		mode = ModeDual
+	} else if err != nil {
+		return err
+	}
+	if mode == ModeStorage && !dp.opts.Force {
+		if err := dp.checkLegacyEmpty(); err != nil {
+			return err
+		}
+	}
+	return dp.writeMode(mode)
+}
+
+// datapathSpec is what this kernel gets of the compiled programs.
+func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	opts.applySizes(spec)
+	constants := opts.Features.constants()
+	setRetval, err := haveHelper(ebpf.CGroupSockAddr, asm.FnSetRetval)
+	if err != nil {
+		return nil, err
+	}
+	constants["cfg_set_retval"] = setRetval
+	if err := setConstants(spec, constants); err != nil {
+		return nil, err
+	}
+	loop, err := haveHelper(ebpf.CGroupSock, asm.FnLoop)
+	if err != nil {
+		return nil, err
+	}
+	if !loop {
+		spec.Programs[releaseHook] = spec.Programs[sock.SockProgRevskReleaseBounded]
+	}
+	delete(spec.Programs, sock.SockProgRevskReleaseBounded)
+	for _, h := range hooks {
+		if !h.isWanted(opts.Features) {
+			delete(spec.Programs, h.program)
+		}
+	}
+	if !opts.Features.HealthCheck {
+		delete(spec.Maps, sock.SockMapCiliumLb4Health)
+		delete(spec.Maps, sock.SockMapCiliumLb6Health)
+	}
+	return spec, nil
+}
+
+func haveHelper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
+	err := features.HaveProgramHelper(prog, helper)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return false, nil
+	}
+	if err != nil {
+		return false, describe(fmt.Errorf("probing for %v: %w", helper, err))
+	}
+	return true, nil
+}
+
+// makeDir creates a directory and its parents, for the owner only.
+func makeDir(opts Options, dir string, undo *undoer) error {
+	var made []string
+	for d := dir; !exists(d); d = filepath.Dir(d) {
+		made = append(made, d)
+	}
+	if opts.DryRun && len(made) > 0 {
+		opts.changed(ActionCreate, dir)
+		return checkWritable(dir)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+			return fmt.Errorf("%w: %w", ErrPermission, err)
+		}
+		return err
+	}
+	for i := len(made) - 1; i >= 0; i-- {
+		undo.add(func() error { return os.Remove(made[i]) })
+	}
+	if len(made) > 0 {
+		opts.changed(ActionCreate, dir)
+	}
+	return nil
+}

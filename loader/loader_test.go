@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/loader"
+)
+
+func TestMain(m *testing.M) { os.Exit(sandbox.TestMain(m.Run)) }
+
+const (
+	mapsDir = "/sys/fs/bpf/tc/globals"
+	pinsDir = "/sys/fs/bpf/revsk"
+)
+
+func options() loader.Options {
+	return loader.Options{Cgroup: sandbox.Cgroup(), LegacyMaxEntries: 128}
+}
+
+func withMode(o loader.Options, m loader.Mode) loader.Options {
+	o.Mode = &m
+	return o
+}
+
+// load loads and cleans up after the test, which starts and ends with an empty BPF file system.
+func load(t *testing.T, opts loader.Options) *loader.Datapath {
+	t.Helper()
+	cleanUp(t)
+	dp, err := loader.Load(t.Context(), opts)
+	require.NoError(t, err)
+	t.Cleanup(func() { dp.Close() })
+	return dp
+}
+
+func cleanUp(t *testing.T) {
+	t.Helper()
+	require.Empty(t, pins(t), "left by an earlier test")
+	t.Cleanup(func() {
+		if err := loader.Unload(context.Background(), options(), true); !errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, loader.ErrLayout) {
+			require.NoError(t, err)
+		}
+		entries, err := os.ReadDir("/sys/fs/bpf")
+		require.NoError(t, err)
+		for _, e := range entries {
+			if filepath.Ext(e.Name()) == ".debug" {
+				continue
+			}
+			require.NoError(t, os.RemoveAll(filepath.Join("/sys/fs/bpf", e.Name())))
+		}
+		require.Empty(t, attached(t), "a hook outlived its pin")
+	})
+}
+
+// pins maps every path of the BPF file system to what is pinned there.
+func pins(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir("/sys/fs/bpf", func(path string, d fs.DirEntry, err error) error {
+		// maps.debug and progs.debug are the kernel's.
+		if err != nil || path == "/sys/fs/bpf" || filepath.Ext(path) == ".debug" {
+			return err
+		}
+		if d.IsDir() {
+			found[path] = "directory"
+			return nil
+		}
+		if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
+			defer m.Close()
+			info, err := m.Info()
+			require.NoError(t, err)
+			id, _ := info.ID()
+			found[path] = fmt.Sprintf("map %d", id)
+			return nil
+		}
+		l, err := link.LoadPinnedLink(path, nil)
+		require.NoError(t, err, path)
+		defer l.Close()
+		info, err := l.Info()
+		require.NoError(t, err)
+		found[path] = fmt.Sprintf("link %d of program %d", info.ID, info.Program)
+		return nil
+	})
+	require.NoError(t, err)
+	return found
+}
+
+var attachTypes = []ebpf.AttachType{
+	ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect,
+	ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg,
+	ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg,
+	ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername,
+	ebpf.AttachCgroupInetSockRelease,
+	ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind,
+}
+
+// attached lists the ids of the programs on the sandbox's cgroup.
+func attached(t *testing.T) map[ebpf.AttachType][]ebpf.ProgramID {
+	t.Helper()
+	cgroup, err := os.Open(sandbox.Cgroup())
+	require.NoError(t, err)
+	defer cgroup.Close()
+	found := map[ebpf.AttachType][]ebpf.ProgramID{}
+	for _, a := range attachTypes {
+		res, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: a})
+		require.NoError(t, err)
+		for _, p := range res.Programs {
+			found[a] = append(found[a], p.ID)
+		}
+	}
+	return found
+}
+
+func TestLoadAttachesEveryHookOnce(t *testing.T) {
+	dp := load(t, options())
+	status, err := dp.Status()
+	require.NoError(t, err)
+	require.True(t, status.Complete())
+	require.Equal(t, loader.ModeStorage, status.Mode)
+	for _, a := range attachTypes {
+		require.Len(t, attached(t)[a], 1, a)
+	}
+	for path, what := range pins(t) {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		want := fs.FileMode(0o600)
+		if what == "directory" {
+			want = 0o700
+		}
+		require.Equal(t, want, info.Mode().Perm(), path)
+	}
+}
+
+func TestLoadAgainReplacesProgramsAndKeepsMaps(t *testing.T) {
+	load(t, options())
+	before, programs := pins(t), attached(t)
+	dp, err := loader.Load(t.Context(), options())
+	require.NoError(t, err)
+	defer dp.Close()
+	after := pins(t)
+	require.Len(t, after, len(before))
+	for path, what := range before {
+		if filepath.Dir(path) == pinsDir+"/links" {
+			require.NotEqual(t, what, after[path], "%s has its old program", path)
+			continue
+		}
+		require.Equal(t, what, after[path], path)
+	}
+	for _, a := range attachTypes {
+		require.Len(t, attached(t)[a], 1, a)
+		require.NotEqual(t, programs[a], attached(t)[a], a)
+	}
+}
+
+func TestReadersAreReplacedBeforeWriters(t *testing.T) {
+	cleanUp(t)
+	var steps []string
+	dp, err := loader.Load(t.Context(), options().WithStep(func(name string) error {
+		steps = append(steps, name)
+		return nil
+	}))
+	require.NoError(t, err)
+	defer dp.Close()
+	require.Equal(t, []string{
+		"load programs",
+		"attach revsk_recvmsg4", "attach revsk_recvmsg6",
+		"attach revsk_getpeername4", "attach revsk_getpeername6",
+		"attach revsk_release",
+		"attach revsk_connect4", "attach revsk_connect6",
+		"attach revsk_sendmsg4", "attach revsk_sendmsg6",
+		"attach revsk_post_bind4", "attach revsk_post_bind6",
+	}, steps[len(steps)-12:])
+}
+
+// A failure at any step leaves what ran before running: nothing, an older load, or a half one.
+func TestFailureAtAnyStepChangesNothing(t *testing.T) {
+	injected := errors.New("injected")
+	for name, prepare := range map[string]func(t *testing.T){
+		"nothing ran": func(t *testing.T) { cleanUp(t) },
+		"a datapath ran": func(t *testing.T) {
+			load(t, withMode(options(), loader.ModeDual))
+		},
+		"half a datapath ran": func(t *testing.T) {
+			load(t, withMode(options(), loader.ModeDual))
+			require.NoError(t, os.Remove(pinsDir+"/revsk_overflow"))
+			for _, name := range []string{"revsk_release", "revsk_connect6"} {
+				l, err := link.LoadPinnedLink(pinsDir+"/links/"+name, nil)
+				require.NoError(t, err)
+				require.NoError(t, errors.Join(l.Detach(), l.Unpin(), l.Close()))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prepare(t)
+			before, programs := pins(t), attached(t)
+			opts := withMode(options(), loader.ModeLegacy)
+			opts.Force = true
+			for failAt := 0; ; failAt++ {
+				var n int
+				var failed string
+				dp, err := loader.Load(t.Context(), opts.WithStep(func(step string) error {
+					if n++; n > failAt {
+						failed = step
+						return injected
+					}
+					return nil
+				}))
+				if failed == "" {
+					require.NoError(t, err)
+					require.Greater(t, failAt, 9, "steps")
+					dp.Close()
+					return
+				}
+				require.ErrorIs(t, err, injected)
+				require.Equal(t, before, pins(t), "failed at %s", failed)
+				require.Equal(t, programs, attached(t), "failed at %s", failed)
+			}
+		})
+	}
+}
+
+func TestCancelledContextChangesNothing(t *testing.T) {
+	cleanUp(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := loader.Load(ctx, options().WithStep(func(step string) error {
+		if step == "attach revsk_connect4" {
+			cancel()
+		}
+		return nil
+	}))
+	require.ErrorIs(t, err, context.Canceled)
+	require.Empty(t, pins(t))
+	require.Empty(t, attached(t))
+}
+
+func pinMap(t *testing.T, path string, spec *ebpf.MapSpec) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	m, err := ebpf.NewMap(spec)
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Pin(path))
+}
+
+func TestForeignSizeAndFlagsAreTakenAsTheyAre(t *testing.T) {
+	cleanUp(t)
+	pinMap(t, mapsDir+"/cilium_lb4_services_v2",
+		&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 12, ValueSize: 12, MaxEntries: 777})
+	pinMap(t, mapsDir+"/cilium_lb4_reverse_sk",
+		&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 4242, Flags: unix.BPF_F_NO_COMMON_LRU})
+	before := pins(t)
+	dp, err := loader.Load(t.Context(), options())
+	require.NoError(t, err)
+	defer dp.Close()
+	require.EqualValues(t, 777, dp.Map("cilium_lb4_services_v2").MaxEntries())
+	require.EqualValues(t, 4242, dp.Map("cilium_lb4_reverse_sk").MaxEntries())
+	for path, what := range before {
+		require.Equal(t, what, pins(t)[path])
+	}
+}
+
+func TestOtherLayoutIsRefused(t *testing.T) {
+	sameSize := &btf.Struct{Name: "revsk_conn_value", Size: 56, Members: []btf.Member{
+		{Name: "tuple", Type: &btf.Array{Type: &btf.Int{Name: "char", Size: 1}, Index: &btf.Int{Name: "int", Size: 4}, Nelems: 56}},
+	}}
+	u32 := &btf.Int{Name: "__u32", Size: 4}
+	for name, tc := range map[string]struct {
+		path string
+		spec *ebpf.MapSpec
+	}{
+		"services with other keys": {mapsDir + "/cilium_lb4_services_v2",
+			&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 16, ValueSize: 12, MaxEntries: 1}},
+		"legacy hash that is no LRU": {mapsDir + "/cilium_lb6_reverse_sk",
+			&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 32, ValueSize: 20, MaxEntries: 1}},
+		"storage of another size": {pinsDir + "/revsk_conn",
+			&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 56 + 8, Flags: unix.BPF_F_NO_PREALLOC, Key: u32,
+				Value: &btf.Struct{Name: "revsk_conn_value", Size: 64, Members: []btf.Member{{Name: "a", Type: &btf.Int{Name: "long", Size: 8}}}}}},
+		"storage with other fields": {pinsDir + "/revsk_conn",
+			&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 56, Flags: unix.BPF_F_NO_PREALLOC, Key: u32, Value: sameSize}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cleanUp(t)
+			pinMap(t, tc.path, tc.spec)
+			before := pins(t)
+			_, err := loader.Load(t.Context(), options())
+			require.ErrorIs(t, err, loader.ErrLayout)
+			require.ErrorContains(t, err, tc.path)
+			require.Equal(t, before, pins(t))
+			require.Empty(t, attached(t))
+		})
+	}
+}
+
+func TestTwoLoadersAtOnce(t *testing.T) {
+	cleanUp(t)
+	var inner, waited error
+	done := make(chan struct{})
+	_, err := loader.Load(t.Context(), options().WithStep(func(step string) error {
+		if step != "attach revsk_connect4" {
+			return nil
+		}
+		_, inner = loader.Load(t.Context(), options())
+		go func() {
+			defer close(done)
+			opts := options()
+			opts.Wait = true
+			_, waited = loader.Load(context.Background(), opts)
+		}()
+		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-done:
+			return errors.New("the second loader did not wait")
+		default:
+			return nil
+		}
+	}))
+	require.NoError(t, err)
+	require.ErrorIs(t, inner, loader.ErrLocked)
+	<-done
+	require.NoError(t, waited)
+}
+
+func TestPlacesAreChecked(t *testing.T) {
+	cleanUp(t)
+	opts := options()
+	opts.PinsDir = t.TempDir() + "/revsk"
+	_, err := loader.Load(t.Context(), opts)
+	require.ErrorIs(t, err, loader.ErrNoBPFFS)
+	opts = options()
+	opts.Cgroup = t.TempDir()
+	_, err = loader.Load(t.Context(), opts)
+	require.ErrorIs(t, err, loader.ErrNoCgroup2)
+	_, err = loader.Open(options())
+	require.ErrorIs(t, err, loader.ErrNotLoaded)
+	require.ErrorIs(t, loader.Unload(t.Context(), options(), false), loader.ErrNotLoaded)
+	require.Empty(t, pins(t))
+}
+
+func TestForeignLinkIsRefused(t *testing.T) {
+	load(t, options())
+	links := pinsDir + "/links/"
+	l, err := link.LoadPinnedLink(links+"revsk_connect4", nil)
+	require.NoError(t, err)
+	require.NoError(t, l.Detach(), "or the program leaves some time after the pin")
+	require.NoError(t, l.Unpin())
+	require.NoError(t, l.Close())
+	require.NoError(t, os.Rename(links+"revsk_connect6", links+"revsk_connect4"))
+	t.Cleanup(func() { require.NoError(t, os.Rename(links+"revsk_connect4", links+"revsk_connect6")) })
+	before, programs := pins(t), attached(t)
+	_, err = loader.Load(t.Context(), options())
+	require.ErrorIs(t, err, loader.ErrForeignLink)
+	require.Equal(t, before, pins(t))
+	require.Equal(t, programs, attached(t))
+}
+
+func TestExclusiveProgramIsReported(t *testing.T) {
+	cleanUp(t)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	require.NoError(t, err)
+	defer prog.Close()
+	cgroup, err := os.Open(sandbox.Cgroup())
+	require.NoError(t, err)
+	defer cgroup.Close()
+	attach := link.RawAttachProgramOptions{Target: int(cgroup.Fd()), Program: prog, Attach: ebpf.AttachCGroupInet4Connect}
+	require.NoError(t, link.RawAttachProgram(attach))
+	defer func() {
+		require.NoError(t, link.RawDetachProgram(link.RawDetachProgramOptions{Target: attach.Target, Program: prog, Attach: attach.Attach}))
+	}()
+	programs := attached(t)
+	_, err = loader.Load(t.Context(), options())
+	require.ErrorIs(t, err, loader.ErrExclusive)
+	require.Empty(t, pins(t))
+	require.Equal(t, programs, attached(t))
+}
+
+func TestHooksOfAFeatureComeAndGoWithIt(t *testing.T) {
+	load(t, options())
+	f := loader.DefaultFeatures()
+	f.NodePort, f.HealthCheck = false, true
+	opts := options()
+	opts.Features = &f
+	dp, err := loader.Load(t.Context(), opts)
+	require.NoError(t, err)
+	defer dp.Close()
+	require.Empty(t, attached(t)[ebpf.AttachCGroupInet4PostBind])
+	require.NoFileExists(t, pinsDir+"/links/revsk_post_bind4")
+	require.FileExists(t, pinsDir+"/links/revsk_bind6")
+	require.NotNil(t, dp.Map("cilium_lb4_health"))
+	status, err := dp.Status()
+	require.NoError(t, err)
+	require.True(t, status.Complete())
+}
+
+func TestUnloadKeepsMapsUntilPurge(t *testing.T) {
+	load(t, options())
+	require.NoError(t, loader.Unload(t.Context(), options(), false))
+	require.Empty(t, attached(t))
+	require.Contains(t, pins(t), pinsDir+"/revsk_conn")
+	require.NoError(t, loader.Unload(t.Context(), options(), true))
+	require.NotContains(t, pins(t), pinsDir)
+	require.Contains(t, pins(t), mapsDir+"/cilium_lb4_services_v2")
+}
+
+func TestModeIsSwitchedOnlyWhereNothingIsForgotten(t *testing.T) {
+	dp := load(t, options())
+	mode := func() loader.Mode {
+		m, err := dp.Mode()
+		require.NoError(t, err)
+		return m
+	}
+	require.NoError(t, dp.SetMode(t.Context(), loader.ModeLegacy, false))
+	require.Equal(t, loader.ModeLegacy, mode())
+	require.NoError(t, dp.Map("cilium_lb4_reverse_sk").Put(make([]byte, 16), make([]byte, 8)))
+	require.ErrorIs(t, dp.SetMode(t.Context(), loader.ModeStorage, false), loader.ErrUnsafeMode)
+	require.Equal(t, loader.ModeLegacy, mode())
+	require.NoError(t, dp.SetMode(t.Context(), loader.ModeDual, false))
+	require.NoError(t, dp.SetMode(t.Context(), loader.ModeStorage, true))
+	require.Equal(t, loader.ModeStorage, mode())
+}
+
+// On a node whose hash holds entries the first load must not forget them.
+func TestFirstLoadOverEntriesIsDual(t *testing.T) {
+	cleanUp(t)
+	pinMap(t, mapsDir+"/cilium_lb4_reverse_sk", &ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 16,
+		Contents: []ebpf.MapKV{{Key: make([]byte, 16), Value: make([]byte, 8)}}})
+	_, err := loader.Load(t.Context(), withMode(options(), loader.ModeStorage))
+	require.ErrorIs(t, err, loader.ErrUnsafeMode)
+	require.Empty(t, attached(t))
+	dp, err := loader.Load(t.Context(), options())
+	require.NoError(t, err)
+	defer dp.Close()
+	mode, err := dp.Mode()
+	require.NoError(t, err)
+	require.Equal(t, loader.ModeDual, mode)
+}

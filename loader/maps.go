@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/bpf/sock"
+)
+
+const (
+	mapConn     = sock.SockMapRevskConn
+	mapPeers    = sock.SockMapRevskPeers
+	mapOverflow = sock.SockMapRevskOverflow
+	mapConfig   = sock.SockMapRevskConfig
+	mapMetrics  = sock.SockMapRevskMetrics
+	mapReverse4 = sock.SockMapCiliumLb4ReverseSk
+	mapReverse6 = sock.SockMapCiliumLb6ReverseSk
+)
+
+// ownMap tells the maps of this datapath from those that it shares with a load balancer.
+func ownMap(name string) bool { return strings.HasPrefix(name, "revsk_") }
+
+// pinnable leaves out the constants of the programs, which are maps of each load.
+func pinnable(name string) bool { return !strings.HasPrefix(name, ".") }
+
+func (o Options) pinPath(name string) string {
+	if ownMap(name) {
+		return filepath.Join(o.PinsDir, name)
+	}
+	return filepath.Join(o.MapsDir, name)
+}
+
+func mapNames(spec *ebpf.CollectionSpec) []string {
+	return slices.Sorted(maps.Keys(spec.Maps))
+}
+
+// openMap opens a pinned map, with whatever size and flags it has, and adapts the spec to them.
+// Returns an error wrapping [ErrLayout], or [os.ErrNotExist].
+func openMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return nil, describe(fmt.Errorf("opening %s: %w", path, err))
+	}
+	if err := checkLayout(m, spec); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	info, err := m.Info()
+	if err != nil {
+		m.Close()
+		return nil, fmt.Errorf("reading the flags of %s: %w", path, err)
+	}
+	spec.MaxEntries = m.MaxEntries()
+	spec.Flags = info.Flags
+	return m, nil
+}
+
+// checkLayout compares what the programs rely on: type, sizes, and for the maps of this datapath,
+// whose values are ours to define, every field of the value.
+func checkLayout(m *ebpf.Map, spec *ebpf.MapSpec) error {
+	if m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
+		return fmt.Errorf("%w: is %v with keys of %d and values of %d bytes, needed is %v with %d and %d",
+			ErrLayout, m.Type(), m.KeySize(), m.ValueSize(), spec.Type, spec.KeySize, spec.ValueSize)
+	}
+	if !ownMap(spec.Name) || spec.Value == nil {
+		return nil
+	}
+	handle, err := m.Handle()
+	if errors.Is(err, unix.EPERM) {
+		return describe(fmt.Errorf("reading the type of its value: %w", err))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: its value has no type information", ErrLayout)
+	}
+	defer handle.Close()
+	types, err := handle.Spec(nil)
+	if err != nil {
+		return fmt.Errorf("reading the type of its value: %w", err)
+	}
+	want := valueLayout(spec.Value)
+	pinned, err := types.AnyTypesByName(spec.Value.TypeName())
+	if err != nil && spec.Value.TypeName() != "" || len(pinned) > 0 && valueLayout(pinned[0]) != want {
+		return fmt.Errorf("%w: the fields of its value differ, needed is %s", ErrLayout, want)
+	}
+	return nil
+}
+
+// valueLayout writes out names, offsets and sizes of the fields of a type.
+func valueLayout(t btf.Type) string {
+	var fields []btf.Member
+	switch t := btf.UnderlyingType(t).(type) {
+	case *btf.Struct:
+		fields = t.Members
+	case *btf.Union:
+		fields = t.Members
+	case *btf.Array:
+		return fmt.Sprintf("%d*%s", t.Nelems, valueLayout(t.Type))
+	default:
+		size, _ := btf.Sizeof(t)
+		return fmt.Sprint(size)
+	}
+	var b strings.Builder
+	for _, m := range fields {
+		fmt.Fprintf(&b, "%s@%d:%s ", m.Name, m.Offset.Bytes(), valueLayout(m.Type))
+	}
+	return "{" + strings.TrimSpace(b.String()) + "}"
+}
+
+// openMaps opens the pinned maps that the programs use; with create it makes and pins those that are
+// missing, and registers how to undo that.
+func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer) (map[string]*ebpf.Map, error) {
+	opened := make(map[string]*ebpf.Map)
+	fail := func(err error) (map[string]*ebpf.Map, error) {
+		closeMaps(opened)
+		return nil, err
+	}
+	// All that exist first: a foreign layout is found before anything is created.
+	for _, name := range mapNames(spec) {
+		if !pinnable(name) {
+			continue
+		}
+		m, err := openMap(opts.pinPath(name), spec.Maps[name])
+		if err == nil {
+			opened[name] = m
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return fail(err)
+		} else if !create && ownMap(name) {
+			return fail(fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded))
+		}
+	}
+	if !create {
+		return opened, nil
+	}
+	for _, name := range mapNames(spec) {
+		if !pinnable(name) || opened[name] != nil {
+			continue
+		}
+		path := opts.pinPath(name)
+		if err := opts.step("create map " + name); err != nil {
+			return fail(err)
+		}
+		if opts.DryRun {
+			shrink(spec.Maps[name])
+		}
+		m, err := ebpf.NewMap(spec.Maps[name])
+		if err != nil {
+			return fail(describe(fmt.Errorf("creating map %s: %w", name, err)))
+		}
+		opened[name] = m
+		if opts.DryRun {
+			opts.changed(ActionCreate, path)
+			continue
+		}
+		if err := m.Pin(path); err != nil {
+			return fail(fmt.Errorf("pinning %s: %w", path, err))
+		}
+		undo.add(func() error { return os.Remove(path) })
+		opts.changed(ActionCreate, path)
+		opts.Logger.Info("created map", "pin", path, "entries", spec.Maps[name].MaxEntries)
+	}
+	return opened, nil
+}
+
+func closeMaps(ms map[string]*ebpf.Map) {
+	for _, m := range ms {
+		m.Close()
+	}
+}
+
+// describe says what a failure of the bpf system call means for an operator.
+func describe(err error) error {
+	var verifier *ebpf.VerifierError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("%w: needed is Linux 5.10 with CONFIG_CGROUP_BPF: %w", ErrNotSupported, err)
+	case errors.As(err, &verifier):
+		return fmt.Errorf("%w: the verifier refused a program: %w", ErrNotSupported, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: %w", ErrPermission, err)
+	}
+	return err
+}

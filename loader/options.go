@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// Options say where the datapath lives and what it does. The zero value, completed by
+// [Options.WithDefaults], is right for a node whose load balancer uses the usual places.
+type Options struct {
+	// Cgroup is a directory of the cgroup2 hierarchy; the hooks apply to the sockets of the
+	// processes below it. Default: where cgroup2 is mounted ([FindCgroup2]).
+	Cgroup string
+	// MapsDir holds the pinned service, backend and legacy maps.
+	// Default: /sys/fs/bpf/tc/globals.
+	MapsDir string
+	// PinsDir holds the pins of this datapath: maps, and links in the directory "links".
+	// Default: /sys/fs/bpf/revsk.
+	PinsDir string
+
+	// Mode to switch to; nil keeps the current one. On the first load nil means storage, or dual
+	// where the legacy maps hold entries that a migration has to move first.
+	Mode *Mode
+	// Force switches to Mode even if live sockets lose their service address by it.
+	Force bool
+
+	// LegacyMaxEntries is the size of a legacy map that has to be created. Default: 262144.
+	LegacyMaxEntries uint32
+	// OverflowMaxEntries is the size of the overflow map, if it has to be created: how many
+	// tuples all sockets together can have beyond their slots. Default: 65536.
+	OverflowMaxEntries uint32
+
+	// Features of the datapath; nil: [DefaultFeatures].
+	Features *Features
+
+	// Wait for another process that holds the lock until the context ends. Default: fail with
+	// ErrLocked at once.
+	Wait bool
+
+	// DryRun makes [Load], [Unload] and [Datapath.SetMode] check everything and change nothing: what
+	// they would do goes to OnChange. Of the Datapath that Load returns only Close can be used then.
+	DryRun bool
+	// OnChange, if not nil, is called with each change that was made, in order. A call that fails
+	// then takes them back.
+	OnChange func(Change)
+
+	// Logger for what is done; nil: none.
+	Logger *slog.Logger
+
+	// step is called before every step that changes something; tests make it fail.
+	step func(name string) error
+}
+
+// Features are what is optional in the datapath. They are constants to the verifier, which removes
+// the branches of what is off.
+type Features struct {
+	IPv4, IPv6 bool
+	// HostNetnsCookie is SO_NETNS_COOKIE of the host's network namespace; 0: the kernel's
+	// initial one.
+	HostNetnsCookie uint64
+	// HostNetnsOnly translates in the host's network namespace only.
+	HostNetnsOnly bool
+	// NodePort looks up NodePort and HostPort services by port, on the node's addresses.
+	NodePort bool
+	// NodePortMin and NodePortMax are the first and last port of the NodePort range.
+	NodePortMin, NodePortMax uint16
+	// ProtocolDifferentiation looks services up by protocol first, then for any protocol.
+	ProtocolDifferentiation bool
+	// ExternalIPMitigation leaves external IPs alone that are not this host's.
+	ExternalIPMitigation bool
+	// RejectNoBackend rejects what goes to a service without backends, with EHOSTUNREACH.
+	RejectNoBackend bool
+	// SessionAffinity keeps the clients of a network namespace to one backend.
+	SessionAffinity bool
+	// LocalRedirect honours the skip entries of local-redirect services.
+	LocalRedirect bool
+	// L7 knows services of an L7 load balancer.
+	L7 bool
+	// HealthCheck leaves sockets with SO_MARK 0x0d00 untranslated.
+	HealthCheck bool
+}
+
+// DefaultFeatures are those of the reference agent's defaults.
+func DefaultFeatures() Features {
+	return Features{
+		IPv4: true, IPv6: true,
+		NodePort: true, NodePortMin: 30000, NodePortMax: 32767,
+		ProtocolDifferentiation: true,
+		ExternalIPMitigation:    true,
+		RejectNoBackend:         true,
+		SessionAffinity:         true,
+		LocalRedirect:           true,
+		L7:                      true,
+	}
+}
+
+// constants gives each feature the name of its constant in bpf/lib/config.h.
+func (f Features) constants() map[string]any {
+	return map[string]any{
+		"cfg_ipv4":                     f.IPv4,
+		"cfg_ipv6":                     f.IPv6,
+		"cfg_host_netns_cookie":        f.HostNetnsCookie,
+		"cfg_host_netns_only":          f.HostNetnsOnly,
+		"cfg_nodeport":                 f.NodePort,
+		"cfg_nodeport_min":             f.NodePortMin,
+		"cfg_nodeport_max":             f.NodePortMax,
+		"cfg_protocol_differentiation": f.ProtocolDifferentiation,
+		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
+		"cfg_reject_no_backend":        f.RejectNoBackend,
+		"cfg_session_affinity":         f.SessionAffinity,
+		"cfg_local_redirect":           f.LocalRedirect,
+		"cfg_l7":                       f.L7,
+		"cfg_health_check":             f.HealthCheck,
+	}
+}
+
+// WithDefaults fills what is empty. Returns an error wrapping [ErrNoCgroup2] if there is no cgroup2
+// mount to default to.
+func (o Options) WithDefaults() (Options, error) {
+	if o.Cgroup == "" {
+		path, err := FindCgroup2()
+		if err != nil {
+			return o, err
+		}
+		o.Cgroup = path
+	}
+	if o.MapsDir == "" {
+		o.MapsDir = "/sys/fs/bpf/tc/globals"
+	}
+	if o.PinsDir == "" {
+		o.PinsDir = "/sys/fs/bpf/revsk"
+	}
+	if o.Features == nil {
+		f := DefaultFeatures()
+		o.Features = &f
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.step == nil {
+		o.step = func(string) error { return nil }
+	}
+	return o, nil
+}
+
+func (o Options) linksDir() string { return filepath.Join(o.PinsDir, "links") }
+
+// applySizes writes the sizes asked for into the specs of maps that may have to be created.
+func (o Options) applySizes(spec *ebpf.CollectionSpec) {
+	set := func(n uint32, names ...string) {
+		for _, name := range names {
+			if n != 0 {
+				spec.Maps[name].MaxEntries = n
+			}
+		}
+	}
+	set(o.LegacyMaxEntries, mapReverse4, mapReverse6)
+	set(o.OverflowMaxEntries, mapOverflow)
+}
+
+// setConstants sets the load-time constants.
+func setConstants(spec *ebpf.CollectionSpec, constants map[string]any) error {
+	for name, value := range constants {
+		v, ok := spec.Variables[name]
+		if !ok {
+			return fmt.Errorf("the programs have no constant %s", name)
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("setting %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Status says what is attached and how full the maps are.
+type Status struct {
+	Mode     Mode         `json:"mode"`
+	Hooks    []HookStatus `json:"hooks"`
+	Maps     []MapStatus  `json:"maps"`
+	Counters Counters     `json:"counters"`
+}
+
+// HookStatus is one hook of the cgroup. Attached is false, and the rest empty, where no link is
+// pinned.
+type HookStatus struct {
+	Program   string    `json:"program"`
+	Attach    string    `json:"attach"`
+	Attached  bool      `json:"attached"`
+	Optional  bool      `json:"optional"` // needed by some features only
+	ProgramID uint32    `json:"program_id,omitempty"`
+	Tag       string    `json:"tag,omitempty"`
+	LoadedAt  time.Time `json:"loaded_at,omitzero"`
+}
+
+// MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays).
+type MapStatus struct {
+	Name       string `json:"name"`
+	Pin        string `json:"pin"`
+	Type       string `json:"type"`
+	Entries    int    `json:"entries"`
+	MaxEntries uint32 `json:"max_entries"`
+	Own        bool   `json:"own"`
+}
+
+// Complete tells whether every hook is attached that all features need.
+func (s Status) Complete() bool {
+	for _, h := range s.Hooks {
+		if !h.Attached && !h.Optional {
+			return false
+		}
+	}
+	return true
+}
+
+// Status reports what runs. Counting the entries of a full map takes a moment.
+func (dp *Datapath) Status() (Status, error) {
+	var s Status
+	var err error
+	if s.Mode, err = dp.Mode(); err != nil {
+		return s, err
+	}
+	if s.Counters, err = dp.Counters(); err != nil {
+		return s, err
+	}
+	for _, h := range hooks {
+		hs, err := dp.hookStatus(h)
+		if err != nil {
+			return s, err
+		}
+		s.Hooks = append(s.Hooks, hs)
+	}
+	for _, name := range slices.Sorted(maps.Keys(dp.maps)) {
+		m := dp.maps[name]
+		ms := MapStatus{
+			Name:       name,
+			Pin:        dp.opts.pinPath(name),
+			Type:       m.Type().String(),
+			Entries:    -1,
+			MaxEntries: m.MaxEntries(),
+			Own:        ownMap(name),
+		}
+		switch m.Type() {
+		case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
+			if ms.Entries, err = countEntries(m); err != nil {
+				return s, fmt.Errorf("counting the entries of %s: %w", name, err)
+			}
+		}
+		s.Maps = append(s.Maps, ms)
+	}
+	return s, nil
+}
+
+func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
+	hs := HookStatus{Program: h.program, Attach: h.attach.String(), Optional: h.wanted != nil}
+	l, live, err := openLink(dp.opts, h)
+	if err != nil || l == nil {
+		return hs, err
+	}
+	defer l.Close()
+	if !live {
+		return hs, nil
+	}
+	info, err := l.Info()
+	if err != nil {
+		return hs, fmt.Errorf("link of %s: %w", h.program, err)
+	}
+	prog, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return hs, describe(fmt.Errorf("program of %s: %w", h.program, err))
+	}
+	defer prog.Close()
+	pi, err := prog.Info()
+	if err != nil {
+		return hs, fmt.Errorf("program of %s: %w", h.program, err)
+	}
+	hs.Attached = true
+	hs.ProgramID = uint32(info.Program)
+	hs.Tag = pi.Tag
+	if since, ok := pi.LoadTime(); ok {
+		hs.LoadedAt = bootTime().Add(since).Truncate(time.Second)
+	}
+	return hs, nil
+}
+
+// countEntries walks the keys: entries added or removed meanwhile may be missed or counted.
+func countEntries(m *ebpf.Map) (int, error) {
+	var key any
+	n := 0
+	for limit := 2 * int(m.MaxEntries()); n < limit; n++ {
+		next, err := m.NextKeyBytes(key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && next == nil {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		key = next
+	}
+	return n, nil
+}
+
+// bootTime is when CLOCK_BOOTTIME was 0.
+func bootTime() time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(ts.Nano()))
+}
