@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// datapath is the real hooks, attached to a cgroup that this process is in until the test ends.
+type datapath struct {
+	Maps
+	tables lbmap.Tables
+	links  []link.Link
+}
+
+// hooks are loaded once, which takes the kernel seconds, and attached anew by every test.
+type hooks struct {
+	coll  *ebpf.Collection
+	types map[string]ebpf.AttachType // by the name of the program
+}
+
+var loadHooks = sync.OnceValues(func() (*hooks, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range spec.Maps {
+		if strings.HasPrefix(name, "cilium_") {
+			m.MaxEntries = min(m.MaxEntries, 1024)
+		}
+	}
+	// Without bpf_loop, before Linux 5.17, the kernel accepts only the second one.
+	for _, release := range []string{sock.SockProgRevskRelease, sock.SockProgRevskReleaseBounded} {
+		h := &hooks{types: make(map[string]ebpf.AttachType)}
+		s := spec.Copy()
+		for name, prog := range s.Programs {
+			if strings.HasPrefix(name, sock.SockProgRevskRelease) && name != release {
+				delete(s.Programs, name)
+				continue
+			}
+			h.types[name] = prog.AttachType
+		}
+		if h.coll, err = ebpf.NewCollection(s); err == nil {
+			return h, nil
+		}
+	}
+	return nil, err
+})
+
+func newDatapath(t testing.TB) *datapath {
+	t.Helper()
+	h, err := loadHooks()
+	require.NoError(t, err, "loading the hooks")
+	maps := h.coll.Maps
+	d := &datapath{
+		Maps: Maps{
+			Conn:     maps[sock.SockMapRevskConn],
+			Peers:    maps[sock.SockMapRevskPeers],
+			Overflow: maps[sock.SockMapRevskOverflow],
+		},
+		tables: lbmap.Tables{
+			Services4: maps[sock.SockMapCiliumLb4ServicesV2],
+			Services6: maps[sock.SockMapCiliumLb6ServicesV2],
+			Backends4: maps[sock.SockMapCiliumLb4BackendsV3],
+			Backends6: maps[sock.SockMapCiliumLb6BackendsV3],
+		},
+	}
+	t.Cleanup(func() { d.empty(t) })
+	cgroup := enterCgroup(t)
+	t.Cleanup(d.detach)
+	for name, attach := range h.types {
+		l, err := link.AttachCgroup(link.CgroupOptions{
+			Path: cgroup, Attach: attach, Program: h.coll.Programs[name],
+		})
+		require.NoError(t, err, "attaching %s", name)
+		d.links = append(d.links, l)
+	}
+	return d
+}
+
+// empty removes the services. Nothing must be left of the sockets, which the test has closed.
+func (d *datapath) empty(t testing.TB) {
+	services, err := d.tables.Services()
+	require.NoError(t, err)
+	for _, s := range services {
+		require.NoError(t, d.tables.DeleteService(s.Frontend))
+	}
+	left, err := readOverflow(d.Overflow)
+	require.NoError(t, err)
+	assert.Empty(t, left, "the test has left entries in the overflow map")
+}
+
+// detach takes the hooks away, while sockets and maps stay.
+func (d *datapath) detach() {
+	for _, l := range d.links {
+		l.Close()
+	}
+	d.links = nil
+}
+
+// enterCgroup moves this process into a new cgroup, and back when the test ends.
+func enterCgroup(t testing.TB) string {
+	t.Helper()
+	root := cgroup2Mount(t)
+	old := ownCgroup(t)
+	dir := filepath.Join(root, fmt.Sprintf("revsk-inspect-%d", os.Getpid()))
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	t.Cleanup(func() { require.NoError(t, os.Remove(dir)) })
+	self := []byte(strconv.Itoa(os.Getpid()))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), self, 0))
+	t.Cleanup(func() {
+		require.NoError(t, os.WriteFile(filepath.Join(root, old, "cgroup.procs"), self, 0))
+	})
+	return dir
+}
+
+func cgroup2Mount(t testing.TB) string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		before, after, _ := strings.Cut(line, " - ")
+		if strings.HasPrefix(after, "cgroup2 ") {
+			return strings.Fields(before)[4]
+		}
+	}
+	t.Fatal("no cgroup2 file system is mounted: the hooks need one to be attached to")
+	return ""
+}
+
+func ownCgroup(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/cgroup")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path
+		}
+	}
+	t.Fatal("this process is in no cgroup of version 2")
+	return ""
+}
+
+// service is a service with one backend, on the loopback address of its family.
+type service struct {
+	front, backend netip.AddrPort
+	index          uint16
+	backendID      uint32
+}
+
+// addService adds service number n, whose ports and ids follow from n.
+func (d *datapath) addService(t testing.TB, n int, v6 bool, protocol lbmap.Protocol) service {
+	t.Helper()
+	front, back := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("127.0.0.1")
+	if v6 {
+		front, back = netip.MustParseAddr("fd96::1"), netip.MustParseAddr("::1")
+	}
+	return d.addServiceFor(t, n, front, netip.AddrPortFrom(back, uint16(20000+n)), protocol)
+}
+
+func (d *datapath) addServiceFor(
+	t testing.TB, n int, front netip.Addr, backend netip.AddrPort, protocol lbmap.Protocol,
+) service {
+	t.Helper()
+	s := service{
+		front:     netip.AddrPortFrom(front, uint16(10000+n)),
+		backend:   backend,
+		index:     uint16(1 + n),
+		backendID: uint32(1000 + n),
+	}
+	_, err := d.tables.UpsertService(lbmap.Service{
+		Frontend: lbmap.Frontend{AddrPort: s.front, Protocol: protocol},
+		RevNat:   s.index,
+		Backends: []lbmap.Backend{{ID: s.backendID, AddrPort: backend, Protocol: protocol}},
+	})
+	require.NoError(t, err)
+	return s
+}
+
+// addServices adds n services, beginning with number first.
+func (d *datapath) addServices(t testing.TB, first, n int, v6 bool) []service {
+	t.Helper()
+	var all []service
+	for i := range n {
+		all = append(all, d.addService(t, first+i, v6, lbmap.ProtocolUDP))
+	}
+	return slices.Clip(all)
+}

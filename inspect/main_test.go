@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// These tests load programs, attach them to a cgroup of their own and open sockets in it.
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		holdSocket()
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the tests of package inspect run BPF programs on this kernel: run them as root")
+		return 1
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		fmt.Fprintln(os.Stderr, "the tests of package inspect need memory for BPF maps:", err)
+		return 1
+	}
+	before := openFiles()
+	code := m.Run()
+	if hooks, err := loadHooks(); err == nil {
+		hooks.coll.Close()
+	}
+	for _, f := range openFiles() {
+		if !slices.Contains(before, f) {
+			fmt.Fprintln(os.Stderr, "left open by the tests:", f)
+			code = 1
+		}
+	}
+	return code
+}
+
+// openFiles returns what this process has open of the kind that the tests open.
+func openFiles() []string {
+	var files []string
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, fd := range fds {
+		target, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		// The runtime of Go has an event poll of its own.
+		if strings.HasPrefix(target, "socket:") ||
+			strings.HasPrefix(target, "anon_inode:") && !strings.HasPrefix(target, "anon_inode:[event") {
+			files = append(files, target)
+		}
+	}
+	return files
+}

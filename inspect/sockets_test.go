@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+// eachVariant runs a test with the programs that take the lock of a value, where the kernel has what
+// they need, and with those that do without.
+func eachVariant(t *testing.T, f func(t *testing.T, v variant)) {
+	t.Run("locked", func(t *testing.T) {
+		if major, minor := kernelVersion(t); major < 5 || major == 5 && minor < 12 {
+			t.Skip("requires Linux 5.12")
+		}
+		f(t, lockedVariant)
+	})
+	t.Run("unlocked", func(t *testing.T) { f(t, unlockedVariant) })
+}
+
+func kernelVersion(t testing.TB) (major, minor int) {
+	t.Helper()
+	var name unix.Utsname
+	require.NoError(t, unix.Uname(&name))
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	require.NoError(t, err)
+	return major, minor
+}
+
+func TestListsConnectedSocketsOfEveryKindAndNamespace(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		names := t.TempDir()
+		front4, front6 := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")
+		back4, back6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
+
+		var sockets []*testSocket
+		var services []service
+		inNamespace := func(first int) {
+			for i, kind := range []struct {
+				family      Family
+				protocol    lbmap.Protocol
+				front, back netip.Addr
+			}{
+				{IPv4, lbmap.ProtocolTCP, front4, back4},
+				{IPv4, lbmap.ProtocolUDP, front4, back4},
+				{IPv6, lbmap.ProtocolTCP, front6, back6},
+				{IPv6, lbmap.ProtocolUDP, front6, back6},
+				{IPv6, lbmap.ProtocolTCP, front4, back4}, // v4-mapped
+				{IPv6, lbmap.ProtocolUDP, front4, back4},
+			} {
+				backend := netip.AddrPortFrom(kind.back, uint16(20000+first+i))
+				if kind.protocol == lbmap.ProtocolTCP {
+					l := open(t, kind.family, kind.protocol)
+					l.listen(t, backend)
+				}
+				svc := d.addServiceFor(t, first+i, kind.front, backend, kind.protocol)
+				s := open(t, kind.family, kind.protocol)
+				s.connect(t, svc.front)
+				sockets = append(sockets, s)
+				services = append(services, svc)
+			}
+		}
+		inNamespace(0)
+		inNetNS(t, func() { inNamespace(100) })
+		inNetNS(t, func() {
+			nameNetNS(t, names, "green")
+			inNamespace(200)
+		})
+
+		got, err := list(t.Context(), d.Maps, Options{NetNSDir: names}, []variant{v})
+		require.NoError(t, err)
+		var want []Socket
+		for i, s := range sockets {
+			e := s.expected(t, &services[i])
+			if i >= 12 {
+				e.NetNS.Name = "green"
+			}
+			want = append(want, e)
+		}
+		if v == unlockedVariant {
+			// Only TCP sockets have not got a cookie by then: UDP sockets' backends are chosen by it.
+			for i := range want {
+				if want[i].Protocol == lbmap.ProtocolTCP {
+					want[i].Cookie = 0
+				}
+			}
+		}
+		assertSockets(t, want, got)
+		assert.True(t, slices.IsSortedFunc(got, compareSockets))
+	})
+}
+
+func TestListsEveryPeerOfAnUnconnectedSocket(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		four := d.addServices(t, 0, 40, false)
+		six := d.addServices(t, 100, 40, true)
+		var want []Socket
+		for _, n := range []int{1, 2, 3, 4, 5, 40} {
+			s := open(t, IPv4, lbmap.ProtocolUDP)
+			s.send(t, four[:n]...)
+			want = append(want, s.expected(t, nil, four[:n]...))
+
+			s = open(t, IPv6, lbmap.ProtocolUDP)
+			s.send(t, six[:n]...)
+			s.send(t, four[40-n:]...) // v4-mapped
+			want = append(want, s.expected(t, nil, slices.Concat(four[40-n:], six[:n])...))
+		}
+		got, err := list(t.Context(), d.Maps, Options{}, []variant{v})
+		require.NoError(t, err)
+		assertSockets(t, want, got)
+	})
+}
+
+func TestListsOneSocketForItsConnectionAndItsPeers(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		services := d.addServices(t, 0, 6, false)
+		s := open(t, IPv4, lbmap.ProtocolUDP)
+		s.connect(t, services[0].front)
+		s.send(t, services[1:]...)
+		got, err := list(t.Context(), d.Maps, Options{}, []variant{v})
+		require.NoError(t, err)
+		assertSockets(t, []Socket{s.expected(t, &services[0], services[1:]...)}, got)
+	})
+}
+
+func TestListsNoSocketWithoutATuple(t *testing.T) {
+	d := newDatapath(t)
+	svc := d.addService(t, 0, false, lbmap.ProtocolUDP)
+
+	open(t, IPv4, lbmap.ProtocolUDP)
+	open(t, IPv4, lbmap.ProtocolUDP).connect(t, svc.backend)
+	dropped := open(t, IPv4, lbmap.ProtocolUDP)
+	dropped.send(t, svc)
+	got, err := Sockets(t.Context(), d.Maps, Options{})
+	require.NoError(t, err)
+	assert.Len(t, got, 1)
+
+	require.NoError(t, dropped.sendTo(svc.backend))
+	got, err = Sockets(t.Context(), d.Maps, Options{})
+	require.NoError(t, err)
+	assert.Empty(t, got, "the storage is there, but empty")
+}
+
+func TestADisconnectedSocketHasNoPeer(t *testing.T) {
+	for _, family := range []Family{IPv4, IPv6} {
+		t.Run(family.String(), func(t *testing.T) {
+			d := newDatapath(t)
+			svc := d.addService(t, 0, family == IPv6, lbmap.ProtocolUDP)
+			s := open(t, family, lbmap.ProtocolUDP)
+			s.connect(t, svc.front)
+			s.disconnect(t)
+
+			got, err := Sockets(t.Context(), d.Maps, Options{})
+			require.NoError(t, err)
+			want := s.expected(t, &svc)
+			want.State, want.Peer = StateClose, netip.AddrPort{}
+			assertSockets(t, []Socket{want}, got)
+		})
+	}
+}
+
+func TestAClosedSocketThatStillSendsIsListedWithoutOwner(t *testing.T) {
+	d := newDatapath(t)
+	svc := d.addService(t, 0, false, lbmap.ProtocolTCP)
+	l := open(t, IPv4, lbmap.ProtocolTCP)
+	l.listen(t, svc.backend)
+	s := open(t, IPv4, lbmap.ProtocolTCP)
+	s.connect(t, svc.front)
+	want := s.expected(t, &svc)
+	// More than the other side, which does not read, has room for: the kernel cannot end the
+	// connection yet.
+	require.NoError(t, unix.SetNonblock(s.fd, true))
+	for err := error(nil); err == nil; {
+		_, err = unix.Write(s.fd, make([]byte, 1<<16))
+	}
+	s.close()
+
+	got, err := Sockets(t.Context(), d.Maps, Options{})
+	require.NoError(t, err)
+	want.State, want.Inode, want.Owners = State(unix.BPF_TCP_FIN_WAIT1), 0, nil
+	assertSockets(t, []Socket{want}, got)
+}
+
+func TestOwnersAreAllProcessesThatHaveTheSocketOpen(t *testing.T) {
+	d := newDatapath(t)
+	svc := d.addService(t, 0, false, lbmap.ProtocolUDP)
+	s := open(t, IPv4, lbmap.ProtocolUDP)
+	s.connect(t, svc.front)
+	want := s.expected(t, &svc)
+	child := startChild(t, s)
+	want.Owners = append(want.Owners, Process{child.Process.Pid, self(t).Command})
+
+	got, err := Sockets(t.Context(), d.Maps, Options{})
+	require.NoError(t, err)
+	assertSockets(t, []Socket{want}, got)
+
+	s.close()
+	want.Owners = want.Owners[1:]
+	got, err = Sockets(t.Context(), d.Maps, Options{})
+	require.NoError(t, err)
+	assertSockets(t, []Socket{want}, got)
+
+	want.Owners = nil
+	got, err = Sockets(t.Context(), d.Maps, Options{SkipOwners: true})
+	require.NoError(t, err)
+	assertSockets(t, []Socket{want}, got)
+}
+
+func TestABufferThatIsTooSmallLosesNothing(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		services := d.addServices(t, 0, 2, false)
+		var want []Socket
+		for range 500 {
+			s := open(t, IPv4, lbmap.ProtocolUDP)
+			s.connect(t, services[0].front)
+			s.send(t, services[1])
+			want = append(want, s.expected(t, &services[0], services[1]))
+		}
+		page := os.Getpagesize()
+		got, err := list(t.Context(), d.Maps, Options{BufferSize: 1}, []variant{v})
+		require.NoError(t, err)
+		assertSockets(t, want, got)
+
+		// Nobody reads it meanwhile, so it must overflow.
+		p, err := loadDump(d.Maps, page, []variant{v})
+		require.NoError(t, err)
+		defer p.Close()
+		whole, err := iterate(t.Context(), p.Programs[p.conn], d.Conn)
+		require.NoError(t, err)
+		assert.True(t, whole)
+		var lost uint64
+		require.NoError(t, p.Variables["revsk_records_lost"].Get(&lost))
+		assert.Greater(t, lost, uint64(400))
+	})
+}
+
+func TestTenThousandSocketsAreListedInSeconds(t *testing.T) {
+	const n = 10_000
+	limit := 10 * time.Second
+	if os.Getenv("REVSK_VM") != "" {
+		limit *= 10 // an emulated machine
+	}
+	allowFiles(t, n+1000)
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		svc := d.addService(t, 0, false, lbmap.ProtocolUDP)
+		for range n {
+			s := open(t, IPv4, lbmap.ProtocolUDP)
+			s.connect(t, svc.front)
+		}
+		for _, opts := range []Options{{SkipOwners: true}, {}} {
+			start := time.Now()
+			got, err := list(t.Context(), d.Maps, opts, []variant{v})
+			took := time.Since(start)
+			require.NoError(t, err)
+			assert.Len(t, got, n)
+			assert.Less(t, took, limit)
+			t.Logf("%d sockets in %v, skipping owners: %v", n, took, opts.SkipOwners)
+		}
+	})
+}
+
+func TestSocketsReturnsItsErrors(t *testing.T) {
+	d := newDatapath(t)
+	for _, maps := range []Maps{
+		{},
+		{Peers: d.Peers, Overflow: d.Overflow},
+		{Conn: d.Conn, Overflow: d.Overflow},
+		{Conn: d.Conn, Peers: d.Peers},
+	} {
+		_, err := Sockets(t.Context(), maps, Options{})
+		assert.ErrorIs(t, err, ErrNoMap)
+	}
+	_, err := Sockets(t.Context(), Maps{Conn: d.Peers, Peers: d.Conn, Overflow: d.Overflow}, Options{})
+	assert.ErrorIs(t, err, ebpf.ErrMapIncompatible)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = Sockets(ctx, d.Maps, Options{})
+	assert.ErrorIs(t, err, context.Canceled)
+}
+
+// allowFiles raises the limit of open files of this process.
+func allowFiles(t testing.TB, n uint64) {
+	t.Helper()
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	if limit.Cur < n {
+		limit.Cur, limit.Max = n, max(n, limit.Max)
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit), "allowing %d files", n)
+	}
+}
+
+// childEnv makes the test binary a process that only keeps what it was started with.
+const childEnv = "REVSK_INSPECT_TEST_CHILD"
+
+func holdSocket() {
+	// Until the test closes the other end.
+	_, _ = os.Stdin.Read(make([]byte, 1))
+	os.Exit(0)
+}
+
+// startChild starts a process that has s open until the test ends.
+func startChild(t testing.TB, s *testSocket) *exec.Cmd {
+	t.Helper()
+	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+	require.NoError(t, err)
+	file := os.NewFile(uintptr(fd), "socket")
+	defer file.Close()
+	program, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.ExtraFiles = []*os.File{file}
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		stdin.Close()
+		require.NoError(t, cmd.Wait())
+	})
+	return cmd
+}

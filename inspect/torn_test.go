@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
+)
+
+// Two services share a backend, so that a socket that turns from one to the other has its tuple
+// changed in place, again and again, while it is read.
+func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		backend := netip.MustParseAddrPort("127.0.0.1:20000")
+		a := d.addSharing(t, netip.MustParseAddrPort("10.96.0.1:4369"), backend, 0x1111)
+		b := d.addSharing(t, netip.MustParseAddrPort("11.127.255.254:8738"), backend, 0x2222)
+
+		stop := make(chan struct{})
+		var writer sync.WaitGroup
+		defer writer.Wait()
+		defer close(stop)
+		connected, sending := open(t, IPv4, lbmap.ProtocolUDP), open(t, IPv4, lbmap.ProtocolUDP)
+		writer.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, s := range []service{a, b} {
+					assert.NoError(t, unix.Connect(connected.fd, connected.sockaddr(s.front)))
+					assert.NoError(t, sending.sendTo(s.front))
+				}
+			}
+		})
+
+		p, err := loadDump(d.Maps, 16<<20, []variant{v})
+		require.NoError(t, err)
+		defer p.Close()
+		seen := make(map[revnat.Tuple]int)
+		for _, r := range p.readOften(t, p.Programs[p.conn], d.Conn, revnat.ConnValueSize) {
+			var v revnat.ConnValue
+			require.NoError(t, v.UnmarshalBinary(r))
+			v.Tuple.Created = 0
+			seen[v.Tuple]++
+		}
+		for _, r := range p.readOften(t, p.Programs[p.peers], d.Peers, revnat.PeersValueSize) {
+			var v revnat.PeersValue
+			require.NoError(t, v.UnmarshalBinary(r))
+			for _, tuple := range v.Tuples() {
+				tuple.Created = 0
+				seen[tuple]++
+			}
+		}
+		want := map[revnat.Tuple]bool{}
+		for _, s := range []service{a, b} {
+			want[*s.tuple(lbmap.ProtocolUDP, true)] = true
+			want[*s.tuple(lbmap.ProtocolUDP, false)] = true
+		}
+		t.Log(seen)
+		for tuple := range seen {
+			assert.True(t, want[tuple], "torn: %+v", tuple)
+		}
+		assert.Len(t, seen, len(want), "every tuple is seen")
+	})
+}
+
+// readOften runs a program for a second, and returns the values that it has emitted then.
+func (p *dumpPrograms) readOften(t *testing.T, prog *ebpf.Program, m *ebpf.Map, size int) [][]byte {
+	t.Helper()
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
+	require.NoError(t, err)
+	defer it.Close()
+	ring, err := ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords])
+	require.NoError(t, err)
+	defer ring.Close()
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		r, err := it.Open()
+		require.NoError(t, err)
+		_, err = drain(t.Context(), r)
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+	}
+	require.NoError(t, ring.Flush())
+	var values [][]byte
+	for {
+		r, err := ring.Read()
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return values
+		}
+		require.NoError(t, err)
+		require.Len(t, r.RawSample, socketSize+size)
+		values = append(values, r.RawSample[socketSize:])
+	}
+}
+
+// addSharing adds a service whose backend other services may have too.
+func (d *datapath) addSharing(t testing.TB, front, backend netip.AddrPort, index uint16) service {
+	t.Helper()
+	s := service{front: front, backend: backend, index: index, backendID: 7}
+	_, err := d.tables.UpsertService(lbmap.Service{
+		Frontend: lbmap.Frontend{AddrPort: front, Protocol: lbmap.ProtocolUDP},
+		RevNat:   index,
+		Backends: []lbmap.Backend{{ID: s.backendID, AddrPort: backend, Protocol: lbmap.ProtocolUDP}},
+	})
+	require.NoError(t, err)
+	return s
+}
