@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "github.com/spf13/cobra"
+
+// commands are those of the command line.
+func commands(env *env) []*cobra.Command {
+	return []*cobra.Command{
+		newLoadCommand(env),
+		newUnloadCommand(env),
+		newStatusCommand(env),
+		newModeCommand(env),
+		newListCommand(env),
+		newServiceCommand(env),
+		newGCCommand(env),
+		newFeaturesCommand(env),
+		newSelftestCommand(env),
+		newVersionCommand(env),
+	}
+}

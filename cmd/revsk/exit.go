@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// Exit codes, which are part of the interface.
+const (
+	exitFailed       = 1
+	exitUsage        = 2
+	exitPartly       = 3
+	exitNotSupported = 4
+)
+
+// exitError is an error that says which exit code it deserves. With a nil err nothing is printed.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }
+
+func usageError(err error) error { return exitError{exitUsage, err} }
+
+// asRoot names the capabilities that are needed. CAP_BPF and CAP_PERFMON would do for what is loaded
+// for the first time, but finding a program or a type by its id takes CAP_SYS_ADMIN.
+const asRoot = "run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+
+// advice is what an operator can do about an error of the libraries, and the exit code for it. The
+// first entry that fits counts.
+var advice = []struct {
+	err  error
+	code int
+	hint string
+}{
+	{loader.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
+	{loader.ErrPermission, exitFailed, asRoot},
+	{loader.ErrNotLoaded, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
+	{loader.ErrLocked, exitFailed, "wait for the other revsk or agent to finish, or use --wait"},
+	{loader.ErrLayout, exitFailed, "use the release that made it, or unpin it once no socket needs it"},
+	{loader.ErrNoBPFFS, exitFailed, "mount one (mount -t bpf bpf /sys/fs/bpf), or name one with --bpffs"},
+	{loader.ErrNoCgroup2, exitFailed, "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup"},
+	{loader.ErrForeignLink, exitFailed, "remove the pin if nothing uses it, or name other pins with --pins"},
+	{loader.ErrExclusive, exitFailed, "find it with bpftool cgroup tree, and detach it or use another --cgroup"},
+	{loader.ErrUnsafeMode, exitFailed, "stay in mode dual until those sockets are closed, or use --force and let them forget it"},
+
+	{lbmap.ErrNoMap, exitFailed, "run revsk load, which creates the maps, or name their directory with --maps"},
+	{lbmap.ErrLayout, exitFailed, "use the release that made it, or name another directory with --maps"},
+	{lbmap.ErrFull, exitFailed, "delete services, or have the owner of the map make it larger"},
+	{lbmap.ErrInUse, exitFailed, "see revsk service list, and choose another or let revsk choose"},
+	{lbmap.ErrNotFound, exitFailed, "see revsk service list for what there is"},
+	{lbmap.ErrSyntax, exitUsage, ""},
+	{lbmap.ErrFamily, exitUsage, "use IPv4 backends for an IPv4 service and IPv6 backends for an IPv6 service"},
+	{lbmap.ErrInvalid, exitUsage, ""},
+
+	{inspect.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
+	{inspect.ErrIncomplete, exitFailed, "try again when there are fewer sockets"},
+	{inspect.ErrNoMap, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
+
+	{os.ErrPermission, exitFailed, asRoot},
+	{unix.ENOMEM, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
+	{unix.ENOSPC, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
+}
+
+// explain returns what to print about an error, in one line, and the exit code.
+func explain(err error) (text string, code int) {
+	text, code = err.Error(), exitFailed
+	for _, a := range advice {
+		if errors.Is(err, a.err) {
+			code = a.code
+			if a.hint != "" {
+				text += ": " + a.hint
+			}
+			break
+		}
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		code = exit.code
+	}
+	return oneLine(text), code
+}
+
+// oneLine joins the lines that errors.Join makes.
+func oneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }), "; ")
+}

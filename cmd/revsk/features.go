@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/loader"
+)
+
+func newFeaturesCommand(env *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "features",
+		Short: "Show what this kernel can do, and what needs it",
+		Long: `Tries every feature of the kernel that revsk makes use of, and shows whether it is
+there, what needs it, and the first kernel that has it. Nothing on the machine
+changes. Kernels are not judged by their version: distributions bring features
+to older ones, and leave others out.
+
+Exits with 4 if something is missing that revsk cannot do without.`,
+		Example: `  revsk features
+  revsk features -o json | jq -r '.features[] | select(.available | not) | .name'`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			doc, err := probeFeatures(env)
+			if err != nil {
+				return err
+			}
+			if env.json() {
+				err = env.printJSON(doc)
+			} else {
+				err = doc.print(env)
+			}
+			if err != nil {
+				return err
+			}
+			return doc.err()
+		},
+	}
+}
+
+// featuresDocument is the JSON output of features.
+type featuresDocument struct {
+	Schema   string            `json:"schema"` // revsk/features/v1
+	Kernel   string            `json:"kernel"`
+	Features []featureDocument `json:"features"`
+}
+
+type featureDocument struct {
+	Name      string `json:"name"`
+	Available bool   `json:"available"`
+	// Required: revsk load cannot do without.
+	Required  bool   `json:"required"`
+	NeededFor string `json:"needed_for"`
+	Since     string `json:"since"` // the first kernel, or the option of its configuration
+	// Reason it is not available, if more is known than that.
+	Reason string `json:"reason,omitempty"`
+}
+
+func probeFeatures(env *env) (featuresDocument, error) {
+	doc := featuresDocument{Schema: "revsk/features/v1", Kernel: kernelRelease()}
+	if err := unlimitMemory(); err != nil {
+		return doc, err
+	}
+	for _, f := range features(env) {
+		err := f.probe()
+		if isPermission(err) {
+			return doc, fmt.Errorf("probing for %s: %w: %w", f.name, loader.ErrPermission, err)
+		}
+		fd := featureDocument{
+			Name: f.name, Available: err == nil, Required: f.required, NeededFor: f.neededFor, Since: f.since,
+		}
+		if err != nil && !errors.Is(err, errMissing) {
+			fd.Reason = oneLine(err.Error())
+		}
+		doc.Features = append(doc.Features, fd)
+	}
+	return doc, nil
+}
+
+func (d featuresDocument) print(env *env) error {
+	var t table
+	t.row("FEATURE", "AVAILABLE", "NEEDED FOR", "SINCE")
+	for _, f := range d.Features {
+		available := "yes"
+		if !f.Available && f.Required {
+			available = "no, required"
+		} else if !f.Available {
+			available = "no"
+		}
+		t.row(f.Name, available, f.NeededFor, f.Since)
+	}
+	if _, err := fmt.Fprintf(env.Stdout, "kernel %s\n\n", d.Kernel); err != nil {
+		return err
+	}
+	if err := t.print(env.Stdout); err != nil {
+		return err
+	}
+	for _, f := range d.Features {
+		if f.Reason != "" && !env.quiet {
+			fmt.Fprintf(env.Stderr, "%s: %s\n", f.Name, f.Reason)
+		}
+	}
+	return nil
+}
+
+func (d featuresDocument) err() error {
+	for _, f := range d.Features {
+		if f.Required && !f.Available {
+			if f.Reason != "" {
+				return exitError{exitNotSupported, fmt.Errorf("revsk cannot run here: %s: %s", f.Name, f.Reason)}
+			}
+			return exitError{exitNotSupported, fmt.Errorf("revsk cannot run here: the kernel has no %s (since: %s)", f.Name, f.Since)}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/revsk/revsk/loader"
+)
+
+func newLoadCommand(env *env) *cobra.Command {
+	var (
+		mode            string
+		force, dryRun   bool
+		legacy, further uint32
+		wait            time.Duration
+		features        = loader.DefaultFeatures()
+	)
+	cmd := &cobra.Command{
+		Use:   "load",
+		Short: "Start the datapath, or replace a running version of it",
+		Long: `Opens the pinned service, backend and legacy maps with the size they have, creates
+those that are missing, loads the programs and attaches them to the cgroup. What
+already runs is replaced hook by hook, each in one atomic step; running it again
+is harmless. If anything fails, everything is as it was before.
+
+Without --mode a running datapath keeps its mode. A first load chooses storage,
+or dual where the legacy maps have entries.
+
+Sizes count only for maps that do not exist yet. Features are those of this
+call: a later load without their flags is back at the defaults. One that is on by
+default is turned off by --NAME=false.`,
+		Example: `  revsk load
+  revsk load --dry-run                        # check everything, change nothing
+  revsk load --mode dual                      # keep the legacy maps up to date too
+  revsk load --cgroup /sys/fs/cgroup/test --nodeport=false`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts, err := env.options()
+			if err != nil {
+				return err
+			}
+			if opts.Mode, err = parseMode(mode); err != nil {
+				return err
+			}
+			opts.Force = force
+			opts.DryRun = dryRun
+			opts.LegacyMaxEntries = legacy
+			opts.OverflowMaxEntries = further
+			opts.Features = &features
+			return runLoad(cmd.Context(), env, opts, wait)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	addModeFlag(cmd, flags, &mode)
+	addForceFlag(flags, &force)
+	addDryRunFlag(flags, &dryRun)
+	addWaitFlag(flags, &wait)
+	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
+	flags.Uint32Var(&further, "overflow-entries", 0, "`number` of tuples that all sockets together can have beyond their slots (default 65536)")
+	addFeatureFlags(flags, &features)
+	return cmd
+}
+
+func runLoad(ctx context.Context, env *env, opts loader.Options, wait time.Duration) error {
+	var dp *loader.Datapath
+	var done changes
+	err := waitForLock(ctx, wait, func() (err error) {
+		done = nil
+		opts.OnChange = done.add
+		dp, err = loader.Load(ctx, opts)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	if opts.DryRun {
+		if env.json() {
+			return env.printJSON(done.document(true, nil))
+		}
+		return done.printPlan(env)
+	}
+	status, err := readStatus(opts, dp)
+	if err != nil {
+		return exitError{exitPartly, fmt.Errorf("loaded, but reading the status: %w", err)}
+	}
+	switch {
+	case env.json():
+		return env.printJSON(done.document(false, &status))
+	case env.quiet:
+		return nil
+	}
+	return status.print(env.Stdout)
+}
+
+// waitForLock tries again for so long while another process has the lock.
+func waitForLock(ctx context.Context, wait time.Duration, try func() error) error {
+	deadline := time.Now().Add(wait)
+	for {
+		err := try()
+		if !errors.Is(err, loader.ErrLocked) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func addForceFlag(flags *pflag.FlagSet, force *bool) {
+	flags.BoolVar(force, "force", false, "switch the mode even if live sockets forget their service address by it")
+}
+
+func addDryRunFlag(flags *pflag.FlagSet, dryRun *bool) {
+	flags.BoolVar(dryRun, "dry-run", false, "check everything and say what would be done, but change nothing")
+}
+
+func addWaitFlag(flags *pflag.FlagSet, wait *time.Duration) {
+	flags.DurationVar(wait, "wait", 0, "wait so long for another process that is changing the same datapath")
+}

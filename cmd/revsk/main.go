@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command revsk puts socket-local reverse NAT on a machine, looks after it and shows what it does.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// From the first signal on a second one has its usual effect.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr}, os.Args[1:]))
+}
+
+// run runs a command line and returns the exit code.
+func run(ctx context.Context, env *env, args []string) int {
+	out := &stickyWriter{Writer: env.Stdout}
+	env.Stdout = out
+	root := newRootCommand(env)
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil && out.err != nil {
+		// Help does not look at errors.
+		err = exitError{exitFailed, fmt.Errorf("writing the output: %w", out.err)}
+		env.running = true
+	}
+	if err == nil {
+		return 0
+	}
+	text, code := explain(err)
+	if !env.running {
+		code = exitUsage
+		text = fmt.Sprintf("%s: see %s --help", text, cmd.CommandPath())
+	}
+	var exit exitError
+	if !errors.As(err, &exit) || exit.err != nil {
+		fmt.Fprintf(env.Stderr, "revsk: %s\n", text)
+	}
+	return code
+}
+
+// markRunning makes every command below cmd say when its arguments are understood and its work
+// begins.
+func markRunning(env *env, cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			env.running = true
+			return run(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		markRunning(env, sub)
+	}
+}

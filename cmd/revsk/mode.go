@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/revsk/revsk/loader"
+)
+
+var modeWords = []string{loader.ModeStorage.String(), loader.ModeDual.String(), loader.ModeLegacy.String()}
+
+func newModeCommand(env *env) *cobra.Command {
+	var force, dryRun bool
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "mode [storage|dual|legacy]",
+		Short: "Show the mode, or switch to another",
+		Long: `The mode says where the hooks keep what sockets have to remember:
+
+  storage  on the socket: the normal mode
+  dual     on the socket and in the legacy maps; reads either: for upgrades
+  legacy   in the legacy maps only
+
+Switching takes effect at once, without reloading. When the command returns, no
+hook works in the old mode any more. A switch after which live sockets would
+forget their service address is refused without --force: to storage while the
+legacy maps have entries, to legacy while sockets hold tuples.`,
+		Example: `  revsk mode
+  revsk mode dual
+  revsk mode storage --dry-run`,
+		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: modeWords,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts, err := env.options()
+			if err != nil {
+				return err
+			}
+			if len(args) == 0 {
+				return showMode(env, opts)
+			}
+			mode, err := parseMode(args[0])
+			if err != nil {
+				return err
+			}
+			opts.DryRun = dryRun
+			return switchMode(cmd.Context(), env, opts, *mode, force, wait)
+		},
+	}
+	addForceFlag(cmd.Flags(), &force)
+	addDryRunFlag(cmd.Flags(), &dryRun)
+	addWaitFlag(cmd.Flags(), &wait)
+	return cmd
+}
+
+func showMode(env *env, opts loader.Options) error {
+	dp, err := loader.Open(opts)
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	mode, err := dp.Mode()
+	if err != nil {
+		return err
+	}
+	if env.json() {
+		return env.printJSON(struct {
+			Schema string      `json:"schema"`
+			Mode   loader.Mode `json:"mode"`
+		}{"revsk/mode/v1", mode})
+	}
+	_, err = fmt.Fprintln(env.Stdout, mode)
+	return err
+}
+
+func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.Mode, force bool, wait time.Duration) error {
+	var done changes
+	opts.OnChange = done.add
+	dp, err := loader.Open(opts)
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	before, err := dp.Mode()
+	if err != nil {
+		return err
+	}
+	err = waitForLock(ctx, wait, func() error { return dp.SetMode(ctx, mode, force) })
+	switch {
+	case err != nil:
+		return err
+	case env.json():
+		return env.printJSON(done.document(opts.DryRun, nil))
+	case opts.DryRun:
+		return done.printPlan(env)
+	case env.quiet:
+		return nil
+	case len(done) == 0:
+		_, err = fmt.Fprintf(env.Stdout, "mode is %v already\n", mode)
+	default:
+		_, err = fmt.Fprintf(env.Stdout, "switched from mode %v to %v\n", before, mode)
+	}
+	return err
+}
+
+func addModeFlag(cmd *cobra.Command, flags *pflag.FlagSet, mode *string) {
+	addChoice(cmd, flags, mode, modeWords, "mode", "", "mode to switch to")
+}
+
+// parseMode returns nil for the empty string.
+func parseMode(s string) (*loader.Mode, error) {
+	if s == "" {
+		return nil, nil
+	}
+	mode, err := loader.ParseMode(s)
+	if err != nil {
+		return nil, usageError(err)
+	}
+	return &mode, nil
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestModeShowsAndSwitches(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
+	require.Equal(t, "{\n  \"schema\": \"revsk/mode/v1\",\n  \"mode\": \"storage\"\n}\n", p.run("mode", "-o", "json").ok().stdout)
+	require.Equal(t, "switched from mode storage to dual\n", p.run("mode", "dual").ok().stdout)
+	require.Equal(t, "mode is dual already\n", p.run("mode", "dual").ok().stdout)
+	require.Empty(t, p.run("mode", "storage", "--quiet").ok().stdout)
+	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
+	var done changesDocument
+	p.run("mode", "legacy", "-o", "json").ok().json(&done)
+	require.Equal(t, changes{{Action: "switch", Object: "legacy"}}, done.Changes)
+}
+
+func TestDryRunOfModeChangesNothing(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	before := state(t, p)
+	require.Equal(t, "would switch to mode legacy\n", p.run("mode", "legacy", "--dry-run").ok().stdout)
+	require.Equal(t, "nothing to do\n", p.run("mode", "storage", "--dry-run").ok().stdout)
+	require.Equal(t, before, state(t, p))
+}
+
+func TestModeThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	connectUDP(t, p)
+	message := "revsk: mode would forget live sockets: 1 tuples are on sockets only: " +
+		"stay in mode dual until those sockets are closed, or use --force and let them forget it"
+	require.Equal(t, message, p.run("mode", "legacy").fails(exitFailed))
+	require.Equal(t, message, p.run("mode", "legacy", "--dry-run").fails(exitFailed))
+	require.Equal(t, message, p.load("--mode", "legacy").fails(exitFailed))
+	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
+	p.run("mode", "legacy", "--force").ok()
+	require.Equal(t, "legacy\n", p.run("mode").ok().stdout)
+}

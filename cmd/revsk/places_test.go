@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// changing are command lines that would change something, and those that read what is loaded.
+var (
+	changing = []string{
+		"load", "load --dry-run", "unload", "unload --purge", "mode dual", "gc",
+		"service add 10.96.0.1:80/tcp --no-backend", "service delete 10.96.0.1:80/tcp",
+	}
+	reading = []string{"status", "mode", "list", "service list"}
+)
+
+func TestNothingLoadedIsSaid(t *testing.T) {
+	p := newPlace(t)
+	before := state(t, p)
+	for _, line := range []string{"status", "mode", "mode dual", "list", "gc", "unload", "unload --purge"} {
+		require.Equal(t, "revsk: "+p.pins()+": not loaded: run revsk load first, or name the place with --bpffs or --pins",
+			p.run(strings.Fields(line)...).fails(exitFailed), line)
+	}
+	for _, line := range []string{"service list", "service delete 10.96.0.1:80/tcp", "service add 10.96.0.1:80/tcp --no-backend"} {
+		require.Regexp(t, "map is missing: run revsk load, which creates the maps, or name their directory with --maps$",
+			p.run(strings.Fields(line)...).fails(exitFailed), line)
+	}
+	require.Equal(t, before, state(t, p))
+}
+
+func TestNoBPFFSIsSaid(t *testing.T) {
+	dir := t.TempDir()
+	p := newPlace(t)
+	before := state(t, p)
+	for _, line := range []string{"load", "load --dry-run"} {
+		require.Equal(t, "revsk: "+dir+"/revsk: not a BPF file system: mount one (mount -t bpf bpf /sys/fs/bpf), or name one with --bpffs",
+			p.run(append([]string{"--bpffs", dir}, strings.Fields(line)...)...).fails(exitFailed))
+	}
+	for _, line := range append(changing, reading...) {
+		p.run(append([]string{"--bpffs", dir}, strings.Fields(line)...)...).fails(exitFailed)
+	}
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
+	require.Equal(t, before, state(t, p))
+}
+
+func TestNoCgroup2IsSaid(t *testing.T) {
+	dir := t.TempDir()
+	p := newPlace(t)
+	before := state(t, p)
+	for _, cgroup := range []string{dir, filepath.Join(dir, "missing")} {
+		for _, line := range []string{"load", "load --dry-run"} {
+			require.Equal(t, "revsk: cgroup "+cgroup+": no cgroup2 hierarchy: "+
+				"mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup",
+				p.run(append([]string{"--cgroup", cgroup}, strings.Fields(line)...)...).fails(exitFailed))
+		}
+	}
+	require.Equal(t, before, state(t, p))
+}
+
+func TestNoCgroup2MountIsSaid(t *testing.T) {
+	p := newPlace(t)
+	before := state(t, p)
+	for _, line := range []string{"load", "load --dry-run", "unload", "status"} {
+		r := runAs(t, withoutCgroup2, &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS},
+			append([]string{"--bpffs", p.dir}, strings.Fields(line)...)...)
+		require.Equal(t, "revsk: no cgroup2 hierarchy: "+
+			"mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup", r.fails(exitFailed))
+	}
+	require.Equal(t, before, state(t, p))
+}
+
+func TestNotRootIsSaid(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	before := state(t, p)
+	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	for _, line := range append([]string{"features"}, append(changing, reading...)...) {
+		r := runAs(t, "nobody", nobody, p.args(strings.Fields(line)...)...)
+		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
+		require.Equal(t, 1, strings.Count(r.stderr, "run as root"), line)
+	}
+	require.Equal(t, before, state(t, p))
+}
+
+func TestRootWithoutCapabilitiesIsSaid(t *testing.T) {
+	p := newPlace(t)
+	fresh := state(t, p)
+	for _, line := range []string{"load", "load --dry-run"} {
+		r := runWithoutCapabilities(t, p.args(strings.Fields(line)...)...)
+		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
+		require.Equal(t, fresh, state(t, p), line)
+	}
+	p.load().ok()
+	before := state(t, p)
+	// To detach a link, and to read and write a map, nothing is needed but the pin.
+	for _, line := range []string{"load", "load --dry-run", "mode", "mode dual", "status", "list", "gc", "features"} {
+		r := runWithoutCapabilities(t, p.args(strings.Fields(line)...)...)
+		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
+		require.Equal(t, before, state(t, p), line)
+	}
+}
+
+func TestPinnedMapOfAnotherLayoutIsRefused(t *testing.T) {
+	foreign := &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 5, MaxEntries: 1}
+	t.Run("of sockets", func(t *testing.T) {
+		p := newPlace(t)
+		p.load().ok()
+		path := filepath.Join(p.pins(), "revsk_peers")
+		require.NoError(t, os.Remove(path))
+		m, err := ebpf.NewMap(foreign)
+		require.NoError(t, err)
+		defer m.Close()
+		require.NoError(t, m.Pin(path))
+		before := state(t, p)
+		for _, line := range []string{"load", "load --dry-run", "status", "mode dual", "list", "gc"} {
+			message := p.run(strings.Fields(line)...).fails(exitFailed)
+			require.Regexp(t, "^revsk: "+path+": pinned map has another layout: .*: "+
+				"use the release that made it, or unpin it once no socket needs it$", message, line)
+			require.Equal(t, before, state(t, p), line)
+		}
+	})
+	t.Run("of services", func(t *testing.T) {
+		p := newPlace(t)
+		require.NoError(t, os.MkdirAll(p.maps(), 0o700))
+		pin(t, p, lbmap.Services4Map, foreign)
+		before := state(t, p)
+		for _, line := range []string{"load", "load --dry-run", "service list", "service add 10.96.0.1:80/tcp --no-backend"} {
+			message := p.run(strings.Fields(line)...).fails(exitFailed)
+			require.Contains(t, message, lbmap.Services4Map, line)
+			require.Contains(t, message, "another layout: ", line)
+			require.Contains(t, message, ": use the release that made it, or ", line)
+			require.Equal(t, before, state(t, p), line)
+		}
+	})
+}
+
+func TestAnotherProgramAttachedExclusivelyIsSaid(t *testing.T) {
+	parent := filepath.Join(sandbox.Cgroup(), "parent")
+	child := filepath.Join(parent, "child")
+	require.NoError(t, os.MkdirAll(child, 0o755))
+	t.Cleanup(func() {
+		require.NoError(t, os.Remove(child))
+		require.NoError(t, os.Remove(parent))
+	})
+	prog, err := loadProbe(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect}, 1)
+	require.NoError(t, err)
+	defer prog.Close()
+	for _, where := range []string{parent, child} {
+		for _, test := range []struct {
+			name    string
+			flags   uint32
+			refused bool
+		}{
+			{"alone", 0, true},
+			{"override", unix.BPF_F_ALLOW_OVERRIDE, where == child},
+			{"multi", unix.BPF_F_ALLOW_MULTI, false},
+		} {
+			t.Run(filepath.Base(where)+" "+test.name, func(t *testing.T) {
+				dir, err := os.Open(where)
+				require.NoError(t, err)
+				defer dir.Close()
+				attachment := link.RawAttachProgramOptions{
+					Target: int(dir.Fd()), Program: prog, Attach: ebpf.AttachCGroupInet4Connect, Flags: test.flags,
+				}
+				require.NoError(t, link.RawAttachProgram(attachment))
+				defer func() {
+					require.NoError(t, link.RawDetachProgram(link.RawDetachProgramOptions{
+						Target: int(dir.Fd()), Program: prog, Attach: ebpf.AttachCGroupInet4Connect,
+					}))
+				}()
+				p := newPlace(t)
+				before := state(t, p)
+				for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+					r := p.load("--cgroup", child, dryRun, "--quiet")
+					if !test.refused {
+						r.ok()
+						continue
+					}
+					require.Regexp(t, "another program is attached exclusively.*: "+
+						"find it with bpftool cgroup tree, and detach it or use another --cgroup$", r.fails(exitFailed))
+					require.Equal(t, before, state(t, p))
+				}
+				if !test.refused {
+					p.run("unload", "--cgroup", child).ok()
+				}
+			})
+		}
+	}
+}
+
+// runAs runs a command line in a process of its own, which finds out from the environment what it is.
+func runAs(t *testing.T, environment string, attr *syscall.SysProcAttr, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), beCommandEnv+"="+environment)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = attr
+	cmd.Dir = "/"
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		require.NoError(t, err)
+	}
+	return result{t, cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// runWithoutCapabilities runs a command line as root, without what BPF needs. That must not be given
+// back to this process, so a thread of its own goes before.
+func runWithoutCapabilities(t *testing.T, args ...string) result {
+	t.Helper()
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		for _, capability := range []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_PERFMON} {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
+				t.Error(err)
+			}
+		}
+		done <- runAs(t, "without capabilities", nil, args...)
+	}()
+	return <-done
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	kernel "github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/loader"
+)
+
+// feature is something of the kernel that revsk makes use of.
+type feature struct {
+	name      string
+	required  bool
+	neededFor string
+	since     string
+	// probe returns nil if it is there, errMissing or another error that says what is wrong.
+	probe func() error
+}
+
+// errMissing: there is nothing more to say than that the kernel does not have it.
+var errMissing = errors.New("not available")
+
+// features are in the order in which things build on each other.
+func features(env *env) []feature {
+	const everything = "everything"
+	all := []feature{
+		{"cgroup2", true, everything, "4.5", func() error { return probeCgroup2(env) }},
+		{"bpffs", true, "pins", "4.4", func() error { return probeBPFFS(env.bpffs) }},
+		{"btf", true, "socket storage, list, gc", "CONFIG_DEBUG_INFO_BTF", probeBTF},
+		{"sk_storage map", true, "mode storage", "5.2", func() error { return mapType(ebpf.SkStorage) }},
+		{"lru_hash map", true, "modes dual and legacy", "4.10", func() error { return mapType(ebpf.LRUHash) }},
+		{"cgroup link", true, "attaching", "5.7", probeCgroupLink},
+	}
+	for _, h := range []struct {
+		name, since string
+		prog        ebpf.ProgramType
+		attach      ebpf.AttachType
+	}{
+		{"connect4", "4.17", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect},
+		{"connect6", "4.17", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect},
+		{"sendmsg4", "4.18", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg},
+		{"sendmsg6", "4.18", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg},
+		{"recvmsg4", "5.2", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Recvmsg},
+		{"recvmsg6", "5.2", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Recvmsg},
+		{"getpeername4", "5.8", ebpf.CGroupSockAddr, ebpf.AttachCgroupInet4GetPeername},
+		{"getpeername6", "5.8", ebpf.CGroupSockAddr, ebpf.AttachCgroupInet6GetPeername},
+		{"sock_release", "5.9", ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease},
+		{"post_bind4", "4.17", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind},
+		{"post_bind6", "4.17", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind},
+		{"bind4", "4.17", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Bind},
+		{"bind6", "4.17", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Bind},
+	} {
+		all = append(all, feature{h.name + " hook", true, everything, h.since, func() error {
+			prog, err := loadProbe(&ebpf.ProgramSpec{Type: h.prog, AttachType: h.attach}, 1)
+			return closeProbe(prog, err)
+		}})
+	}
+	return append(all, []feature{
+		{"sk_storage_get in sock_addr hooks", true, "mode storage", "5.3",
+			func() error { return helper(ebpf.CGroupSockAddr, asm.FnSkStorageGet) }},
+		{"sk_storage_get in sock_release", true, "mode storage", "5.9",
+			func() error { return helper(ebpf.CGroupSock, asm.FnSkStorageGet) }},
+		{"bpf_get_netns_cookie", true, "session affinity, --host-netns-only", "5.7",
+			func() error { return helper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie) }},
+		{"bpf_loop", false, "release of long overflow chains without gc", "5.17",
+			func() error { return helper(ebpf.CGroupSock, asm.FnLoop) }},
+		{"bpf_set_retval", false, "error codes of rejected calls", "5.18",
+			func() error { return helper(ebpf.CGroupSockAddr, asm.FnSetRetval) }},
+		{"ringbuf map", false, "list", "5.8", func() error { return mapType(ebpf.RingBuf) }},
+		{"bpf_sk_storage iterator", false, "list, gc", "5.9", func() error { return probeIterator("bpf_sk_storage_map") }},
+		{"task_file iterator", false, "finding the sockets of running processes", "5.8",
+			func() error { return probeIterator("task_file") }},
+		{"sock_destroy by sock_diag", false, "selftest, ending connections to a backend that is gone", "4.5, CONFIG_INET_DIAG_DESTROY", probeSockDestroy},
+		{"network namespaces", false, "selftest", "CONFIG_NET_NS", func() error { return probeFile("/proc/self/ns/net") }},
+		{"ipv6", false, "IPv6 services", "CONFIG_IPV6", func() error { return probeFile("/proc/net/if_inet6") }},
+	}...)
+}
+
+func isPermission(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
+}
+
+// missing turns what the probes of the BPF library return for "no" into errMissing.
+func missing(err error) error {
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return errMissing
+	}
+	return err
+}
+
+func mapType(t ebpf.MapType) error { return missing(kernel.HaveMapType(t)) }
+
+func helper(prog ebpf.ProgramType, fn asm.BuiltinFunc) error {
+	return missing(kernel.HaveProgramHelper(prog, fn))
+}
+
+func probeCgroup2(env *env) error {
+	if env.cgroup == "" {
+		_, err := loader.FindCgroup2()
+		return err
+	}
+	return probeFS(env.cgroup, unix.CGROUP2_SUPER_MAGIC)
+}
+
+func probeBPFFS(dir string) error { return probeFS(dir, unix.BPF_FS_MAGIC) }
+
+func probeFS(dir string, magic int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if int64(st.Type) != magic {
+		return fmt.Errorf("%s is another file system", dir)
+	}
+	return nil
+}
+
+func probeBTF() error {
+	_, err := btf.LoadKernelSpec()
+	return missing(err)
+}
+
+func probeFile(path string) error {
+	_, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return errMissing
+	}
+	return err
+}
+
+// loadProbe loads a program that only returns a value.
+func loadProbe(spec *ebpf.ProgramSpec, value int32) (*ebpf.Program, error) {
+	spec.License = "Dual BSD/GPL"
+	spec.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, value), asm.Return()}
+	prog, err := ebpf.NewProgram(spec)
+	if errors.Is(err, unix.EINVAL) {
+		return nil, errMissing
+	}
+	return prog, missing(err)
+}
+
+func closeProbe(prog *ebpf.Program, err error) error {
+	if err != nil {
+		return err
+	}
+	return prog.Close()
+}
+
+// probeCgroupLink asks for a link to a descriptor that is not open: a kernel that knows such links
+// finds that out, another does not get so far.
+func probeCgroupLink() error {
+	const hook = ebpf.AttachCGroupInet4Connect
+	prog, err := loadProbe(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: hook}, 1)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: maxDescriptor, Program: prog, Attach: hook})
+	switch {
+	case errors.Is(err, unix.EBADF):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return errMissing
+	case err == nil:
+		return errors.Join(errors.New("a link to nothing was made"), l.Close())
+	}
+	return missing(err)
+}
+
+// maxDescriptor is above what any limit of open files allows.
+const maxDescriptor = 1<<31 - 1
+
+func probeIterator(name string) error {
+	prog, err := loadProbe(&ebpf.ProgramSpec{Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: name}, 0)
+	if errors.Is(err, btf.ErrNotFound) {
+		err = errMissing
+	}
+	return closeProbe(prog, err)
+}
+
+// probeSockDestroy destroys a socket made for that.
+func probeSockDestroy() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// Bound to an address of its own, so that nothing that is attached translates it. A bound socket
+	// can be found without being connected.
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return err
+	}
+	request := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	request.AddRawData(destroyRequest(name.(*unix.SockaddrInet4), cookie))
+	_, err = request.Execute(unix.NETLINK_SOCK_DIAG, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return errMissing
+	case errors.Is(err, unix.ENOENT):
+		return errors.New("the kernel has no socket diagnosis: load the modules inet_diag, tcp_diag and udp_diag")
+	}
+	return err
+}
+
+// destroyRequest is a struct inet_diag_req_v2 for a UDP socket that is not connected.
+func destroyRequest(local *unix.SockaddrInet4, cookie uint64) []byte {
+	b := make([]byte, 56)
+	b[0], b[1] = unix.AF_INET, unix.IPPROTO_UDP
+	binary.NativeEndian.PutUint32(b[4:], ^uint32(0)) // in any state
+	binary.BigEndian.PutUint16(b[8:], uint16(local.Port))
+	copy(b[12:], local.Addr[:])
+	binary.NativeEndian.PutUint32(b[48:], uint32(cookie))
+	binary.NativeEndian.PutUint32(b[52:], uint32(cookie>>32))
+	return b
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/selftest"
+)
+
+// inSandboxFlag is given to the process that the selftest starts in a sandbox.
+const inSandboxFlag = "in-sandbox"
+
+// Before main, because it is no command line that the children of the selftest are given.
+func init() { selftest.ChildMain() }
+
+func newSelftestCommand(env *env) *cobra.Command {
+	inSandbox := false
+	cmd := &cobra.Command{
+		Use:   "selftest",
+		Short: "Show with real sockets what leaks with a global hash, and that nothing does here",
+		Long: `selftest runs on this kernel, with real sockets, every way for a socket to end:
+first with the global hash (mode legacy), then with the state on the socket
+(mode storage). It counts what the maps hold before and after.
+
+It does that in a cgroup, network namespace and BPF file system of its own,
+whatever else runs on the machine, and leaves nothing behind. Of the global
+flags only --output and --verbose have a meaning here.
+
+It fails if something is left under storage, or if under legacy a case does not
+leak, or leaks, where the kernel is known to make it do so. Cases that this
+kernel cannot run are shown as such and make no difference, unless it can run
+none (exit code 4).`,
+		Example: `  revsk selftest
+  revsk selftest -o json | jq '.cases[] | select(.legacy.cleaned | not) | .name'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if inSandbox {
+				return runSelftest(cmd, env)
+			}
+			return startSelftest(cmd, env)
+		},
+	}
+	cmd.Flags().BoolVar(&inSandbox, inSandboxFlag, false, "")
+	_ = cmd.Flags().MarkHidden(inSandboxFlag)
+	return cmd
+}
+
+// startSelftest runs this command again in a sandbox, which prints for itself.
+func startSelftest(cmd *cobra.Command, env *env) error {
+	args := []string{cmd.Name(), "--" + inSandboxFlag, "--output=" + env.output}
+	if env.verbose {
+		args = append(args, "--verbose")
+	}
+	code, err := sandbox.Run(cmd.Context(), args...)
+	if cmd.Context().Err() != nil {
+		return exitError{exitFailed, errors.New("interrupted: everything is removed")}
+	}
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return exitError{code, nil}
+	}
+	return nil
+}
+
+func runSelftest(cmd *cobra.Command, env *env) error {
+	if !sandbox.Inside() {
+		return usageError(fmt.Errorf("--%s is for the selftest's own use", inSandboxFlag))
+	}
+	if err := sandbox.Enter(); err != nil {
+		return err
+	}
+	report, err := selftest.Run(cmd.Context(), selftest.Options{Cgroup: sandbox.Cgroup(), Logger: env.logger()})
+	if cmd.Context().Err() != nil {
+		// The process outside says so.
+		return exitError{exitFailed, nil}
+	}
+	if err != nil {
+		return err
+	}
+	if env.json() {
+		err = env.printJSON(report)
+	} else {
+		err = report.Table(env.Stdout)
+	}
+	if err != nil {
+		return err
+	}
+	return report.Verdict()
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+func TestServiceListDecodesEverything(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	require.Equal(t, "SERVICE  REV-NAT  FLAGS  BACKENDS\n", p.run("service", "list").ok().stdout)
+	require.Equal(t, "{\n  \"schema\": \"revsk/services/v1\",\n  \"services\": []\n}\n", p.run("service", "list", "-o", "json").ok().stdout)
+	for _, line := range []string{
+		"[fd00::1]:53/udp --backend [fd00:1::1]:53/terminating,[fd00:1::2]:53 --backend [fd00:1::3]:53/maintenance,[fd00:1::4]:53/quarantined",
+		"10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080 --affinity 300 --two-scopes",
+		"10.96.0.1:80/tcp --scope internal --backend 10.0.1.2:8080 --algorithm maglev",
+		"10.96.0.2:80/tcp --backend 10.0.1.1:8080 --l7-proxy 9000 --rev-nat 100",
+		"10.96.0.3:80/tcp --no-backend --external-ip --load-balancer --routable",
+		"10.96.0.4:7/udplite --no-backend --external-traffic-policy-local --internal-traffic-policy-local",
+		"10.96.0.5:0/any --no-backend --local-redirect --dsr --l7-delegate",
+		"10.96.0.6:80/tcp --no-backend --source-range --source-range-deny --algorithm random",
+		"10.96.0.7:80/tcp --backend [fd00:1::1]:80 --nat-46x64",
+		"0.0.0.0:30080/tcp --node-port --backend 10.0.1.1:8080",
+		"127.0.0.1:8080/tcp --hostport --loopback --backend 10.0.1.1:8080",
+	} {
+		p.run(append([]string{"service", "add"}, strings.Fields(line)...)...).ok()
+	}
+	golden(t, "services.txt", p.run("service", "list").ok().stdout)
+	golden(t, "services.json", p.run("service", "list", "-o", "json").ok().stdout)
+}
+
+func TestBackendThatHasNoEntryIsShownByItsID(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80").ok()
+	tables, err := lbmap.OpenTables(p.maps())
+	require.NoError(t, err)
+	defer tables.Close()
+	require.NoError(t, tables.Backends4.Delete(uint32(1)))
+	require.Contains(t, p.run("service", "list").ok().stdout, "id 1 (no entry)")
+}
+
+func TestServiceAddReplacesAndDelete(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	empty := state(t, p)
+	add := func(args ...string) string {
+		return p.run(append([]string{"service", "add", "10.96.0.1:80/tcp"}, args...)...).ok().stdout
+	}
+	require.Equal(t, "added 10.96.0.1:80/tcp with 1 backend and reverse-NAT index 1\n", add("--backend", "10.0.1.1:80"))
+	require.Equal(t, "replaced 10.96.0.1:80/tcp with 2 backends and reverse-NAT index 1\n", add("--backend", "10.0.1.2:80,10.0.1.3:80"))
+	require.Empty(t, add("--no-backend", "--quiet"))
+	require.Equal(t, "deleted 10.96.0.1:80/tcp with 0 backends and reverse-NAT index 1\n",
+		p.run("service", "delete", "10.96.0.1:80/tcp").ok().stdout)
+	require.Equal(t, empty, state(t, p))
+}
+
+func TestServiceChangesAsJSON(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	for _, step := range []struct {
+		action string
+		args   []string
+	}{
+		{"add", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80"}},
+		{"replace", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80"}},
+		{"delete", []string{"delete", "10.96.0.1:80/tcp"}},
+	} {
+		var change serviceChange
+		p.run(append([]string{"-o", "json", "service"}, step.args...)...).ok().json(&change)
+		require.Equal(t, "revsk/service/v1", change.Schema)
+		require.Equal(t, step.action, change.Action)
+		require.False(t, change.DryRun)
+		require.Equal(t, "10.96.0.1:80/tcp", change.Service.Frontend)
+		require.Equal(t, "10.0.1.1:80", change.Service.Backends[0].Address)
+	}
+}
+
+func TestDryRunOfServiceChangesNothing(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80", "--affinity", "9").ok()
+	before := state(t, p)
+	require.Equal(t, "would add 10.96.0.2:80/tcp with 1 backend and reverse-NAT index 2\n",
+		p.run("service", "add", "10.96.0.2:80/tcp", "--backend", "10.0.1.2:80", "--dry-run").ok().stdout)
+	require.Equal(t, "would replace 10.96.0.1:80/tcp with 0 backends and reverse-NAT index 1\n",
+		p.run("service", "add", "10.96.0.1:80/tcp", "--no-backend", "--dry-run").ok().stdout)
+	require.Equal(t, "would delete 10.96.0.1:80/tcp with 1 backend and reverse-NAT index 1\n",
+		p.run("service", "delete", "10.96.0.1:80/tcp", "--dry-run").ok().stdout)
+	p.run("service", "add", "10.96.0.2:80/tcp", "--no-backend", "--rev-nat", "1", "--dry-run").fails(exitFailed)
+	require.Equal(t, before, state(t, p))
+}
+
+func TestServicesThatAreRefusedChangeNothing(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80").ok()
+	before := state(t, p)
+	const form = "expected ADDR:PORT/PROTO, such as 10.0.0.1:80/tcp or [fd00::1]:53/udp: syntax error"
+	const family = "wrong address family: use IPv4 backends for an IPv4 service and IPv6 backends for an IPv6 service"
+	for _, test := range []struct {
+		line, message string
+		code          int
+	}{
+		{"add nonsense --no-backend", `service "nonsense": ` + form, 2},
+		{"add 10.0.0.1/tcp --no-backend", `service "10.0.0.1/tcp": ` + form, 2},
+		{"add 10.0.0.1:80 --no-backend", `service "10.0.0.1:80": ` + form, 2},
+		{"add 10.0.0.1:65536/tcp --no-backend", `service "10.0.0.1:65536/tcp": ` + form, 2},
+		{"add fd00::1:53/udp --no-backend", `service "fd00::1:53/udp": ` + form, 2},
+		{"add 10.0.0.1:80/tpc --no-backend", `service "10.0.0.1:80/tpc": unknown protocol; ` + form, 2},
+		{"add [::ffff:10.0.0.1]:80/tcp --no-backend", `service "[::ffff:10.0.0.1]:80/tcp": v4-mapped address, write it as 10.0.0.1; ` + form, 2},
+		{"add 10.0.0.1:80/tcp/external --scope internal --no-backend", `service 10.0.0.1:80/tcp: --scope internal says otherwise`, 2},
+		{"add 10.0.0.1:80/tcp --backend 10.0.0.2", `backend "10.0.0.2": expected ADDR:PORT, such as 10.0.1.1:8080 or [fd00:1::1]:53`, 2},
+		{"add 10.0.0.1:80/tcp --backend [::ffff:10.0.0.2]:8", `backend "[::ffff:10.0.0.2]:8": v4-mapped address, write it as 10.0.0.2:8`, 2},
+		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:8/well", `backend "10.0.0.2:8/well": unknown state: use one of active, terminating, quarantined, maintenance`, 2},
+		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:8,[fd00::1]:8", `writing service 10.0.0.1:80/tcp: backend [fd00::1]:8: ` + family, 2},
+		{"add [fd00::1]:80/tcp --backend 10.0.0.2:8", `writing service [fd00::1]:80/tcp: backend 10.0.0.2:8: ` + family, 2},
+		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:8,10.0.0.2:8", `writing service 10.0.0.1:80/tcp: backend 10.0.0.2:8 twice: invalid value`, 2},
+		{"add 10.0.0.1:80/tcp --no-backend --affinity 16777216", `writing service 10.0.0.1:80/tcp: affinity timeout 4660h20m16s: expected whole seconds up to 4660h20m15s: invalid value`, 2},
+		{"add 10.0.0.1:80/tcp --no-backend --l7-proxy 9 --affinity 1", `writing service 10.0.0.1:80/tcp: affinity timeout or algorithm with the flag l7-load-balancer: invalid value`, 2},
+		{"add 10.0.0.1:80/tcp --no-backend --loopback", `--loopback needs --hostport`, 2},
+		{"add 10.0.0.1:80/tcp --no-backend --hostport --l7-delegate", `--l7-delegate excludes --hostport`, 2},
+		{"add 10.0.0.1:80/tcp --no-backend --rev-nat 1", `writing service 10.0.0.1:80/tcp: reverse-NAT index 1 belongs to 10.96.0.1:80/tcp: already in use: see revsk service list, and choose another or let revsk choose`, 1},
+		{"delete 10.0.0.1:80/tcp", `service 10.0.0.1:80/tcp: not found: see revsk service list for what there is`, 1},
+		{"delete nonsense", `service "nonsense": ` + form, 2},
+	} {
+		t.Run(strings.ReplaceAll(test.line, "/", "_"), func(t *testing.T) {
+			r := p.run(append([]string{"service"}, strings.Fields(test.line)...)...)
+			require.Equal(t, "revsk: "+test.message, result{t, r.code, r.stdout, r.stderr}.fails(test.code))
+			require.Empty(t, r.stdout)
+			require.Equal(t, before, state(t, p))
+		})
+	}
+}
+
+func TestAFullMapIsSaidAndChangesNothing(t *testing.T) {
+	for _, name := range []string{lbmap.Services4Map, lbmap.Backends4Map, lbmap.RevNat4Map, lbmap.AffinityMatchMap} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			require.NoError(t, os.MkdirAll(p.maps(), 0o700))
+			for _, other := range []string{lbmap.Services4Map, lbmap.Backends4Map, lbmap.RevNat4Map, lbmap.AffinityMatchMap} {
+				spec := lbmap.MapSpec(other)
+				if other == name {
+					spec.MaxEntries = 2
+				}
+				pin(t, p, other, spec)
+			}
+			if name != lbmap.Services4Map {
+				p.run("service", "add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80", "--affinity", "1").ok()
+			}
+			if name == lbmap.RevNat4Map {
+				p.run("service", "add", "10.96.0.3:80/tcp", "--no-backend").ok()
+			}
+			before := state(t, p)
+			for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+				r := p.run("service", "add", "10.96.0.2:80/tcp", "--backend", "10.0.1.2:80,10.0.1.3:80", "--affinity", "1", dryRun)
+				require.Equal(t, "revsk: writing service 10.96.0.2:80/tcp: writing "+name+": no room left: "+
+					"delete services, or have the owner of the map make it larger", r.fails(exitFailed))
+				require.Equal(t, before, state(t, p))
+			}
+		})
+	}
+}
+
+// pin makes a map and pins it among those of the services.
+func pin(t *testing.T, p place, name string, spec *ebpf.MapSpec) {
+	t.Helper()
+	m, err := ebpf.NewMap(spec)
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Pin(filepath.Join(p.maps(), name)))
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+// serviceFlags are the flags of a service that have a flag of the command line, of which "service
+// list" shows them too.
+var serviceFlags = []struct {
+	bit         lbmap.ServiceFlags
+	name, usage string
+}{
+	{lbmap.FlagNodePort, "nodeport", "a NodePort service; ADDR is 0.0.0.0 or [::] for every address of the node"},
+	{lbmap.FlagHostPort, "hostport", "a host port"},
+	{lbmap.FlagLoopback, "loopback", "a host port on a loopback address; with --hostport"},
+	{lbmap.FlagExternalIP, "external-ip", "the address is an external IP"},
+	{lbmap.FlagLoadBalancer, "load-balancer", "the address is that of a load balancer"},
+	{lbmap.FlagRoutable, "routable", "reachable from outside the cluster"},
+	{lbmap.FlagExternalLocal, "external-traffic-policy-local", "external traffic policy local"},
+	{lbmap.FlagInternalLocal, "internal-traffic-policy-local", "internal traffic policy local"},
+	{lbmap.FlagTwoScopes, "two-scopes", "has an entry in each scope: add both"},
+	{lbmap.FlagLocalRedirect, "local-redirect", "a local-redirect service"},
+	{lbmap.FlagL7Delegate, "l7-delegate", "left to the local L7 proxy as it is; not with --hostport"},
+	{lbmap.FlagNAT46x64, "nat-46x64", "backends are of the other address family"},
+	{lbmap.FlagDSR, "dsr", "replies go to the client directly"},
+	{lbmap.FlagSourceRange, "source-range", "clients are checked against source ranges"},
+	{lbmap.FlagSourceRangeDeny, "source-range-deny", "the source ranges are those denied"},
+}
+
+var algorithms = []lbmap.Algorithm{lbmap.AlgorithmDefault, lbmap.AlgorithmRandom, lbmap.AlgorithmMaglev}
+
+var backendStates = []lbmap.BackendState{
+	lbmap.BackendActive, lbmap.BackendTerminating, lbmap.BackendQuarantined, lbmap.BackendMaintenance,
+}
+
+// listNames are flags under the names by which "service list" shows them.
+var listNames = map[string]string{
+	"node-port":        "nodeport",
+	"host-port":        "hostport",
+	"external-local":   "external-traffic-policy-local",
+	"internal-local":   "internal-traffic-policy-local",
+	"l7-load-balancer": "l7-proxy",
+}
+
+func listName(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	if flag, ok := listNames[name]; ok {
+		name = flag
+	}
+	return pflag.NormalizedName(name)
+}
+
+// serviceArgs is a service as the command line describes it.
+type serviceArgs struct {
+	backends   []string
+	noBackends bool
+	affinity   uint32 // seconds
+	algorithm  string
+	scope      string
+	l7Proxy    uint16
+	revNat     uint16
+	flags      []bool // as serviceFlags
+	given      *pflag.FlagSet
+}
+
+func newServiceAddCommand(env *env) *cobra.Command {
+	var args serviceArgs
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "add ADDR:PORT/PROTO --backend ADDR:PORT[,ADDR:PORT...]",
+		Short: "Add a service, or replace the one with this address",
+		Long: `Writes a service with its backends. PROTO is tcp, udp, udplite, any or a number.
+A service that exists is replaced: connections that are open keep their backend,
+programs that run meanwhile see either the old service or the new one.
+
+Backends are of the service's address family and protocol. ADDR:PORT/STATE gives
+one a state: active (the default), terminating, quarantined or maintenance. Its
+state is the same for all services with this backend.
+
+Flags can be given under the names that "service list" shows, too.
+
+Nothing is written if anything about the service is wrong or does not fit.`,
+		Example: `  revsk service add 10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080
+  revsk service add '[fd00::1]:53/udp' --backend '[fd00:1::1]:53' --affinity 300
+  revsk service add 0.0.0.0:30080/tcp --nodeport --backend 10.0.1.1:8080
+  revsk service add 10.96.0.1:80/tcp --no-backend      # rejects connections`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, addr []string) error {
+			args.given = cmd.Flags()
+			service, err := args.service(addr[0])
+			if err != nil {
+				return err
+			}
+			return runServiceAdd(cmd.Context(), env, service, dryRun)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringSliceVar(&args.backends, "backend", nil, "backends as `ADDR:PORT`[/STATE], separated by commas or given repeatedly")
+	flags.BoolVar(&args.noBackends, "no-backend", false, "the service has no backends: what goes to it is rejected")
+	flags.Uint32Var(&args.affinity, "affinity", 0, "`seconds` for which a client keeps its backend after its last connection")
+	addChoice(cmd, flags, &args.algorithm, words(algorithms), "algorithm", "", "how packets choose a backend: default, random or maglev; sockets do not look at it")
+	addChoice(cmd, flags, &args.scope, []string{"external", "internal"}, "scope", "", "external, or internal for clients within the cluster, which implies --two-scopes")
+	flags.Uint16Var(&args.l7Proxy, "l7-proxy", 0, "`port` of the local L7 proxy that the service goes to")
+	flags.Uint16Var(&args.revNat, "rev-nat", 0, "reverse-NAT `index`; 0: keep it, or take a free one")
+	args.flags = make([]bool, len(serviceFlags))
+	for i, f := range serviceFlags {
+		flags.BoolVar(&args.flags[i], f.name, false, f.usage)
+	}
+	addDryRunFlag(flags, &dryRun)
+	flags.SetNormalizeFunc(listName)
+	cmd.MarkFlagsMutuallyExclusive("backend", "no-backend")
+	cmd.MarkFlagsOneRequired("backend", "no-backend")
+	return cmd
+}
+
+// service checks what is given and puts it together.
+func (a *serviceArgs) service(addr string) (lbmap.Service, error) {
+	frontend, err := lbmap.ParseFrontend(addr)
+	if err != nil {
+		return lbmap.Service{}, err
+	}
+	s := lbmap.Service{Frontend: frontend, RevNat: a.revNat, L7ProxyPort: a.l7Proxy}
+	for i, f := range serviceFlags {
+		if a.flags[i] {
+			s.Flags |= f.bit
+		}
+	}
+	if s.Flags.Has(lbmap.FlagLoopback) {
+		isLoopback, isDelegate := a.isSet("loopback"), a.isSet("l7-delegate")
+		if isLoopback && !a.isSet("hostport") {
+			return s, usageError(errors.New("--loopback needs --hostport"))
+		}
+		if isDelegate && a.isSet("hostport") {
+			return s, usageError(errors.New("--l7-delegate excludes --hostport"))
+		}
+	}
+	if a.scope != "" {
+		scope, err := lbmap.ParseScope(a.scope)
+		if err != nil {
+			return s, err
+		}
+		if strings.Count(addr, "/") > 1 && scope != frontend.Scope {
+			return s, usageError(fmt.Errorf("service %v: --scope %v says otherwise", frontend, scope))
+		}
+		s.Frontend.Scope = scope
+	}
+	if s.Frontend.Scope == lbmap.ScopeInternal {
+		s.Flags |= lbmap.FlagTwoScopes
+	}
+	if a.affinity > 0 {
+		s.Flags |= lbmap.FlagAffinity
+		s.AffinityTimeout = time.Duration(a.affinity) * time.Second
+	}
+	if a.algorithm != "" {
+		s.Algorithm = algorithms[slices.Index(words(algorithms), a.algorithm)]
+	}
+	if a.given.Changed("l7-proxy") {
+		s.Flags |= lbmap.FlagL7LoadBalancer
+	}
+	for _, text := range a.backends {
+		b, err := parseBackend(text, frontend.Protocol)
+		if err != nil {
+			return s, err
+		}
+		s.Backends = append(s.Backends, b)
+	}
+	return s, nil
+}
+
+func (a *serviceArgs) isSet(name string) bool {
+	for i, f := range serviceFlags {
+		if f.name == name {
+			return a.flags[i]
+		}
+	}
+	return false
+}
+
+func parseBackend(text string, protocol lbmap.Protocol) (lbmap.Backend, error) {
+	addr, state, _ := strings.Cut(text, "/")
+	b := lbmap.Backend{Protocol: protocol}
+	var err error
+	if b.AddrPort, err = netip.ParseAddrPort(addr); err != nil {
+		return b, usageError(fmt.Errorf("backend %q: expected ADDR:PORT, such as 10.0.1.1:8080 or [fd00:1::1]:53", text))
+	}
+	if a := b.AddrPort.Addr(); a.Is4In6() {
+		return b, usageError(fmt.Errorf("backend %q: v4-mapped address, write it as %v", text, netip.AddrPortFrom(a.Unmap(), b.AddrPort.Port())))
+	}
+	if state == "" {
+		return b, nil
+	}
+	i := slices.Index(words(backendStates), state)
+	if i < 0 {
+		return b, usageError(fmt.Errorf("backend %q: unknown state: use one of %s", text, strings.Join(words(backendStates), ", ")))
+	}
+	b.State = backendStates[i]
+	return b, nil
+}
+
+func words[T fmt.Stringer](values []T) []string {
+	var all []string
+	for _, v := range values {
+		all = append(all, v.String())
+	}
+	return all
+}
+
+func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun bool) error {
+	action := "add"
+	err := changeTables(ctx, env, dryRun, func(tables *lbmap.Tables) (err error) {
+		if _, err := tables.Service(service.Frontend); err == nil {
+			action = "replace"
+		} else if !errors.Is(err, lbmap.ErrNotFound) {
+			return err
+		}
+		service, err = tables.UpsertService(service)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return reportService(env, action, dryRun, service)
+}
+
+// serviceChange is the JSON output of the commands that change a service.
+type serviceChange struct {
+	Schema  string          `json:"schema"` // revsk/service/v1
+	DryRun  bool            `json:"dry_run"`
+	Action  string          `json:"action"` // add, replace or delete
+	Service serviceDocument `json:"service"`
+}
+
+var actionDone = map[string]string{"add": "added", "replace": "replaced", "delete": "deleted"}
+
+func reportService(env *env, action string, dryRun bool, s lbmap.Service) error {
+	if env.json() {
+		return env.printJSON(serviceChange{"revsk/service/v1", dryRun, action, newServiceDocument(s)})
+	}
+	does := actionDone[action]
+	if dryRun {
+		does = "would " + action
+	} else if env.quiet {
+		return nil
+	}
+	_, err := fmt.Fprintf(env.Stdout, "%s %v with %s and reverse-NAT index %d\n",
+		does, s.Frontend, count(len(s.Backends), "backend", "backends"), s.RevNat)
+	return err
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+func newServiceListCommand(env *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List services with their flags and backends",
+		Long: `Lists every service of both address families, sorted by address, with its flags,
+its reverse-NAT index and its backends in the order of their slots. A backend
+that is not active shows its state; one without an entry in the backend map
+shows its id only.`,
+		Example: `  revsk service list
+  revsk service list -o json | jq '.services[] | select(.backends == [])'`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			tables, err := openTables(env, false)
+			if err != nil {
+				return err
+			}
+			defer tables.Close()
+			services, err := tables.Services()
+			if err != nil {
+				return err
+			}
+			if env.json() {
+				return env.printJSON(newServicesDocument(services))
+			}
+			return printServices(env, services)
+		},
+	}
+}
+
+// servicesDocument is the JSON output of service list.
+type servicesDocument struct {
+	Schema   string            `json:"schema"` // revsk/services/v1
+	Services []serviceDocument `json:"services"`
+}
+
+// serviceDocument is a service in JSON output.
+type serviceDocument struct {
+	Frontend string         `json:"frontend"` // ADDR:PORT/PROTO, and /internal in that scope
+	Address  netip.Addr     `json:"address"`
+	Port     uint16         `json:"port"`
+	Protocol lbmap.Protocol `json:"protocol"`
+	Scope    lbmap.Scope    `json:"scope"`
+	RevNat   uint16         `json:"rev_nat"`
+	Flags    []string       `json:"flags"`
+	// AffinitySeconds counts with the flag affinity only.
+	AffinitySeconds int64             `json:"affinity_seconds"`
+	Algorithm       string            `json:"algorithm"`
+	L7ProxyPort     uint16            `json:"l7_proxy_port,omitempty"`
+	Backends        []backendDocument `json:"backends"`
+}
+
+// backendDocument is a backend in JSON output. Without an entry in the backend map it has an id only.
+type backendDocument struct {
+	ID          uint32         `json:"id"`
+	Address     string         `json:"address,omitempty"` // ADDR:PORT
+	Protocol    lbmap.Protocol `json:"protocol"`
+	State       string         `json:"state"`
+	Quarantined bool           `json:"quarantined"`
+	ClusterID   uint16         `json:"cluster_id"`
+	Zone        uint8          `json:"zone"`
+}
+
+func newServicesDocument(services []lbmap.Service) servicesDocument {
+	doc := servicesDocument{Schema: "revsk/services/v1", Services: []serviceDocument{}}
+	for _, s := range services {
+		doc.Services = append(doc.Services, newServiceDocument(s))
+	}
+	return doc
+}
+
+func newServiceDocument(s lbmap.Service) serviceDocument {
+	doc := serviceDocument{
+		Frontend:        s.Frontend.String(),
+		Address:         s.Frontend.AddrPort.Addr(),
+		Port:            s.Frontend.AddrPort.Port(),
+		Protocol:        s.Frontend.Protocol,
+		Scope:           s.Frontend.Scope,
+		RevNat:          s.RevNat,
+		Flags:           []string{},
+		AffinitySeconds: int64(s.AffinityTimeout / time.Second),
+		Algorithm:       s.Algorithm.String(),
+		L7ProxyPort:     s.L7ProxyPort,
+		Backends:        []backendDocument{},
+	}
+	if s.Flags != 0 {
+		doc.Flags = strings.Split(s.Flags.String(), ",")
+	}
+	for _, b := range s.Backends {
+		bd := backendDocument{
+			ID: b.ID, Protocol: b.Protocol, State: b.State.String(), Quarantined: b.Quarantined,
+			ClusterID: b.ClusterID, Zone: b.Zone,
+		}
+		if b.AddrPort.IsValid() {
+			bd.Address = b.AddrPort.String()
+		}
+		doc.Backends = append(doc.Backends, bd)
+	}
+	return doc
+}
+
+func printServices(env *env, services []lbmap.Service) error {
+	var t table
+	t.row("SERVICE", "REV-NAT", "FLAGS", "BACKENDS")
+	for _, s := range services {
+		first := "none"
+		if len(s.Backends) > 0 {
+			first = backendText(s.Backends[0])
+		}
+		t.row(s.Frontend, s.RevNat, flagsText(s), first)
+		for i := 1; i < len(s.Backends); i++ {
+			t.rows = append(t.rows, []string{"", "", "", backendText(s.Backends[i])})
+		}
+	}
+	return t.print(env.Stdout)
+}
+
+// flagsText is the flags with what belongs to them.
+func flagsText(s lbmap.Service) string {
+	if s.Flags == 0 && s.Algorithm == lbmap.AlgorithmDefault {
+		return ""
+	}
+	var flags []string
+	for _, f := range strings.Split(s.Flags.String(), ",") {
+		switch {
+		case s.Flags == 0:
+			continue
+		case f == lbmap.FlagAffinity.String():
+			f = fmt.Sprintf("%s=%v", f, s.AffinityTimeout)
+		case f == lbmap.FlagL7LoadBalancer.String():
+			f = fmt.Sprintf("%s=%d", f, s.L7ProxyPort)
+		}
+		flags = append(flags, f)
+	}
+	if s.Algorithm != lbmap.AlgorithmDefault {
+		flags = append(flags, s.Algorithm.String())
+	}
+	return strings.Join(flags, ",")
+}
+
+func backendText(b lbmap.Backend) string {
+	if !b.AddrPort.IsValid() {
+		return fmt.Sprintf("id %d (no entry)", b.ID)
+	}
+	var notes []string
+	if b.State != lbmap.BackendActive {
+		notes = append(notes, b.State.String())
+	}
+	if b.Quarantined && b.State != lbmap.BackendQuarantined {
+		notes = append(notes, "quarantined")
+	}
+	if b.ClusterID != 0 {
+		notes = append(notes, fmt.Sprintf("cluster %d", b.ClusterID))
+	}
+	if b.Zone != 0 {
+		notes = append(notes, fmt.Sprintf("zone %d", b.Zone))
+	}
+	if notes == nil {
+		return b.AddrPort.String()
+	}
+	return fmt.Sprintf("%v (%s)", b.AddrPort, strings.Join(notes, ", "))
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/loader"
+)
+
+func newStatusCommand(env *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what is attached, the maps and the counters",
+		Long: `Shows the mode, the program on every hook, the maps with their number of entries,
+and the counters since the first load. At any moment "stored" is the sum of
+"released", the three "dropped", and the tuples that live sockets hold.
+
+A hook that only a feature needs is "off" where that feature is.
+
+Exits with 0 if every hook is attached that is needed, with 3 if some are
+missing, and with 1 if none is attached.`,
+		Example: `  revsk status
+  revsk status -o json | jq .counters`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			dp, opts, err := env.open()
+			if err != nil {
+				return err
+			}
+			defer dp.Close()
+			status, err := readStatus(opts, dp)
+			if err != nil {
+				return err
+			}
+			if env.json() {
+				err = env.printJSON(status)
+			} else {
+				err = status.print(env.Stdout)
+			}
+			if err != nil {
+				return err
+			}
+			return status.err()
+		},
+	}
+}
+
+// statusDocument is the JSON output of status.
+type statusDocument struct {
+	Schema  string `json:"schema"` // revsk/status/v1
+	Kernel  string `json:"kernel"`
+	Cgroup  string `json:"cgroup"`
+	PinsDir string `json:"pins_dir"`
+	MapsDir string `json:"maps_dir"`
+	// Complete: every hook is attached.
+	Complete bool `json:"complete"`
+	// LiveTuples is Counters.Live.
+	LiveTuples int64 `json:"live_tuples"`
+	loader.Status
+}
+
+func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error) {
+	s, err := dp.Status()
+	return statusDocument{
+		Schema:     "revsk/status/v1",
+		Kernel:     kernelRelease(),
+		Cgroup:     opts.Cgroup,
+		PinsDir:    opts.PinsDir,
+		MapsDir:    opts.MapsDir,
+		Complete:   s.Complete(),
+		LiveTuples: s.Counters.Live(),
+		Status:     s,
+	}, err
+}
+
+func (s statusDocument) err() error {
+	attached := 0
+	var missing []string
+	for _, h := range s.Hooks {
+		if h.Attached {
+			attached++
+		} else if !h.Optional {
+			missing = append(missing, hookName(h))
+		}
+	}
+	switch {
+	case attached == 0:
+		return exitError{exitFailed, errors.New("no hook is attached: run revsk load")}
+	case len(missing) > 0:
+		return exitError{exitPartly, fmt.Errorf("not attached: %s: run revsk load", strings.Join(missing, ", "))}
+	}
+	return nil
+}
+
+func (s statusDocument) print(w io.Writer) error {
+	var head, hooks, maps, counters table
+	head.row("mode", s.Mode)
+	head.row("cgroup", s.Cgroup)
+	head.row("kernel", s.Kernel)
+	head.row("tuples on live sockets", s.LiveTuples)
+
+	hooks.row("HOOK", "PROGRAM ID", "TAG", "LOADED")
+	for _, h := range s.Hooks {
+		if !h.Attached && h.Optional {
+			hooks.row(hookName(h), "off")
+			continue
+		} else if !h.Attached {
+			hooks.row(hookName(h), "missing")
+			continue
+		}
+		loaded := ""
+		if !h.LoadedAt.IsZero() {
+			loaded = h.LoadedAt.Local().Format(time.DateTime)
+		}
+		hooks.row(hookName(h), h.ProgramID, h.Tag, loaded)
+	}
+
+	maps.row("MAP", "TYPE", "ENTRIES", "SIZE", "PIN")
+	for _, m := range s.Maps {
+		entries, size := "", ""
+		if m.Entries >= 0 {
+			entries = fmt.Sprint(m.Entries)
+		}
+		if m.MaxEntries > 0 {
+			size = fmt.Sprint(m.MaxEntries)
+		}
+		maps.row(m.Name, m.Type, entries, size, m.Pin)
+	}
+
+	counters.row("COUNTER", "VALUE")
+	values := reflect.ValueOf(s.Counters)
+	for field, value := range values.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		counters.row(strings.ReplaceAll(name, "_", " "), value.Uint())
+	}
+
+	for i, t := range []table{head, hooks, maps, counters} {
+		if i > 0 {
+			if _, err := fmt.Fprintln(w); err != nil {
+				return err
+			}
+		}
+		if err := t.print(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hookName(h loader.HookStatus) string { return strings.TrimPrefix(h.Program, "revsk_") }
+
+// kernelRelease is what uname -r prints.
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

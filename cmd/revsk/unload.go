@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/loader"
+)
+
+func newUnloadCommand(env *env) *cobra.Command {
+	var purge, dryRun bool
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "unload",
+		Short: "Detach the datapath",
+		Long: `Detaches all programs. New connections to a service are no longer translated;
+those that exist go on, but replies show the backend's address until the next
+load.
+
+The maps stay pinned, so that sockets keep what they remember and the next load
+goes on with it. With --purge revsk's own maps go too: every live socket forgets
+its service address for good, and shows its backend's from then on. --purge is
+not asked about again. The service, backend and legacy maps stay in either case.`,
+		Example: `  revsk unload
+  revsk unload --purge --dry-run     # how many sockets would forget?
+  revsk unload --purge`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts, err := env.options()
+			if err != nil {
+				return err
+			}
+			opts.DryRun = dryRun
+			return runUnload(cmd.Context(), env, opts, purge, wait)
+		},
+	}
+	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets forget their service address")
+	addDryRunFlag(cmd.Flags(), &dryRun)
+	addWaitFlag(cmd.Flags(), &wait)
+	return cmd
+}
+
+func runUnload(ctx context.Context, env *env, opts loader.Options, purge bool, wait time.Duration) error {
+	var live int64
+	if purge {
+		var err error
+		if live, err = liveTuples(opts); err != nil {
+			return err
+		}
+	}
+	var done changes
+	opts.OnChange = done.add
+	err := waitForLock(ctx, wait, func() error { return loader.Unload(ctx, opts, purge) })
+	if err != nil {
+		if len(done) > 0 {
+			return exitError{exitPartly, err}
+		}
+		return err
+	}
+	if live > 0 && !env.quiet {
+		does := "forgot"
+		if opts.DryRun {
+			does = "would forget"
+		}
+		fmt.Fprintf(env.Stderr, "live sockets %s %s: they show those of backends from now on\n",
+			does, count(live, "service address", "service addresses"))
+	}
+	switch {
+	case env.json():
+		return env.printJSON(done.document(opts.DryRun, nil))
+	case opts.DryRun:
+		return done.printPlan(env)
+	case env.quiet:
+		return nil
+	case purge:
+		_, err = fmt.Fprintf(env.Stdout, "detached from %s, maps removed from %s\n", opts.Cgroup, opts.PinsDir)
+	case !done.has(loader.ActionDetach):
+		_, err = fmt.Fprintln(env.Stdout, "nothing was attached")
+	default:
+		_, err = fmt.Fprintf(env.Stdout, "detached from %s, maps kept in %s\n", opts.Cgroup, opts.PinsDir)
+	}
+	return err
+}
+
+// liveTuples is how many tuples sockets hold, as far as that can be known: a layout of another
+// release is no reason to keep the maps.
+func liveTuples(opts loader.Options) (int64, error) {
+	dp, err := loader.Open(opts)
+	if errors.Is(err, loader.ErrNotLoaded) || errors.Is(err, loader.ErrLayout) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer dp.Close()
+	counters, err := dp.Counters()
+	return counters.Live(), err
+}

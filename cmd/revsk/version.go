@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+func newVersionCommand(env *env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Show the version of revsk",
+		Long:    "Shows the version of revsk, the revision that it was built from, and the Go version.",
+		Example: `  revsk version -o json`,
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := readVersion()
+			if env.json() {
+				return env.printJSON(v)
+			}
+			text := "revsk " + v.Version
+			if v.Revision != "" {
+				text += " (" + v.Revision + ")"
+			}
+			_, err := fmt.Fprintln(env.Stdout, text, v.Go)
+			return err
+		},
+	}
+}
+
+// versionDocument is the JSON output of version.
+type versionDocument struct {
+	Schema   string `json:"schema"` // revsk/version/v1
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"` // of git, with "+" behind it if files were changed
+	Go       string `json:"go"`
+}
+
+func readVersion() versionDocument {
+	v := versionDocument{Schema: "revsk/version/v1", Version: "(devel)", Go: runtime.Version()}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	if info.Main.Version != "" {
+		v.Version = info.Main.Version
+	}
+	changed := ""
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.Revision = s.Value
+		case "vcs.modified":
+			if s.Value == "true" {
+				changed = "+"
+			}
+		}
+	}
+	if v.Revision != "" {
+		v.Revision += changed
+	}
+	return v
+}
