@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// harness is a loaded collection of the programs in harness.c.
+type harness struct {
+	coll *ebpf.Collection
+	runs uint64
+}
+
+// options says how a collection differs from the default one.
+type options struct {
+	programs  []string       // names without run_; nil: all
+	constants map[string]any // load-time constants, by name without cfg_
+	overflow  uint32         // size of revsk_overflow; 0: as it is
+}
+
+// bpfLoopProgram is the one program that uses bpf_loop.
+const bpfLoopProgram = "release_loop"
+
+// hashSize is the size of hash maps: their own make every test slow, which
+// empties them, and LRU maps are allocated as they are created. It is enough for
+// every test; nothing may be evicted.
+const hashSize = 4096
+
+func loadPrograms(o options) (*harness, error) {
+	spec, err := loadHarness()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.LRUHash || m.Type == ebpf.Hash {
+			m.MaxEntries = min(m.MaxEntries, hashSize)
+		}
+	}
+	if o.overflow != 0 {
+		spec.Maps[harnessMapRevskOverflow].MaxEntries = o.overflow
+	}
+	for name, value := range o.constants {
+		if err := spec.Variables["cfg_"+name].Set(value); err != nil {
+			return nil, fmt.Errorf("setting cfg_%s: %w", name, err)
+		}
+	}
+	haveLoop := features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)
+	if haveLoop != nil && !errors.Is(haveLoop, ebpf.ErrNotSupported) {
+		return nil, fmt.Errorf("probing for bpf_loop: %w", haveLoop)
+	}
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
+		name = strings.TrimPrefix(name, "run_")
+		return o.programs != nil && !slices.Contains(o.programs, name) ||
+			name == bpfLoopProgram && haveLoop != nil
+	})
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, err
+	}
+	return &harness{coll: coll}, nil
+}
+
+// load returns a collection of the test's own.
+func load(t *testing.T, o options) *harness {
+	t.Helper()
+	h, err := loadPrograms(o)
+	if err != nil {
+		t.Fatalf("loading the programs: %+v", err)
+	}
+	t.Cleanup(h.close)
+	return h
+}
+
+func (h *harness) close() { h.coll.Close() }
+
+// needBPFLoop skips a test of the one program that needs a kernel newer than 5.10.
+func needBPFLoop(t *testing.T) {
+	t.Helper()
+	if errors.Is(features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop), ebpf.ErrNotSupported) {
+		t.Skip("requires Linux 5.17")
+	}
+}
+
+// What the programs return: see harness.c.
+const (
+	noSocket   = 0
+	done       = 1
+	doneBefore = 2
+)
+
+// run runs a program and returns what it has left in its output. Who calls it
+// has filled the arguments of the function in.
+func (h *harness) run(t *testing.T, program string, in harnessHarnessInput) harnessHarnessOutput {
+	t.Helper()
+	h.runs++
+	in.Run = h.runs
+	if err := h.coll.Variables["input"].Set(&in); err != nil {
+		t.Fatalf("%s: writing its input: %v", program, err)
+	}
+	const ethernetHeader = 14
+	ret, err := h.coll.Programs["run_"+program].Run(&ebpf.RunOptions{Data: make([]byte, ethernetHeader)})
+	if err != nil {
+		t.Fatalf("%s: %v", program, err)
+	}
+	if ret == noSocket {
+		t.Fatalf("%s: the program has found no socket", program)
+	}
+	var out harnessHarnessOutput
+	if err := h.coll.Variables["output"].Get(&out); err != nil {
+		t.Fatalf("%s: reading its output: %v", program, err)
+	}
+	if ret != done && ret != doneBefore || out.Run != in.Run {
+		t.Fatalf("%s: returned %d for run %d, the output is of run %d", program, ret, in.Run, out.Run)
+	}
+	return out
+}
+
+// m returns a map.
+func (h *harness) m(name string) *ebpf.Map { return h.coll.Maps[name] }
+
+type mode = harnessRevskMode
+
+const (
+	storage = harnessRevskModeREVSK_MODE_STORAGE
+	dual    = harnessRevskModeREVSK_MODE_DUAL
+	legacy  = harnessRevskModeREVSK_MODE_LEGACY
+)
+
+func (h *harness) setMode(t *testing.T, m mode) {
+	t.Helper()
+	must(t, h.m(harnessMapRevskConfig).Put(uint32(0), harnessRevskConfigValue{Mode: uint32(m)}))
+}
+
+// reset empties every map, for the next test.
+func (h *harness) reset(t *testing.T) {
+	t.Helper()
+	for name, m := range h.coll.Maps {
+		switch m.Type() {
+		case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
+			for key := range rawEntries(t, m) {
+				if err := m.Delete([]byte(key)); err != nil {
+					t.Fatalf("emptying %s: %v", name, err)
+				}
+			}
+		case ebpf.PerCPUArray:
+			zero := make([]uint64, ebpf.MustPossibleCPU())
+			for i := range m.MaxEntries() {
+				must(t, m.Put(i, zero))
+			}
+		}
+	}
+	h.setMode(t, storage)
+}
+
+// rawEntries returns the contents of a hash, byte by byte.
+func rawEntries(t *testing.T, m *ebpf.Map) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	var key, value []byte
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		all[string(key)] = string(value)
+	}
+	must(t, it.Err())
+	return all
+}
+
+// counts are values of the counters, those that are 0 left out.
+type counts map[harnessRevskMetric]int
+
+const (
+	stored          = harnessRevskMetricREVSK_STORED
+	released        = harnessRevskMetricREVSK_RELEASED
+	droppedStale    = harnessRevskMetricREVSK_DROPPED_STALE
+	droppedDirect   = harnessRevskMetricREVSK_DROPPED_DIRECT
+	droppedReplaced = harnessRevskMetricREVSK_DROPPED_REPLACED
+	updated         = harnessRevskMetricREVSK_UPDATED
+	overflowStored  = harnessRevskMetricREVSK_OVERFLOW_STORED
+	overflowRemoved = harnessRevskMetricREVSK_OVERFLOW_REMOVED
+	releaseZeroed   = harnessRevskMetricREVSK_RELEASE_ZEROED
+)
+
+var countNames = map[harnessRevskMetric]string{
+	stored:          "stored",
+	released:        "released",
+	droppedStale:    "dropped stale",
+	droppedDirect:   "dropped direct",
+	droppedReplaced: "dropped replaced",
+	updated:         "updated",
+	overflowStored:  "overflow stored",
+	overflowRemoved: "overflow removed",
+	releaseZeroed:   "release zeroed",
+}
+
+func (c counts) String() string {
+	var parts []string
+	for _, metric := range slices.Sorted(maps.Keys(c)) {
+		name, ok := countNames[metric]
+		if !ok {
+			name = fmt.Sprintf("counter %d", metric)
+		}
+		parts = append(parts, fmt.Sprintf("%s %d", name, c[metric]))
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
+}
+
+// counts returns the sums over all CPUs.
+func (h *harness) counts(t *testing.T) counts {
+	t.Helper()
+	c := make(counts)
+	for metric := range harnessRevskMetricREVSK_METRIC_COUNT {
+		var perCPU []uint64
+		must(t, h.m(harnessMapRevskMetrics).Lookup(uint32(metric), &perCPU))
+		var sum uint64
+		for _, n := range perCPU {
+			sum += n
+		}
+		if sum != 0 {
+			c[metric] = int(sum)
+		}
+	}
+	return c
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tuple is a struct revsk_tuple as a test writes it. IPv4 addresses are plain
+// ones.
+type tuple struct {
+	peer, service      netip.AddrPort
+	revNat             uint16
+	protocol, flags    uint8
+	backendID, created uint32
+}
+
+const fromConnect = 1 // REVSK_TUPLE_FROM_CONNECT
+
+// connected is t as a connect stores it.
+func (t tuple) connected() tuple {
+	t.flags = fromConnect
+	return t
+}
+
+// at is t as another call makes it, at another time.
+func (t tuple) at(created uint32) tuple {
+	t.created = created
+	return t
+}
+
+func (t tuple) String() string {
+	s := fmt.Sprintf("%v for %v (index %d, protocol %d, backend %d, created %d)",
+		t.peer, t.service, t.revNat, t.protocol, t.backendID, t.created)
+	if t.flags != 0 {
+		s += fmt.Sprintf(" flags %#x", t.flags)
+	}
+	return s
+}
+
+// net16 is a number in network byte order as it lies in a struct of the host.
+func net16(v uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+}
+
+func wireEndpoint(a netip.AddrPort) harnessHarnessEndpoint {
+	var e harnessHarnessEndpoint
+	e.Addr.Bytes = a.Addr().As16()
+	e.Port = net16(a.Port())
+	return e
+}
+
+func addrPort(addr [16]byte, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(addr).Unmap(), net16(port))
+}
+
+func (t tuple) wire() harnessRevskTuple {
+	var w harnessRevskTuple
+	w.Peer.Bytes, w.PeerPort = t.peer.Addr().As16(), net16(t.peer.Port())
+	w.Service.Bytes, w.ServicePort = t.service.Addr().As16(), net16(t.service.Port())
+	w.RevNatIndex = net16(t.revNat)
+	w.Protocol, w.Flags = t.protocol, t.flags
+	w.BackendId, w.Created = t.backendID, t.created
+	return w
+}
+
+func fromWire(w harnessRevskTuple) tuple {
+	return tuple{
+		peer:      addrPort(w.Peer.Bytes, w.PeerPort),
+		service:   addrPort(w.Service.Bytes, w.ServicePort),
+		revNat:    net16(w.RevNatIndex),
+		protocol:  w.Protocol,
+		flags:     w.Flags,
+		backendID: w.BackendId,
+		created:   w.Created,
+	}
+}
+
+// errno is what a function that returns 0 or -errno has returned.
+func errno(out harnessHarnessOutput) unix.Errno { return unix.Errno(-out.Result) }

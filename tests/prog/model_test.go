@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+// model is what the rules say of one datagram socket, in Go.
+type model struct {
+	w     *world
+	conn  *tuple
+	slots [slots]tuple
+	chain []tuple
+	// The exchange of tuples between slots and chain.
+	victim, hits int
+	// What the legacy maps hold of the socket, in mode dual.
+	hash map[netip.AddrPort]tuple
+}
+
+// world is what the sockets of a model share.
+type world struct {
+	room   int // tuples that the overflow map still takes
+	dual   bool
+	counts counts
+	alive  map[netip.AddrPort]uint16 // index of each service that has backends
+}
+
+func (w *world) current(t tuple) bool {
+	index, ok := w.alive[t.service]
+	return ok && index == t.revNat
+}
+
+func sameService(a, b tuple) bool {
+	return a.service == b.service && a.revNat == b.revNat && a.backendID == b.backendID
+}
+
+// find returns the tuple for a peer, in a slot or in the chain.
+func (m *model) find(peer netip.AddrPort) *tuple {
+	for i := range m.slots {
+		if m.slots[i].peer == peer {
+			return &m.slots[i]
+		}
+	}
+	if i := m.inChain(peer); i >= 0 {
+		return &m.chain[i]
+	}
+	return nil
+}
+
+func (m *model) inChain(peer netip.AddrPort) int {
+	return slices.IndexFunc(m.chain, func(t tuple) bool { return t.peer == peer })
+}
+
+func (m *model) push(t tuple) bool {
+	if m.w.room == 0 {
+		return false
+	}
+	m.w.room--
+	m.w.counts[overflowStored]++
+	m.chain = slices.Insert(m.chain, 0, t)
+	return true
+}
+
+func (m *model) pop(i int) tuple {
+	t := m.chain[i]
+	m.w.room++
+	m.w.counts[overflowRemoved]++
+	m.chain = slices.Delete(m.chain, i, i+1)
+	return t
+}
+
+func (m *model) add(t tuple) bool {
+	if i := slices.Index(m.slots[:], tuple{}); i >= 0 {
+		m.slots[i] = t
+		return true
+	}
+	return m.push(t)
+}
+
+func (m *model) drop(peer netip.AddrPort, why harnessRevskMetric) {
+	slot := slices.IndexFunc(m.slots[:], func(t tuple) bool { return t.peer == peer })
+	switch i := m.inChain(peer); {
+	case slot >= 0 && len(m.chain) > 0:
+		m.slots[slot] = m.pop(0)
+	case slot >= 0:
+		m.slots[slot] = tuple{}
+	case i >= 0:
+		m.pop(i)
+	default:
+		return
+	}
+	m.w.counts[why]++
+}
+
+func (m *model) dropConn(peer netip.AddrPort, why harnessRevskMetric) {
+	if m.conn != nil && m.conn.peer == peer {
+		m.conn = nil
+		m.w.counts[why]++
+	}
+}
+
+func (m *model) forget(peer netip.AddrPort) { delete(m.hash, peer) }
+
+func (m *model) remember(t tuple) {
+	if m.w.dual {
+		m.hash[t.peer] = t
+	}
+}
+
+func (m *model) connect(t tuple) unix.Errno {
+	c := m.w.counts
+	new := t.connected()
+	switch {
+	case m.conn == nil:
+		c[stored]++
+		m.conn = &new
+	case m.conn.peer == t.peer:
+		if !sameService(*m.conn, t) {
+			c[updated]++
+			m.conn = &new
+		}
+	default:
+		if newer := m.find(m.conn.peer); newer != nil {
+			newer.flags = fromConnect
+			c[droppedReplaced]++
+		} else if !m.add(*m.conn) {
+			return unix.ENOMEM
+		}
+		c[stored]++
+		m.conn = &new
+	}
+	m.drop(t.peer, droppedReplaced)
+	m.remember(t)
+	return 0
+}
+
+func (m *model) connectDirect(a netip.AddrPort) {
+	m.forget(a)
+	m.dropConn(a, droppedDirect)
+	m.drop(a, droppedDirect)
+}
+
+func (m *model) send(t tuple) unix.Errno {
+	old := m.find(t.peer)
+	switch {
+	case old == nil:
+		if !m.add(t) {
+			return unix.ENOMEM
+		}
+		m.w.counts[stored]++
+	case !sameService(*old, t):
+		t.flags = old.flags
+		*old = t
+		m.w.counts[updated]++
+	case m.inChain(t.peer) >= 0:
+		m.hits++
+		if m.hits == exchangeInterval {
+			m.hits = 0
+			m.exchange(t.peer)
+		}
+	}
+	m.remember(t)
+	return 0
+}
+
+func (m *model) exchange(peer netip.AddrPort) {
+	i := m.victim % slots
+	if !m.push(m.slots[i]) {
+		return
+	}
+	m.slots[i] = m.pop(m.inChain(peer))
+	m.victim = i + 1
+}
+
+func (m *model) sendDirect(a netip.AddrPort) {
+	m.forget(a)
+	m.dropConn(a, droppedDirect)
+	m.drop(a, droppedDirect)
+}
+
+// read is what recvmsg reports of a source. What is stale is dropped.
+func (m *model) source(a netip.AddrPort) netip.AddrPort {
+	if t := m.find(a); t != nil {
+		if m.w.current(*t) {
+			return t.service
+		}
+		m.forget(a)
+		m.drop(a, droppedStale)
+	}
+	if m.conn != nil && m.conn.peer == a {
+		if m.w.current(*m.conn) {
+			return m.conn.service
+		}
+		m.forget(a)
+		m.dropConn(a, droppedStale)
+	}
+	return m.fromHash(a)
+}
+
+func (m *model) peername(a netip.AddrPort) netip.AddrPort {
+	if m.conn != nil && m.conn.peer == a {
+		if m.w.current(*m.conn) {
+			return m.conn.service
+		}
+		m.forget(a)
+		m.dropConn(a, droppedStale)
+		return a
+	}
+	if t := m.find(a); t != nil {
+		if t.flags != fromConnect {
+			return a
+		}
+		if m.w.current(*t) {
+			return t.service
+		}
+		m.forget(a)
+		m.drop(a, droppedStale)
+		return a
+	}
+	return m.fromHash(a)
+}
+
+func (m *model) fromHash(a netip.AddrPort) netip.AddrPort {
+	t, ok := m.hash[a]
+	if !ok {
+		return a
+	}
+	if m.w.current(t) {
+		return t.service
+	}
+	m.forget(a)
+	return a
+}
+
+func (m *model) release() {
+	m.w.counts[overflowRemoved] += len(m.chain)
+	m.w.counts[released] += m.state().tuples()
+	m.w.room += len(m.chain)
+	*m = model{w: m.w, hash: make(map[netip.AddrPort]tuple)}
+}
+
+func (m *model) state() state {
+	st := state{conn: m.conn, slots: m.slots, victim: uint8(m.victim), hits: uint8(m.hits)}
+	if len(m.chain) > 0 {
+		st.chain = m.chain
+	}
+	return st
+}
+
+// In a long random sequence of calls on several sockets each call is answered as
+// the model says, and leaves the socket and the counters with what the model says:
+// every tuple in its place.
+func TestRandomSequence(t *testing.T) {
+	const (
+		seed      = 20240607
+		calls     = 10_000
+		overflow  = 60
+		sockets   = 4
+		peers     = 40
+		services  = 12
+		manySends = 40
+		// A wrong state stays: it need not be looked for after every call.
+		lookEvery  = 4
+		countEvery = 200
+	)
+	for _, v := range []struct {
+		name     string
+		family   family
+		mode     mode
+		overflow int
+	}{
+		{"storage IPv4", ipv4, storage, overflow},
+		{"storage IPv6", ipv6, storage, overflow},
+		{"storage v4-mapped", v4mapped, storage, overflow},
+		// Room for all: what a rejected call leaves has tests of its own.
+		{"dual IPv6", ipv6, dual, sockets * peers},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			s := newScene(t, load(t, options{overflow: uint32(v.overflow)}), v.family, false)
+			s.setMode(v.mode)
+			w := &world{
+				room: v.overflow, dual: v.mode == dual,
+				counts: make(counts), alive: make(map[netip.AddrPort]uint16),
+			}
+			live := make([]*subject, sockets)
+			models := make([]*model, sockets)
+			for i := range live {
+				live[i] = s.subject
+				if i > 0 {
+					live[i] = s.another()
+				}
+				models[i] = &model{w: w, hash: make(map[netip.AddrPort]tuple)}
+			}
+			for n := range services {
+				s.serve(n)
+				w.alive[v.family.service(n)] = uint16(n)
+			}
+			rejected := 0
+			for call := range calls {
+				i := random.IntN(sockets)
+				x, m := live[i], models[i]
+				peer := random.IntN(peers)
+				a := v.family.backend(peer)
+				service := random.IntN(services)
+				sent := s.tuple(service, peer).at(uint32(call))
+				sent.revNat = w.alive[sent.service]
+				var what string
+				var got, want any
+				switch p := random.IntN(1000); {
+				case p < 450:
+					what = fmt.Sprintf("send to %v", sent)
+					got, want = x.trySend(sent), m.send(sent)
+				case p < 470:
+					// One peer of the chain gets most of the sends.
+					if len(m.chain) == 0 {
+						continue
+					}
+					hot := m.chain[random.IntN(len(m.chain))]
+					what = fmt.Sprintf("%d sends to %v", manySends, hot)
+					hot.flags = 0
+					for range manySends {
+						got, want = x.trySend(hot), m.send(hot)
+					}
+				case p < 580:
+					what = fmt.Sprintf("connect to %v", sent)
+					got, want = x.tryConnect(sent), m.connect(sent)
+				case p < 620:
+					what = fmt.Sprintf("connect to %v", a)
+					x.connectDirect(a)
+					m.connectDirect(a)
+				case p < 740:
+					what = fmt.Sprintf("send to %v", a)
+					x.sendDirect(a)
+					m.sendDirect(a)
+				case p < 880:
+					what = fmt.Sprintf("source %v", a)
+					got, want = x.source(a), m.source(a)
+				case p < 960:
+					if m.conn != nil && random.IntN(2) == 0 {
+						a = m.conn.peer
+					}
+					what = fmt.Sprintf("peername %v", a)
+					got, want = x.peername(a), m.peername(a)
+				case p < 995:
+					what = fmt.Sprintf("change of service %d", service)
+					w.change(s, service, random)
+				default:
+					what = "release"
+					x.release()
+					x.socket.close()
+					m.release()
+					live[i] = s.another()
+					x = live[i]
+				}
+				if got != want {
+					t.Fatalf("seed %d, call %d, socket %d, %s: %v, want %v", seed, call, i, what, got, want)
+				}
+				if want == unix.ENOMEM {
+					rejected++
+				}
+				if call%lookEvery == 0 {
+					st := x.state()
+					st.hasPeers = false
+					if model := m.state(); !reflect.DeepEqual(st, model) {
+						t.Fatalf("seed %d, call %d, socket %d, %s: the socket holds\n%v\nwant\n%v",
+							seed, call, i, what, st, model)
+					}
+				}
+				if call%countEvery == 0 || call == calls-1 {
+					s.counted(maps.Clone(w.counts).withoutZeros())
+					s.balance()
+					s.wantHashes(live, models)
+				}
+				if t.Failed() {
+					t.Fatalf("seed %d, call %d, socket %d, %s", seed, call, i, what)
+				}
+			}
+			t.Logf("%d calls, %d rejected for a full overflow map, %v", calls, rejected, w.counts)
+			if want := v.mode == storage; rejected > 0 != want {
+				t.Errorf("%d calls were rejected", rejected)
+			}
+		})
+	}
+}
+
+// change makes a service come, go, or get another index.
+func (w *world) change(s *scene, n int, random *rand.Rand) {
+	service := s.family.service(n)
+	index := uint16(n + 100*random.IntN(2))
+	delete(w.alive, service)
+	switch random.IntN(4) {
+	case 0:
+		s.putService(n, lbmap.ServiceValue{RevNat: index})
+	case 1:
+		s.putService(n, lbmap.ServiceValue{})
+		s.deleteService(n)
+	default:
+		s.putService(n, lbmap.ServiceValue{Count: 1, RevNat: index})
+		w.alive[service] = index
+	}
+}
+
+// wantHashes compares the legacy maps with what all models say.
+func (s *scene) wantHashes(live []*subject, models []*model) {
+	s.Helper()
+	want := make(map[hashEntry]bool)
+	for i, m := range models {
+		for _, t := range m.hash {
+			want[live[i].hashEntry(t)] = true
+		}
+	}
+	got := make(map[hashEntry]bool)
+	for _, e := range s.hash() {
+		got[e] = true
+	}
+	if !maps.Equal(got, want) {
+		s.Errorf("the legacy maps hold %q, want %q", slices.Collect(maps.Keys(got)), slices.Collect(maps.Keys(want)))
+	}
+}

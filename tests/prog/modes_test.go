@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"net/netip"
+	"testing"
+)
+
+// inMode makes rules of scenes that begin in a mode.
+func inMode(m mode, rules ...rule) []rule {
+	var all []rule
+	for _, r := range rules {
+		all = append(all, rule{r.name, func(s *scene) {
+			s.setMode(m)
+			r.play(s)
+		}})
+	}
+	return all
+}
+
+func TestModeStorage(t *testing.T) {
+	holdForAll(t, inMode(storage,
+		rule{"connect writes no hash", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantHash()
+		}},
+		rule{"getpeername does not read the hash", func(s *scene) {
+			s.mayLeak = true
+			s.serve(1)
+			s.putHash(s.tuple(1, 1))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+		}},
+		rule{"connect to no service leaves the hash alone", func(s *scene) {
+			s.mayLeak = true
+			s.putHash(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"release leaves the hash alone", func(s *scene) {
+			s.mayLeak = true
+			s.connect(s.tuple(1, 1))
+			s.putHash(s.tuple(1, 1))
+			s.releaseWith(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"the socket's cookie is not asked for", func(s *scene) {
+			s.serve(1)
+			asked := func(what string, out harnessHarnessOutput) {
+				if out.CookieAsked != 0 {
+					s.Errorf("%s has asked for the cookie", what)
+				}
+			}
+			asked("connect", s.withTuple("connect", s.tuple(1, 1)))
+			asked("getpeername", s.withAddress("peername", s.family.backend(1)))
+			asked("recvmsg", s.withAddress("source", s.family.backend(1)))
+			asked("sendmsg to no service", s.withAddress("sendmsg_direct", s.family.backend(1)))
+			asked("connect to no service", s.withAddress("connect_direct", s.family.backend(1)))
+			asked("release", s.withAddress("release", s.family.backend(1)))
+		}},
+	)...)
+	holdForDatagrams(t, inMode(storage,
+		rule{"sendmsg writes no hash", func(s *scene) {
+			s.sendToPeers(slots + 1)
+			s.wantHash()
+		}},
+		rule{"recvmsg does not read the hash", func(s *scene) {
+			s.mayLeak = true
+			s.serve(1)
+			s.putHash(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"a drop leaves the hash alone", func(s *scene) {
+			s.mayLeak = true
+			s.send(s.tuple(1, 1))
+			s.putHash(s.tuple(1, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"the release of a chain leaves the hash alone", func(s *scene) {
+			s.mayLeak = true
+			s.sendToPeers(slots + 2)
+			s.putHash(s.tuple(slots+2, slots+2))
+			s.release()
+			s.wantHash(s.tuple(slots+2, slots+2))
+		}},
+	)...)
+}
+
+func TestModeDual(t *testing.T) {
+	holdForAll(t, inMode(dual,
+		rule{"connect writes storage and hash", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.wantConn(s.tuple(1, 1).connected())
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"connect to another service with the same backend replaces both", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 1))
+			s.wantConn(s.tuple(2, 1).connected())
+			s.wantHash(s.tuple(2, 1))
+		}},
+		rule{"connect to no service drops both", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(1))
+			s.wantNoConn()
+			s.wantHash()
+		}},
+		rule{"connect to no service drops what only the hash has", func(s *scene) {
+			s.putHash(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(1))
+			s.wantHash()
+		}},
+		rule{"connect to no service keeps what is for another address", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			for _, other := range neighbours(s.family.backend(1)) {
+				s.connectDirect(other)
+			}
+			s.wantConn(s.tuple(1, 1).connected())
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"getpeername reads storage before the hash", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.putHash(s.tuple(2, 1))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"getpeername falls back to the hash", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.putHash(s.tuple(2, 2))
+			s.wantPeername(s.family.backend(2), s.family.service(2))
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
+			s.mayLeak = true // what storage does not know of
+		}},
+		rule{"getpeername drops a stale tuple from both", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			s.deleteService(1)
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantNoConn()
+			s.wantHash()
+			s.counted(counts{stored: 1, droppedStale: 1})
+		}},
+		rule{"getpeername drops what only the hash has if it is stale", func(s *scene) {
+			s.serve(1)
+			s.putHash(s.tuple(1, 1))
+			s.deleteService(1)
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantHash()
+			s.counted(counts{})
+		}},
+		rule{"release deletes the entry of conn whatever the kernel has zeroed", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.releaseWith(netip.AddrPortFrom(s.family.services, 0))
+			s.wantHash()
+		}},
+		rule{"release of a socket without conn deletes the entry for its destination", func(s *scene) {
+			s.putHash(s.tuple(1, 1))
+			s.releaseWith(s.family.backend(1))
+			s.wantHash()
+			s.counted(counts{})
+		}},
+	)...)
+	holdForStreams(t, inMode(dual,
+		rule{"connect of a stream socket elsewhere drops the former connection from both", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantHash(s.tuple(2, 2))
+		}},
+	)...)
+	holdForDatagrams(t, inMode(dual,
+		rule{"connect elsewhere keeps the former connection in both", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantPeers(s.tuple(1, 1).connected())
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
+		}},
+		rule{"connect that takes a tuple out of the peers keeps its entry", func(s *scene) {
+			s.send(s.tuple(2, 1))
+			s.connect(s.tuple(1, 1))
+			s.wantPeers()
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"sendmsg writes storage and hash", func(s *scene) {
+			s.sendToPeers(slots + 2)
+			s.wantPeers(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5))
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5))
+		}},
+		rule{"the latest service wins in both", func(s *scene) {
+			s.sendToPeers(slots + 1)
+			s.send(s.tuple(8, 1), s.tuple(9, 4))
+			want := []tuple{s.tuple(8, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(9, 4)}
+			s.wantPeers(want...)
+			s.wantHash(want...)
+		}},
+		rule{"sendmsg to no service drops both", func(s *scene) {
+			s.sendToPeers(slots + 2)
+			s.sendDirect(s.family.backend(1))
+			s.sendDirect(s.family.backend(4))
+			s.wantPeers(s.tuple(2, 2), s.tuple(3, 3), s.tuple(5, 5))
+			s.wantHash(s.tuple(2, 2), s.tuple(3, 3), s.tuple(5, 5))
+		}},
+		rule{"sendmsg to no service drops the connection to that address that the socket no longer has", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantNoConn()
+			s.wantHash()
+		}},
+		rule{"sendmsg to no service drops what only the hash has", func(s *scene) {
+			s.connect(s.tuple(2, 2))
+			s.putHash(s.tuple(1, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantHash(s.tuple(2, 2))
+		}},
+		rule{"getpeername does not ask the hash about what was only sent", func(s *scene) {
+			s.serve(1)
+			s.send(s.tuple(1, 1))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"recvmsg reads storage before the hash", func(s *scene) {
+			s.serve(1, 2, 8, 9)
+			s.send(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.putHash(s.tuple(8, 1))
+			s.putHash(s.tuple(9, 2))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+			s.wantSource(s.family.backend(2), s.family.service(2))
+		}},
+		rule{"recvmsg falls back to the hash", func(s *scene) {
+			s.serve(1)
+			s.putHash(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+			s.wantHash(s.tuple(1, 1))
+			s.mayLeak = true // what storage does not know of
+		}},
+		rule{"recvmsg drops a stale tuple from both", func(s *scene) {
+			s.serve(1, 2, 3, 4)
+			s.connect(s.tuple(9, 9))
+			s.sendToPeers(slots + 1)
+			for _, n := range []int{1, 4, 9} {
+				if n != 9 {
+					s.deleteService(n)
+				}
+				s.wantSource(s.family.backend(n), s.family.backend(n))
+			}
+			s.wantNoConn()
+			s.wantPeers(s.tuple(2, 2), s.tuple(3, 3))
+			s.wantHash(s.tuple(2, 2), s.tuple(3, 3))
+			s.counted(counts{stored: 5, droppedStale: 3, overflowStored: 1, overflowRemoved: 1})
+		}},
+		rule{"recvmsg drops what was sent from both and reports the connection", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 1))
+			s.deleteService(2)
+			s.wantSource(s.family.backend(1), s.family.service(1))
+			s.wantPeers()
+			s.wantHash()
+		}},
+		rule{"recvmsg drops what only the hash has if it is stale", func(s *scene) {
+			s.putHash(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantHash()
+			s.counted(counts{})
+		}},
+		rule{"release deletes the entries of conn, slots and chain", func(s *scene) {
+			other := s.another()
+			other.send(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
+			s.connect(s.tuple(8, 8))
+			s.connect(s.tuple(9, 9))
+			s.sendToPeers(slots + 2)
+			s.release()
+			other.wantHash(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
+		}},
+		rule{"release by bpf_loop deletes the entries of the chain", func(s *scene) {
+			needBPFLoop(s.T)
+			s.sendToPeers(slots + 2)
+			s.withAddress("release", s.family.backend(unusedNumber))
+			in := s.input()
+			in.WithHash = 1
+			s.h.run(s.T, bpfLoopProgram, in)
+			s.dead = true
+			s.wantHash()
+		}},
+		rule{"the socket's cookie is asked for once", func(s *scene) {
+			for what, out := range map[string]harnessHarnessOutput{
+				"connect":                s.withTuple("connect", s.tuple(1, 1)),
+				"connect elsewhere":      s.withTuple("connect", s.tuple(2, 2)),
+				"sendmsg":                s.withTuple("sendmsg", s.tuple(3, 3)),
+				"recvmsg of no peer":     s.withAddress("source", s.family.backend(9)),
+				"release of three peers": s.withAddress("release", s.family.backend(9)),
+			} {
+				if out.CookieAsked != 1 {
+					s.Errorf("%s has asked for the cookie %d times", what, out.CookieAsked)
+				}
+			}
+			s.dead = true
+		}},
+	)...)
+}
+
+func TestModeLegacy(t *testing.T) {
+	holdForAll(t, inMode(legacy,
+		rule{"connect writes the hash only", func(s *scene) {
+			s.mayLeak = true
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantNoConn()
+			if s.state().hasPeers {
+				s.Error("the socket has storage for peers")
+			}
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
+			s.counted(counts{})
+		}},
+		rule{"connect to no service changes nothing", func(s *scene) {
+			s.mayLeak = true
+			s.connect(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"getpeername reads the hash only", func(s *scene) {
+			s.mayLeak = true
+			s.serve(1, 2)
+			s.setMode(storage)
+			s.connect(s.tuple(1, 1))
+			s.setMode(legacy)
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.putHash(s.tuple(2, 1))
+			s.wantPeername(s.family.backend(1), s.family.service(2))
+			s.setMode(storage)
+		}},
+		rule{"getpeername drops what is stale", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantHash()
+		}},
+		rule{"release deletes the entry for the destination", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.releaseWith(s.family.backend(1))
+			s.wantHash()
+			s.counted(counts{})
+		}},
+		rule{"release deletes the entry for the destination and those of what another mode has stored", func(s *scene) {
+			s.setMode(dual)
+			s.connect(s.tuple(1, 1))
+			s.setMode(legacy)
+			s.connect(s.tuple(2, 2))
+			s.releaseWith(s.family.backend(2))
+			s.wantHash()
+		}},
+		rule{"release counts what another mode has stored", func(s *scene) {
+			s.setMode(storage)
+			s.connect(s.tuple(1, 1))
+			s.setMode(legacy)
+			s.release()
+			s.counted(counts{stored: 1, released: 1})
+		}},
+		rule{"release does not find the entry if the kernel has zeroed the destination", func(s *scene) {
+			s.mayLeak = true
+			s.connect(s.tuple(1, 1))
+			s.releaseWith(netip.AddrPortFrom(s.family.backend(1).Addr(), 0))
+			s.wantHash(s.tuple(1, 1))
+		}},
+	)...)
+	holdForDatagrams(t, inMode(legacy,
+		rule{"sendmsg writes the hash only", func(s *scene) {
+			s.mayLeak = true
+			s.sendToPeers(slots + 1)
+			if s.state().hasPeers {
+				s.Error("the socket has storage for peers")
+			}
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
+			s.counted(counts{})
+		}},
+		rule{"the latest service of a peer wins", func(s *scene) {
+			s.mayLeak = true
+			s.send(s.tuple(1, 1), s.tuple(2, 1))
+			s.wantHash(s.tuple(2, 1))
+		}},
+		rule{"calls end what another mode has stored of the peer, and nothing else", func(s *scene) {
+			s.mayLeak = true
+			s.setMode(storage)
+			s.connect(s.tuple(1, 1))
+			s.sendToPeers(slots + 3)
+			s.setMode(legacy)
+			s.connect(s.tuple(7, 2))
+			s.wantPeers(s.tuple(1, 1), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5), s.tuple(6, 6))
+			s.send(s.tuple(7, 3))
+			s.wantPeers(s.tuple(1, 1), s.tuple(4, 4), s.tuple(5, 5), s.tuple(6, 6))
+			s.sendDirect(s.family.backend(4))
+			s.wantPeers(s.tuple(1, 1), s.tuple(5, 5), s.tuple(6, 6))
+			s.connectDirect(s.family.backend(5))
+			s.wantPeers(s.tuple(1, 1), s.tuple(6, 6))
+			s.wantConn(s.tuple(1, 1).connected())
+			s.connect(s.tuple(7, 1))
+			s.wantNoConn()
+			s.wantPeers(s.tuple(6, 6))
+			s.wantHash(s.tuple(7, 1), s.tuple(7, 2), s.tuple(7, 3))
+			s.counted(counts{
+				stored: 7, droppedReplaced: 4, droppedDirect: 2,
+				overflowStored: 3, overflowRemoved: 3,
+			})
+		}},
+		rule{"sendmsg to no service changes nothing", func(s *scene) {
+			s.mayLeak = true
+			s.send(s.tuple(1, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"recvmsg reads the hash only", func(s *scene) {
+			s.mayLeak = true
+			s.serve(1, 2)
+			s.setMode(storage)
+			s.send(s.tuple(1, 1))
+			s.connect(s.tuple(1, 2))
+			s.setMode(legacy)
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantSource(s.family.backend(2), s.family.backend(2))
+			s.putHash(s.tuple(2, 1))
+			s.wantSource(s.family.backend(1), s.family.service(2))
+			s.setMode(storage)
+		}},
+		rule{"release empties the chain that another mode has made", func(s *scene) {
+			s.setMode(storage)
+			s.sendToPeers(slots + 2)
+			s.setMode(legacy)
+			s.release()
+			s.counted(counts{stored: 5, released: 5, overflowStored: 2, overflowRemoved: 2})
+		}},
+		rule{"recvmsg drops what is stale", func(s *scene) {
+			s.send(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantHash()
+		}},
+		rule{"recvmsg leaves a source alone that the hash does not know", func(s *scene) {
+			s.mayLeak = true
+			s.serve(1)
+			s.send(s.tuple(1, 1))
+			for _, other := range neighbours(s.family.backend(1)) {
+				s.wantSource(other, other)
+			}
+			s.wantHash(s.tuple(1, 1))
+		}},
+	)...)
+}
+
+// A hash entry that says the same already is not written again: an LRU replaces
+// the element.
+func TestHashEntryIsNotRewritten(t *testing.T) {
+	holdForDatagrams(t, rule{"only what has changed is written", func(s *scene) {
+		s.mayLeak = true
+		rewritten := func(t tuple) bool { return s.withTuple("legacy_store", t).Result != 0 }
+		first := s.tuple(1, 1)
+		if !rewritten(first) {
+			s.Error("the first entry was not written")
+		}
+		if rewritten(first.at(2000)) {
+			s.Error("an entry that says the same was written again")
+		}
+		address, port, index := first, first, first
+		address.service = s.family.service(2)
+		port.service = netip.AddrPortFrom(first.service.Addr(), 81)
+		index.revNat = 2
+		for _, changed := range []tuple{address, port, index} {
+			if !rewritten(changed) {
+				s.Errorf("the entry was not written again for %v", changed)
+			}
+			s.wantHash(changed)
+		}
+	}})
+}

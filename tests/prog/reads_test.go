@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+func TestReceive(t *testing.T) {
+	holdForDatagrams(t,
+		rule{"reports the service that the source was sent to under", func(s *scene) {
+			s.serve(1, 2)
+			s.send(s.tuple(1, 1), s.tuple(2, 2))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+			s.wantSource(s.family.backend(2), s.family.service(2))
+		}},
+		rule{"reports the service that the socket is connected to", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"looks at the peers before conn", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 1))
+			s.wantSource(s.family.backend(1), s.family.service(2))
+		}},
+		rule{"looks at conn if the peers have another source", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 2))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"reports the service of a former connection", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"finds the source in slots and chain", func(s *scene) {
+			const n = slots + 3
+			s.sendToPeers(n)
+			for i := 1; i <= n; i++ {
+				s.serve(i)
+			}
+			for i := 1; i <= n; i++ {
+				s.wantSource(s.family.backend(i), s.family.service(i))
+			}
+		}},
+		rule{"leaves a source alone that the socket does not know", func(s *scene) {
+			s.serve(1, 2)
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.connect(s.tuple(1, 1))
+			s.sendToPeers(slots + 1)
+			for _, peer := range []int{1, 4} {
+				address := s.family.backend(peer)
+				other := netip.AddrPortFrom(address.Addr(), address.Port()+1)
+				s.wantSource(other, other)
+			}
+			s.wantSource(s.family.backend(9), s.family.backend(9))
+			s.counted(counts{stored: 5, overflowStored: 1})
+		}},
+		rule{"leaves a source alone that another socket knows", func(s *scene) {
+			s.serve(1, 2, 3, 4)
+			s.connect(s.tuple(1, 1))
+			s.sendToPeers(slots + 1)
+			other := s.another()
+			for i := 1; i <= slots+1; i++ {
+				other.wantSource(s.family.backend(i), s.family.backend(i))
+			}
+		}},
+		rule{"changes nothing", func(s *scene) {
+			s.serve(1, 2, 3, 4)
+			s.connect(s.tuple(1, 1))
+			s.sendToPeers(slots + 1)
+			for i := 1; i <= slots+2; i++ {
+				s.unchangedBy("a read", func() { s.source(s.family.backend(i)) })
+			}
+		}},
+	)
+}
+
+func TestGetpeername(t *testing.T) {
+	holdForAll(t,
+		rule{"reports the service that the socket is connected to", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"reports the service only if the actual peer is its backend", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			for _, other := range neighbours(s.family.backend(1)) {
+				s.wantPeername(other, other)
+			}
+			s.wantConn(s.tuple(1, 1).connected())
+		}},
+		rule{"leaves the peer alone if the socket is connected to no service", func(s *scene) {
+			s.serve(1)
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+		}},
+		rule{"does not know a connection of another socket", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			s.another().wantPeername(s.family.backend(1), s.family.backend(1))
+		}},
+	)
+	holdForDatagrams(t,
+		rule{"says nothing of what was only sent", func(s *scene) {
+			s.serve(1, 2)
+			s.send(s.tuple(1, 1))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.connect(s.tuple(2, 2))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantPeers(s.tuple(1, 1))
+		}},
+		rule{"says nothing of what was only sent, in the chain either", func(s *scene) {
+			s.serve(1, 2, 3, 4, 9)
+			s.sendToPeers(slots + 1)
+			s.connect(s.tuple(9, 9))
+			s.wantPeername(s.family.backend(4), s.family.backend(4))
+		}},
+		rule{"does not change when the socket sends to another service with the same backend", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 1))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"knows the former connection if the kernel has rejected the new one", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			s.wantPeername(s.family.backend(2), s.family.service(2))
+		}},
+		rule{"knows the former connection in the chain", func(s *scene) {
+			s.serve(1, 2)
+			s.sendToPeers(slots)
+			s.connect(s.tuple(1, 8))
+			s.connect(s.tuple(2, 9))
+			s.wantChain(s.tuple(1, 8).connected())
+			s.wantPeername(s.family.backend(8), s.family.service(1))
+		}},
+		rule{"knows the former connection if the new one is to no service", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(2))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			s.wantPeername(s.family.backend(2), s.family.backend(2))
+		}},
+		rule{"knows the former connection if the kernel has rejected a new one to the service and to its backend", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+		}},
+		rule{"does not know the former connection once the socket has connected to its peer itself", func(s *scene) {
+			s.serve(1, 2)
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(1))
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+		}},
+	)
+}
+
+// ends are the ways in which a tuple for service n becomes stale.
+var ends = []struct {
+	name string
+	end  func(s *scene, n int)
+}{
+	{"service gone", func(s *scene, n int) { s.deleteService(n) }},
+	{"index reused", func(s *scene, n int) {
+		s.putService(n, lbmap.ServiceValue{Count: 1, RevNat: uint16(n) + 100})
+	}},
+	{"no backends", func(s *scene, n int) {
+		s.putService(n, lbmap.ServiceValue{Count: 0, RevNat: uint16(n)})
+	}},
+}
+
+func TestStaleTuple(t *testing.T) {
+	for _, e := range ends {
+		in := func(what string) string { return fmt.Sprintf("%s: %s", e.name, what) }
+		holdForAll(t,
+			rule{in("getpeername drops conn and leaves the peer alone"), func(s *scene) {
+				s.serve(1)
+				s.connect(s.tuple(1, 1))
+				e.end(s, 1)
+				s.wantPeername(s.family.backend(1), s.family.backend(1))
+				s.wantNoConn()
+				s.counted(counts{stored: 1, droppedStale: 1})
+			}},
+			rule{in("getpeername does not drop conn if the actual peer is another"), func(s *scene) {
+				s.serve(1)
+				s.connect(s.tuple(1, 1))
+				e.end(s, 1)
+				s.wantPeername(s.family.backend(2), s.family.backend(2))
+				s.wantConn(s.tuple(1, 1).connected())
+			}},
+			rule{in("nothing is reported though the service comes back"), func(s *scene) {
+				s.serve(1)
+				s.connect(s.tuple(1, 1))
+				e.end(s, 1)
+				s.peername(s.family.backend(1))
+				s.serve(1)
+				s.wantPeername(s.family.backend(1), s.family.backend(1))
+			}},
+			rule{in("a tuple that nobody has read answers when the service is back"), func(s *scene) {
+				s.serve(1)
+				s.connect(s.tuple(1, 1))
+				e.end(s, 1)
+				s.serve(1)
+				s.wantPeername(s.family.backend(1), s.family.service(1))
+			}},
+		)
+		holdForDatagrams(t,
+			rule{in("recvmsg drops conn and leaves the source alone"), func(s *scene) {
+				s.serve(1)
+				s.connect(s.tuple(1, 1))
+				e.end(s, 1)
+				s.wantSource(s.family.backend(1), s.family.backend(1))
+				s.wantNoConn()
+				s.counted(counts{stored: 1, droppedStale: 1})
+			}},
+			rule{in("recvmsg drops the tuple from its slot and leaves the source alone"), func(s *scene) {
+				s.serve(1, 2)
+				s.send(s.tuple(1, 1), s.tuple(2, 2))
+				e.end(s, 1)
+				s.wantSource(s.family.backend(1), s.family.backend(1))
+				s.wantPeers(s.tuple(2, 2))
+				s.counted(counts{stored: 2, droppedStale: 1})
+			}},
+			rule{in("recvmsg drops the tuple from the chain and leaves the source alone"), func(s *scene) {
+				for n := 1; n <= slots+3; n++ {
+					s.serve(n)
+				}
+				s.sendToPeers(slots + 3)
+				e.end(s, slots+2)
+				s.wantSource(s.family.backend(slots+2), s.family.backend(slots+2))
+				s.wantSlots(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3))
+				s.wantChain(s.tuple(6, 6), s.tuple(4, 4))
+				s.counted(counts{stored: 6, droppedStale: 1, overflowStored: 3, overflowRemoved: 1})
+			}},
+			rule{in("recvmsg drops no tuple but that of the source"), func(s *scene) {
+				s.serve(1, 2)
+				s.connect(s.tuple(1, 1))
+				s.send(s.tuple(1, 2), s.tuple(2, 3))
+				e.end(s, 1)
+				s.wantSource(s.family.backend(3), s.family.service(2))
+				s.wantConn(s.tuple(1, 1).connected())
+				s.wantPeers(s.tuple(1, 2), s.tuple(2, 3))
+			}},
+			rule{in("recvmsg drops what was sent and reports the connection"), func(s *scene) {
+				s.serve(1, 2)
+				s.connect(s.tuple(1, 1))
+				s.send(s.tuple(2, 1))
+				e.end(s, 2)
+				s.wantSource(s.family.backend(1), s.family.service(1))
+				s.wantConn(s.tuple(1, 1).connected())
+				s.wantPeers()
+				s.counted(counts{stored: 2, droppedStale: 1})
+			}},
+			rule{in("recvmsg drops what was sent and the connection"), func(s *scene) {
+				s.serve(1, 2)
+				s.connect(s.tuple(1, 1))
+				s.send(s.tuple(2, 1))
+				e.end(s, 1)
+				e.end(s, 2)
+				s.wantSource(s.family.backend(1), s.family.backend(1))
+				s.wantNoConn()
+				s.wantPeers()
+				s.counted(counts{stored: 2, droppedStale: 2})
+			}},
+			rule{in("getpeername leaves alone what was only sent"), func(s *scene) {
+				s.serve(1, 2)
+				s.connect(s.tuple(2, 2))
+				s.send(s.tuple(1, 1))
+				e.end(s, 1)
+				s.wantPeername(s.family.backend(1), s.family.backend(1))
+				s.wantPeers(s.tuple(1, 1))
+			}},
+			rule{in("getpeername drops a former connection and leaves the peer alone"), func(s *scene) {
+				s.serve(1, 2)
+				s.connect(s.tuple(1, 1))
+				s.connect(s.tuple(2, 2))
+				e.end(s, 1)
+				s.wantPeername(s.family.backend(1), s.family.backend(1))
+				s.wantConn(s.tuple(2, 2).connected())
+				s.wantPeers()
+				s.counted(counts{stored: 2, droppedStale: 1})
+			}},
+		)
+	}
+}
+
+// The storage of a socket dies with the socket: BPF_PROG_TEST_RUN makes one for
+// each run.
+func TestStorageLivesAsLongAsTheSocket(t *testing.T) {
+	s := newScene(t, shared, ipv4, false)
+	s.serve(1)
+	service, backend := s.family.service(1), s.family.backend(1)
+	in := s.input()
+	in.Tuple, in.Address = s.tuple(1, 1).wire(), wireEndpoint(backend)
+	for _, c := range []struct{ write, read string }{
+		{"connect_peername_own", "peername_own"},
+		{"sendmsg_source_own", "source_own"},
+	} {
+		if got := reported(backend, s.h.run(t, c.write, in)); got != service {
+			t.Errorf("%s: reports %v, want %v", c.write, got, service)
+		}
+		if got := reported(backend, s.h.run(t, c.read, in)); got != backend {
+			t.Errorf("%s: the next socket reports %v, want %v", c.read, got, backend)
+		}
+	}
+	// Both sockets are gone without a release.
+	s.counted(counts{stored: 2})
+	s.h.reset(t)
+}

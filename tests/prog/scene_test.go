@@ -1,0 +1,628 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+// rule is a rule of the datapath, and a scene that shows that it holds.
+type rule struct {
+	name string
+	play func(s *scene)
+}
+
+// kind is a kind of sockets that rules hold for.
+type kind struct {
+	name string
+	tcp  bool
+}
+
+var (
+	datagrams = kind{name: "UDP"}
+	streams   = kind{name: "TCP", tcp: true}
+)
+
+// holdFor plays each rule with sockets of these kinds, of every family.
+func holdFor(t *testing.T, kinds []kind, rules ...rule) {
+	t.Helper()
+	for _, r := range rules {
+		t.Run(r.name, func(t *testing.T) {
+			for _, k := range kinds {
+				for _, f := range families {
+					t.Run(k.name+" "+f.name, func(t *testing.T) {
+						r.play(newScene(t, shared, f, k.tcp))
+					})
+				}
+			}
+		})
+	}
+}
+
+func holdForAll(t *testing.T, rules ...rule) {
+	t.Helper()
+	holdFor(t, []kind{streams, datagrams}, rules...)
+}
+
+func holdForDatagrams(t *testing.T, rules ...rule) {
+	t.Helper()
+	holdFor(t, []kind{datagrams}, rules...)
+}
+
+func holdForStreams(t *testing.T, rules ...rule) {
+	t.Helper()
+	holdFor(t, []kind{streams}, rules...)
+}
+
+// scene is a socket with what it talks to. At the end of the test it checks that
+// nothing is unaccounted for.
+type scene struct {
+	*testing.T
+	*subject
+	h        *harness
+	family   family
+	subjects []*subject
+	mode     mode
+	mayLeak  bool // legacy entries may be left when all sockets are released
+}
+
+// subject is one of the sockets of a scene.
+type subject struct {
+	*socket
+	s    *scene
+	dead bool // released
+}
+
+func newScene(t *testing.T, h *harness, f family, tcp bool) *scene {
+	t.Helper()
+	s := &scene{T: t, h: h, family: f}
+	t.Cleanup(s.end)
+	s.subject = s.open(tcp)
+	return s
+}
+
+func (s *scene) open(tcp bool) *subject {
+	s.Helper()
+	x := &subject{socket: openSocket(s.T, s.family, tcp), s: s}
+	s.subjects = append(s.subjects, x)
+	return x
+}
+
+// another opens another socket of the same kind.
+func (s *scene) another() *subject {
+	s.Helper()
+	return s.open(s.tcp)
+}
+
+func (s *scene) end() {
+	defer s.h.reset(s.T)
+	defer func() {
+		for _, x := range s.subjects {
+			x.socket.close()
+		}
+	}()
+	if s.Failed() {
+		return
+	}
+	s.balance()
+	for _, x := range s.subjects {
+		if !x.dead {
+			x.release()
+		}
+	}
+	s.balance()
+	if left := len(s.hash()); left != 0 && !s.mayLeak {
+		s.Errorf("the legacy maps hold %d entries of released sockets", left)
+	}
+}
+
+// balance checks that every tuple ever stored is accounted for, and that the
+// overflow map holds the chains of live sockets and nothing else.
+func (s *scene) balance() {
+	s.Helper()
+	live, chained := 0, 0
+	for _, x := range s.subjects {
+		if !x.dead {
+			st := x.state()
+			live += st.tuples()
+			chained += len(st.chain)
+		}
+	}
+	c := s.h.counts(s.T)
+	if gone := c[released] + c[droppedStale] + c[droppedDirect] + c[droppedReplaced]; c[stored] != gone+live {
+		s.Errorf("%d tuples live, %d gone, of those counted: %v", live, gone, c)
+	}
+	entries := len(rawEntries(s.T, s.h.m(harnessMapRevskOverflow)))
+	if entries != chained {
+		s.Errorf("%d entries in revsk_overflow, %d tuples in chains of live sockets", entries, chained)
+	}
+	if c[overflowStored]-c[overflowRemoved] != entries {
+		s.Errorf("%d entries in revsk_overflow, of those counted: %v", entries, c)
+	}
+}
+
+func (s *scene) setMode(m mode) {
+	s.Helper()
+	s.mode = m
+	s.h.setMode(s.T, m)
+}
+
+func (s *scene) protocol() uint8 {
+	if s.tcp {
+		return unix.IPPROTO_TCP
+	}
+	return unix.IPPROTO_UDP
+}
+
+// tuple is what a socket remembers that was sent to a backend of a service.
+func (s *scene) tuple(service, backend int) tuple {
+	return tuple{
+		peer:      s.family.backend(backend),
+		service:   s.family.service(service),
+		revNat:    uint16(service),
+		protocol:  s.protocol(),
+		backendID: uint32(backend),
+		created:   1000,
+	}
+}
+
+// input is what every program needs to find the socket.
+func (x *subject) input() harnessHarnessInput {
+	in := harnessHarnessInput{
+		Packet:          x.packet,
+		SocketCookie:    x.cookie,
+		NetnsCookie:     hostNetns,
+		HostNetnsCookie: hostNetns,
+		Protocol:        x.s.protocol(),
+	}
+	if x.v6 {
+		in.PacketIsV6 = 1
+	}
+	if x.tcp {
+		in.PacketIsTcp = 1
+	} else {
+		in.Datagram = 1
+	}
+	return in
+}
+
+// Cookies of network namespaces, as the programs are told.
+const (
+	hostNetns  = 4711
+	otherNetns = 815
+)
+
+func (x *subject) withTuple(program string, t tuple) harnessHarnessOutput {
+	x.s.Helper()
+	in := x.input()
+	in.Tuple = t.wire()
+	return x.s.h.run(x.s.T, program, in)
+}
+
+func (x *subject) withAddress(program string, a netip.AddrPort) harnessHarnessOutput {
+	x.s.Helper()
+	in := x.input()
+	in.Address = wireEndpoint(a)
+	return x.s.h.run(x.s.T, program, in)
+}
+
+// connect is a connect that was translated; it must succeed.
+func (x *subject) connect(t tuple) {
+	x.s.Helper()
+	if err := x.tryConnect(t); err != 0 {
+		x.s.Fatalf("connect to %v: %v", t, err)
+	}
+}
+
+func (x *subject) tryConnect(t tuple) unix.Errno {
+	x.s.Helper()
+	return errno(x.withTuple("connect", t))
+}
+
+// connectDirect is a connect that was not translated.
+func (x *subject) connectDirect(a netip.AddrPort) {
+	x.s.Helper()
+	x.withAddress("connect_direct", a)
+}
+
+// send is a sendmsg that was translated; it must succeed.
+func (x *subject) send(tuples ...tuple) {
+	x.s.Helper()
+	for _, t := range tuples {
+		if err := x.trySend(t); err != 0 {
+			x.s.Fatalf("send to %v: %v", t, err)
+		}
+	}
+}
+
+func (x *subject) trySend(t tuple) unix.Errno {
+	x.s.Helper()
+	return errno(x.withTuple("sendmsg", t))
+}
+
+// sendDirect is a sendmsg that was not translated.
+func (x *subject) sendDirect(a netip.AddrPort) {
+	x.s.Helper()
+	x.withAddress("sendmsg_direct", a)
+}
+
+// source is what recvmsg reports for a datagram from a; a itself if it is left
+// alone.
+func (x *subject) source(a netip.AddrPort) netip.AddrPort {
+	x.s.Helper()
+	return reported(a, x.withAddress("source", a))
+}
+
+// peername is what getpeername reports for the actual peer a.
+func (x *subject) peername(a netip.AddrPort) netip.AddrPort {
+	x.s.Helper()
+	return reported(a, x.withAddress("peername", a))
+}
+
+func reported(a netip.AddrPort, out harnessHarnessOutput) netip.AddrPort {
+	if out.Result == 0 {
+		return a
+	}
+	return addrPort(out.Address.Addr.Bytes, out.Address.Port)
+}
+
+func (x *subject) wantSource(from, want netip.AddrPort) {
+	x.s.Helper()
+	if got := x.source(from); got != want {
+		x.s.Errorf("a datagram from %v is reported as from %v, want %v", from, got, want)
+	}
+}
+
+func (x *subject) wantPeername(peer, want netip.AddrPort) {
+	x.s.Helper()
+	if got := x.peername(peer); got != want {
+		x.s.Errorf("getpeername for %v reports %v, want %v", peer, got, want)
+	}
+}
+
+// release is the release hook for a socket that the kernel says is connected to
+// an address that the socket has no tuple for.
+func (x *subject) release() {
+	x.s.Helper()
+	x.releaseWith(x.s.family.backend(unusedNumber))
+}
+
+// unusedNumber is that of a backend and a service that no scene has.
+const unusedNumber = 0xffff
+
+// releaseWith is the release hook for a socket with dst left of its destination.
+// It deletes the chain step by step, as on kernels without bpf_loop.
+func (x *subject) releaseWith(dst netip.AddrPort) {
+	x.s.Helper()
+	hasChain := x.withAddress("release", dst).Result != 0
+	if st := x.state(); hasChain != (len(st.chain) > 0) && x.s.mode != legacy {
+		x.s.Errorf("release says that there is a chain: %v; its length is %d", hasChain, len(st.chain))
+	}
+	for hasChain {
+		hasChain = x.releaseStep()
+	}
+	x.dead = true
+}
+
+func (x *subject) releaseStep() bool {
+	x.s.Helper()
+	in := x.input()
+	if x.s.mode != storage {
+		in.WithHash = 1
+	}
+	return x.s.h.run(x.s.T, "release_step", in).Result != 0
+}
+
+// state is what a socket holds.
+type state struct {
+	conn  *tuple
+	slots [slots]tuple
+	chain []tuple // from its head
+	// whether there is storage for slots and chain, which may be empty
+	hasPeers bool
+	victim   uint8
+	hits     uint8
+}
+
+const slots = 3
+
+func (st state) peers() []tuple {
+	var all []tuple
+	for _, t := range st.slots {
+		if t != (tuple{}) {
+			all = append(all, t)
+		}
+	}
+	return append(all, st.chain...)
+}
+
+func (st state) tuples() int {
+	n := len(st.peers())
+	if st.conn != nil {
+		n++
+	}
+	return n
+}
+
+func (st state) String() string {
+	conn := "none"
+	if st.conn != nil {
+		conn = st.conn.String()
+	}
+	return fmt.Sprintf("conn: %s; slots: %v; chain: %v; storage for peers: %v; victim %d, hits %d",
+		conn, st.slots, st.chain, st.hasPeers, st.victim, st.hits)
+}
+
+// state reads what the socket holds, past the library, and checks that it is
+// sound.
+func (x *subject) state() state {
+	x.s.Helper()
+	st, err := x.s.h.read(x.socket)
+	if err != nil {
+		x.s.Fatalf("the socket's state is not sound: %v", err)
+	}
+	return st
+}
+
+// stored looks up what a socket has in a storage map.
+func (h *harness) stored(name string, fd int, value any) (bool, error) {
+	err := h.m(name).Lookup(uint32(fd), value)
+	if err == nil {
+		return true, nil
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return false, fmt.Errorf("reading %s: %w", name, err)
+}
+
+func (h *harness) read(sock *socket) (state, error) {
+	var st state
+	var conn harnessRevskConnValue
+	found, err := h.stored(harnessMapRevskConn, sock.fd, &conn)
+	if err != nil {
+		return st, err
+	}
+	if found {
+		t := fromWire(conn.Tuple)
+		st.conn = &t
+	}
+	var p harnessRevskPeersValue
+	if st.hasPeers, err = h.stored(harnessMapRevskPeers, sock.fd, &p); err != nil || !st.hasPeers {
+		return st, err
+	}
+	places := make(map[netip.AddrPort]string)
+	for i, w := range p.Slots {
+		if w.PeerPort == 0 {
+			if w != (harnessRevskTuple{}) {
+				return st, fmt.Errorf("slot %d is free but not empty: %v", i, fromWire(w))
+			}
+			continue
+		}
+		t := fromWire(w)
+		place := fmt.Sprintf("slot %d", i)
+		if other, twice := places[t.peer]; twice {
+			return st, fmt.Errorf("peer %v is in %s and in %s", t.peer, other, place)
+		}
+		places[t.peer] = place
+		st.slots[i] = t
+	}
+	st.victim, st.hits = p.Victim, p.ChainHits
+	st.chain, err = h.walk(sock, p, places)
+	return st, err
+}
+
+// walk follows the chain of a socket in the overflow map.
+func (h *harness) walk(sock *socket, p harnessRevskPeersValue, places map[netip.AddrPort]string) ([]tuple, error) {
+	var chain []tuple
+	var prev harnessHarnessEndpoint
+	here := harnessHarnessEndpoint{Addr: p.Head, Port: p.HeadPort}
+	for here.Port != 0 {
+		if len(chain) == int(p.ChainLen) {
+			return nil, fmt.Errorf("the chain goes on after its %d tuples", p.ChainLen)
+		}
+		place := fmt.Sprintf("chain position %d", len(chain))
+		at := addrPort(here.Addr.Bytes, here.Port)
+		key := harnessRevskOverflowKey{Cookie: sock.cookie, Peer: here.Addr, PeerPort: here.Port}
+		var v harnessRevskOverflowValue
+		if err := h.m(harnessMapRevskOverflow).Lookup(key, &v); err != nil {
+			return nil, fmt.Errorf("%s, peer %v: %w", place, at, err)
+		}
+		t := fromWire(v.Tuple)
+		if t.peer != at {
+			return nil, fmt.Errorf("%s: the tuple of peer %v is kept for %v", place, t.peer, at)
+		}
+		if back := (harnessHarnessEndpoint{Addr: v.Prev, Port: v.PrevPort}); back != prev {
+			return nil, fmt.Errorf("%s links back to %v, which is not before it", place,
+				addrPort(back.Addr.Bytes, back.Port))
+		}
+		if other, twice := places[t.peer]; twice {
+			return nil, fmt.Errorf("peer %v is in %s and in %s", t.peer, other, place)
+		}
+		places[t.peer] = place
+		chain = append(chain, t)
+		prev, here = here, harnessHarnessEndpoint{Addr: v.Next, Port: v.NextPort}
+	}
+	if len(chain) != int(p.ChainLen) {
+		return nil, fmt.Errorf("the chain ends after %d of %d tuples", len(chain), p.ChainLen)
+	}
+	if len(chain) > 0 {
+		if p.Cookie != sock.cookie {
+			return nil, fmt.Errorf("the chain is of the socket %d, not %d", p.Cookie, sock.cookie)
+		}
+		for i, slot := range p.Slots {
+			if slot.PeerPort == 0 {
+				return nil, fmt.Errorf("there is a chain, but slot %d is free", i)
+			}
+		}
+	}
+	return chain, nil
+}
+
+func (x *subject) wantConn(want tuple) {
+	x.s.Helper()
+	switch got := x.state().conn; {
+	case got == nil:
+		x.s.Errorf("conn is empty, want %v", want)
+	case *got != want:
+		x.s.Errorf("conn is %v, want %v", *got, want)
+	}
+}
+
+func (x *subject) wantNoConn() {
+	x.s.Helper()
+	if got := x.state().conn; got != nil {
+		x.s.Errorf("conn is %v, want none", *got)
+	}
+}
+
+// wantPeers compares the tuples in slots and chain, wherever they are.
+func (x *subject) wantPeers(want ...tuple) {
+	x.s.Helper()
+	byPeer := func(a, b tuple) int { return a.peer.Compare(b.peer) }
+	got := x.state().peers()
+	slices.SortFunc(got, byPeer)
+	slices.SortFunc(want, byPeer)
+	if !slices.Equal(got, want) {
+		x.s.Errorf("peers are %v, want %v", got, want)
+	}
+}
+
+// wantSlots compares the slots in their order; a zero tuple is a free slot.
+func (x *subject) wantSlots(want ...tuple) {
+	x.s.Helper()
+	var all [slots]tuple
+	copy(all[:], want)
+	if got := x.state().slots; got != all {
+		x.s.Errorf("slots are %v, want %v", got, all)
+	}
+}
+
+// wantChain compares the chain from its head.
+func (x *subject) wantChain(want ...tuple) {
+	x.s.Helper()
+	if got := x.state().chain; !slices.Equal(got, want) {
+		x.s.Errorf("chain is %v, want %v", got, want)
+	}
+}
+
+// unchangedBy checks that play leaves what the socket holds as it is.
+func (x *subject) unchangedBy(what string, play func()) {
+	x.s.Helper()
+	before := x.state()
+	play()
+	x.unchangedSince(before, what)
+}
+
+func (x *subject) unchangedSince(before state, what string) {
+	x.s.Helper()
+	if after := x.state(); !reflect.DeepEqual(after, before) {
+		x.s.Errorf("%s has changed the socket from\n%v\nto\n%v", what, before, after)
+	}
+}
+
+// counted compares all counters since the scene began.
+func (s *scene) counted(want counts) {
+	s.Helper()
+	if got := s.h.counts(s.T); !maps.Equal(got, want) {
+		s.Errorf("counted %v, want %v", got, want)
+	}
+}
+
+// hashEntry is an entry of a legacy map, byte by byte.
+type hashEntry struct{ m, key, value string }
+
+// hash returns the contents of both legacy maps.
+func (s *scene) hash() []hashEntry {
+	s.Helper()
+	var all []hashEntry
+	for _, name := range []string{harnessMapCiliumLb4ReverseSk, harnessMapCiliumLb6ReverseSk} {
+		for key, value := range rawEntries(s.T, s.h.m(name)) {
+			all = append(all, hashEntry{name, key, value})
+		}
+	}
+	return all
+}
+
+// hashEntry is what the legacy maps hold of t: the layout of Cilium, written out.
+func (x *subject) hashEntry(t tuple) hashEntry {
+	peer, service := t.peer.Addr().AsSlice(), t.service.Addr().AsSlice()
+	key := binary.NativeEndian.AppendUint64(nil, x.cookie)
+	key = append(key, peer...)
+	key = binary.BigEndian.AppendUint16(key, t.peer.Port())
+	value := binary.BigEndian.AppendUint16(service, t.service.Port())
+	value = binary.BigEndian.AppendUint16(value, t.revNat)
+	if t.peer.Addr().Is4() {
+		key = append(key, 0, 0)
+		return hashEntry{harnessMapCiliumLb4ReverseSk, string(key), string(value)}
+	}
+	key = append(key, 0, 0, 0, 0, 0, 0)
+	return hashEntry{harnessMapCiliumLb6ReverseSk, string(key), string(value)}
+}
+
+// wantHash compares the legacy maps with what they hold of tuples of x.
+func (x *subject) wantHash(tuples ...tuple) {
+	x.s.Helper()
+	var want []hashEntry
+	for _, t := range tuples {
+		want = append(want, x.hashEntry(t))
+	}
+	byKey := func(a, b hashEntry) int { return slices.Compare([]byte(a.key), []byte(b.key)) }
+	got := x.s.hash()
+	slices.SortFunc(got, byKey)
+	slices.SortFunc(want, byKey)
+	if !slices.Equal(got, want) {
+		x.s.Errorf("the legacy maps hold %x, want %x", got, want)
+	}
+}
+
+// putHash puts the entry for t into the legacy map.
+func (x *subject) putHash(t tuple) {
+	x.s.Helper()
+	e := x.hashEntry(t)
+	must(x.s.T, x.s.h.m(e.m).Put([]byte(e.key), []byte(e.value)))
+}
+
+// familyMap returns the name of the map for addresses like a.
+func familyMap(a netip.Addr, name4, name6 string) string {
+	if a.Is4() {
+		return name4
+	}
+	return name6
+}
+
+func (h *harness) servicesFor(a netip.Addr) *ebpf.Map {
+	return h.m(familyMap(a, harnessMapCiliumLb4ServicesV2, harnessMapCiliumLb6ServicesV2))
+}
+
+// serve creates the services with these numbers: for any protocol, with a backend.
+func (s *scene) serve(services ...int) {
+	s.Helper()
+	for _, n := range services {
+		s.putService(n, lbmap.ServiceValue{Count: 1, RevNat: uint16(n)})
+	}
+}
+
+func (s *scene) putService(n int, value lbmap.ServiceValue) {
+	s.Helper()
+	key := lbmap.ServiceKey{AddrPort: s.family.service(n)}
+	must(s.T, s.h.servicesFor(key.AddrPort.Addr()).Put(key, value))
+}
+
+func (s *scene) deleteService(n int) {
+	s.Helper()
+	key := lbmap.ServiceKey{AddrPort: s.family.service(n)}
+	must(s.T, s.h.servicesFor(key.AddrPort.Addr()).Delete(key))
+}
