@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// The tests TestBranch<number>_… show the branches of the datapath that docs/branches.md numbers. Each
+// holds in every mode, whatever keeps the state.
+
+// all turns on whatever is optional and needs no other namespace than that of the tests: its network
+// namespace is the host's.
+func all(t *testing.T) loader.Features {
+	f := loader.DefaultFeatures()
+	f.HostNetnsCookie = netnsCookie(t)
+	f.HealthCheck = true
+	return f
+}
+
+// none turns off whatever is optional.
+func none(t *testing.T) loader.Features {
+	return loader.Features{IPv4: true, IPv6: true, HostNetnsCookie: netnsCookie(t)}
+}
+
+// hookup is a program on its hook.
+type hookup struct {
+	program *ebpf.Program
+	attach  ebpf.AttachType
+}
+
+// loaded are the programs for each set of features, by the name of their link. Loading takes seconds,
+// so it is done once, and then the links are switched.
+var loaded = make(map[loader.Features]map[string]hookup)
+
+// withFeatures has the datapath run with these features until the end of the test.
+func withFeatures(t *testing.T, f loader.Features) {
+	t.Helper()
+	usual := programsFor(t, loader.DefaultFeatures())
+	wanted := programsFor(t, f)
+	t.Cleanup(func() { switchTo(t, usual) })
+	switchTo(t, wanted)
+}
+
+func programsFor(t *testing.T, f loader.Features) map[string]hookup {
+	t.Helper()
+	if programs, ok := loaded[f]; ok {
+		return programs
+	}
+	if f != loader.DefaultFeatures() {
+		opts := options()
+		opts.Features = &f
+		dp, err := loader.Load(context.Background(), opts)
+		require.NoError(t, err)
+		require.NoError(t, dp.Close())
+	}
+	loaded[f] = hookups(t)
+	return loaded[f]
+}
+
+func linksDir(t *testing.T) string {
+	t.Helper()
+	full, err := options().WithDefaults()
+	require.NoError(t, err)
+	return filepath.Join(full.PinsDir, "links")
+}
+
+// hookups are what is attached now.
+func hookups(t *testing.T) map[string]hookup {
+	t.Helper()
+	entries, err := os.ReadDir(linksDir(t))
+	require.NoError(t, err)
+	attached := make(map[string]hookup)
+	for _, e := range entries {
+		l, err := link.LoadPinnedLink(filepath.Join(linksDir(t), e.Name()), nil)
+		require.NoError(t, err)
+		info, err := l.Info()
+		require.NoError(t, err)
+		require.NoError(t, l.Close())
+		p, err := ebpf.NewProgramFromID(info.Program)
+		require.NoError(t, err)
+		attached[e.Name()] = hookup{p, ebpf.AttachType(info.Cgroup().AttachType)}
+	}
+	return attached
+}
+
+// switchTo attaches these programs, and detaches others.
+func switchTo(t *testing.T, wanted map[string]hookup) {
+	t.Helper()
+	entries, err := os.ReadDir(linksDir(t))
+	require.NoError(t, err)
+	missing := maps.Clone(wanted)
+	for _, e := range entries {
+		l, err := link.LoadPinnedLink(filepath.Join(linksDir(t), e.Name()), nil)
+		require.NoError(t, err)
+		if h, ok := wanted[e.Name()]; ok {
+			require.NoError(t, l.Update(h.program))
+		} else {
+			require.NoError(t, l.(interface{ Detach() error }).Detach())
+			require.NoError(t, l.Unpin())
+		}
+		require.NoError(t, l.Close())
+		delete(missing, e.Name())
+	}
+	cgroup, err := os.Open(sandbox.Cgroup())
+	require.NoError(t, err)
+	defer cgroup.Close()
+	for name, h := range missing {
+		l, err := link.AttachRawLink(link.RawLinkOptions{
+			Target: int(cgroup.Fd()), Program: h.program, Attach: h.attach,
+		})
+		require.NoError(t, err)
+		require.NoError(t, l.Pin(filepath.Join(linksDir(t), name)))
+		require.NoError(t, l.Close())
+	}
+}
+
+const (
+	nodePort = 30080
+	hostPort = 8080
+	// What a socket goes to in the place of an L7 service.
+	proxyPort = firstPort + 3
+)
+
+// edges are the ports at both ends of the NodePort range, inside and outside.
+var edges = []uint16{29999, 30000, 32767, 32768}
+
+// startBranchServers serves more ports, in the namespace of the calling thread.
+func startBranchServers() error {
+	for _, port := range append(slices.Clone(edges), nodePort, hostPort) {
+		errs := []error{serveDatagrams("udp4", int(port)), serveStreams("tcp4", int(port))}
+		if haveIPv6 {
+			errs = append(errs, serveDatagrams("udp6", int(port)), serveStreams("tcp6", int(port)))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var branchServers = sync.OnceValue(startBranchServers)
+
+// pod is a network namespace that is not the host's, with the same addresses and servers.
+var pod = sync.OnceValues(func() (ns *os.File, err error) {
+	err = onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		return errors.Join(sandbox.LoopbackUp(), setUpNetwork(), startServers(), startBranchServers())
+	})
+	return ns, err
+})
+
+// onThread runs a function on a thread of its own, which ends with it.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		done <- f()
+	}()
+	return <-done
+}
+
+// podSocket opens a socket like the others in the pod.
+func (s *scene) podSocket() *socket {
+	s.Helper()
+	ns, err := pod()
+	require.NoError(s, err, "making a network namespace")
+	var x *socket
+	require.NoError(s, onThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		x, err = newSocket(s.family, s.protocol)
+		return err
+	}))
+	x.T = s.T
+	s.sockets = append(s.sockets, x)
+	return x
+}
+
+// netnsCookie is that of the namespace of the tests.
+func netnsCookie(t *testing.T) uint64 {
+	t.Helper()
+	x, err := newSocket(ipv4, unix.IPPROTO_UDP)
+	require.NoError(t, err)
+	defer x.close()
+	return cookieOfNetns(t, x)
+}
+
+// cookieOfNetns is the cookie of a socket's namespace.
+func cookieOfNetns(t *testing.T, x *socket) uint64 {
+	t.Helper()
+	cookie, err := unix.GetsockoptUint64(x.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		t.Skip("requires Linux 5.14")
+	}
+	require.NoError(t, err, "SO_NETNS_COOKIE")
+	return cookie
+}
+
+// host is the n-th of the host's addresses that are not loopback. Every server is there.
+func (s *scene) host(n int, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(numbered(s.ownAddress().Addr(), n), port)
+}
+
+// loopback is the loopback address.
+func (s *scene) loopback(port uint16) netip.AddrPort {
+	if s.unroutable.Is4() {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), port)
+}
+
+// everywhere is the address of a service that is meant on every address of the node.
+func (s *scene) everywhere(port uint16) netip.AddrPort {
+	if s.unroutable.Is4() {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+}
+
+// identify says in the ipcache whose an address is, until the end of the scene.
+func (s *scene) identify(a netip.AddrPort, identity uint32, flags lbmap.IPCacheFlags) {
+	s.Helper()
+	prefix := netip.PrefixFrom(a.Addr(), a.Addr().BitLen())
+	require.NoError(s, tables.UpsertIPCache(prefix, lbmap.IPCacheValue{Identity: identity, Flags: flags}))
+	s.Cleanup(func() {
+		if err := tables.RemoveIPCache(prefix); err != nil {
+			assert.ErrorIs(s, err, lbmap.ErrNotFound)
+		}
+	})
+}
+
+// to are the backends with these numbers.
+func (s *scene) to(numbers ...int) []lbmap.Backend {
+	var backends []lbmap.Backend
+	for _, n := range numbers {
+		backends = append(backends, lbmap.Backend{AddrPort: s.backendAt(n), Protocol: lbmap.Protocol(s.protocol)})
+	}
+	return backends
+}
+
+// put publishes a service of any kind until the end of the scene. What is returned has its first
+// backend.
+func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbmap.Backend, more ...func(*lbmap.Service)) *service {
+	s.Helper()
+	s.numbers++
+	svc := lbmap.Service{Frontend: s.frontend(at), RevNat: uint16(s.numbers), Flags: flags, Backends: backends}
+	for _, change := range more {
+		change(&svc)
+	}
+	_, err := tables.UpsertService(svc)
+	require.NoError(s, err)
+	s.Cleanup(func() {
+		if err := tables.DeleteService(svc.Frontend); err != nil {
+			assert.ErrorIs(s, err, lbmap.ErrNotFound)
+		}
+		if flags.Has(lbmap.FlagAffinity) {
+			clearMap(s.T, lbmap.Affinity4Map)
+			clearMap(s.T, lbmap.Affinity6Map)
+		}
+	})
+	out := &service{front: at, revNat: svc.RevNat}
+	if len(backends) > 0 {
+		out.backend = backends[0].AddrPort
+	}
+	return out
+}
+
+// Changes of a service that put makes.
+func anyProtocol(svc *lbmap.Service) { svc.Frontend.Protocol = lbmap.ProtocolAny }
+func internal(svc *lbmap.Service)    { svc.Frontend.Scope = lbmap.ScopeInternal }
+func proxied(svc *lbmap.Service)     { svc.L7ProxyPort = proxyPort }
+
+// reaches checks that sockets that connect or send to an address are answered by the server, and that
+// the application sees the address.
+func (s *scene) reaches(to, server netip.AddrPort) {
+	s.Helper()
+	s.reachesBy(s.socket, to, server)
+}
+
+func (s *scene) reachesBy(open func() *socket, to, server netip.AddrPort) {
+	s.Helper()
+	x := open()
+	x.connect(to)
+	same(s, to, x.peername(), "getpeername")
+	s.talks(x, server, to)
+	if s.datagram() {
+		s.asks(open(), to, server, to)
+		// In legacy mode, what an unconnected socket has sent to.
+		s.mayLeak = s.mayLeak || s.mode == legacy
+	}
+}
+
+// leaves checks that sockets that connect or send to an address get there.
+func (s *scene) leaves(to netip.AddrPort) {
+	s.Helper()
+	s.leavesBy(s.socket, to)
+}
+
+func (s *scene) leavesBy(open func() *socket, to netip.AddrPort) {
+	s.Helper()
+	before := s.counters().Translated
+	s.reachesBy(open, to, to)
+	assert.Equal(s, before, s.counters().Translated, "translated calls")
+	assert.Zero(s, s.sockets[len(s.sockets)-1].tuples())
+}
+
+// refuses checks that sockets that connect or send to an address are rejected for want of a backend.
+func (s *scene) refuses(to netip.AddrPort) {
+	s.Helper()
+	s.rejectedNoBackend(s.socket().tryConnect(to))
+	if s.datagram() {
+		s.rejectedNoBackend(s.socket().trySendTo(to, "lost"))
+	}
+}
+
+// holdWith is hold with features, and the servers of branches.
+func holdWith(t *testing.T, f loader.Features, protocols []int, rules ...rule) {
+	t.Helper()
+	require.NoError(t, branchServers())
+	withFeatures(t, f)
+	hold(t, protocols, rules...)
+}

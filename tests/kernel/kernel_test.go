@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// rejection is the error of a call that a hook rejects with want: kernels without bpf_set_retval
+// (before 5.18) have one error for all.
+func rejection(t *testing.T, want unix.Errno) unix.Errno {
+	t.Helper()
+	err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return unix.EPERM
+	}
+	require.NoError(t, err)
+	return want
+}
+
+// haveDestroy tells whether sockets can be aborted.
+var haveDestroy = sync.OnceValue(func() bool {
+	x, err := newSocket(ipv4, unix.IPPROTO_UDP)
+	if err != nil {
+		return false
+	}
+	defer x.close()
+	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	if err := unix.Bind(x.fd, x.sockaddr(at)); err != nil {
+		return false
+	}
+	name, err := unix.Getsockname(x.fd)
+	if err != nil {
+		return false
+	}
+	at, err = x.address(name)
+	return err == nil && destroySocket(ipv4, unix.IPPROTO_UDP, at, netip.AddrPortFrom(ipv4.any(), 0), anyCookie) == nil
+})
+
+// uptime is CLOCK_BOOTTIME.
+func uptime(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	require.NoError(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts))
+	return time.Duration(ts.Nano())
+}
+
+// setSysctl sets a setting of the sandbox's namespace, to which it belongs alone.
+func setSysctl(t *testing.T, path, value string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(path, []byte(value), 0))
+}

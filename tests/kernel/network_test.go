@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// family is what differs between the kinds of sockets that the same rules hold for. Addresses are
+// numbered; IPv4 ones are plain, whatever the socket.
+type family struct {
+	name   string
+	domain int
+	mapped bool // IPv4 through IPv6 sockets
+
+	services   netip.Addr // number 0; no route leads there
+	backends   netip.Addr // number 0; all are this host's
+	plain      netip.Addr // number 0; this host's, of no service
+	unroutable netip.Addr
+}
+
+var (
+	ipv4 = family{
+		name: "IPv4", domain: unix.AF_INET,
+		services:   netip.MustParseAddr("10.96.0.0"),
+		backends:   netip.MustParseAddr("127.1.0.0"),
+		plain:      netip.MustParseAddr("127.2.0.0"),
+		unroutable: netip.MustParseAddr("192.0.2.1"),
+	}
+	ipv6 = family{
+		name: "IPv6", domain: unix.AF_INET6,
+		services:   netip.MustParseAddr("fd00:96::"),
+		backends:   netip.MustParseAddr("fd00:1::"),
+		plain:      netip.MustParseAddr("fd00:2::"),
+		unroutable: netip.MustParseAddr("2001:db8::1"),
+	}
+	v4mapped = family{
+		name: "v4-mapped", domain: unix.AF_INET6, mapped: true,
+		services: ipv4.services, backends: ipv4.backends, plain: ipv4.plain, unroutable: ipv4.unroutable,
+	}
+	families = []family{ipv4, ipv6, v4mapped}
+)
+
+// Networks of this host: IPv4 has 127.0.0.0/8 anyway.
+var localNetworks = []string{"fd00:1::/64", "fd00:2::/64", "10.97.0.0/16", "fd00:97::/64"}
+
+func numbered(a netip.Addr, n int) netip.Addr {
+	b := a.AsSlice()
+	tail := b[len(b)-2:]
+	binary.BigEndian.PutUint16(tail, binary.BigEndian.Uint16(tail)+uint16(n))
+	a, _ = netip.AddrFromSlice(b)
+	return a
+}
+
+// sockaddr is an address as sockets of the family take it.
+func (f family) sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if f.domain == unix.AF_INET6 {
+		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+}
+
+// errForeign is wrapped by the error of an address that is not of a socket's family.
+var errForeign = errors.New("not of this family")
+
+// address is the inverse of sockaddr. It returns an error wrapping errForeign for an address that
+// sockets of the family should not see.
+func (f family) address(sa unix.Sockaddr) (netip.AddrPort, error) {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		if f.domain == unix.AF_INET {
+			return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+		}
+	case *unix.SockaddrInet6:
+		a := netip.AddrFrom16(sa.Addr)
+		if f.domain == unix.AF_INET6 && (a.Is4In6() == f.mapped || a.IsUnspecified()) {
+			return netip.AddrPortFrom(a.Unmap(), uint16(sa.Port)), nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("%s socket: %w: %#v", f.name, errForeign, sa)
+}
+
+// any is the unspecified address, as a socket of the family has it.
+func (f family) any() netip.Addr {
+	if f.domain == unix.AF_INET {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func setUpNetwork() error {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		haveIPv6 = true
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	for _, network := range localNetworks {
+		_, dst, err := net.ParseCIDR(network)
+		if err != nil {
+			return err
+		}
+		if dst.IP.To4() == nil && !haveIPv6 {
+			continue
+		}
+		route := &netlink.Route{
+			LinkIndex: lo.Attrs().Index, Dst: dst, Type: unix.RTN_LOCAL,
+			Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route to %s: %w", network, err)
+		}
+	}
+	return nil
+}

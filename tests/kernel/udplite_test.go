@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// UDP-Lite shares the sendmsg, recvmsg, getpeername and sock_release hooks of UDP. Its connect has no
+// hook on any kernel, so a connected socket is connected to the service's own address.
+func TestUDPLite(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDPLITE)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		t.Log("this kernel was built without UDP-Lite, or is one that has removed it (7.1)")
+		return
+	}
+	require.NoError(t, err)
+	require.NoError(t, unix.Close(fd))
+
+	// server is a backend of the test's own.
+	server := func(s *scene) (*socket, *service) {
+		backend := s.bound(1)
+		return backend, s.serviceTo(backend.sockname())
+	}
+	hold(t, []int{unix.IPPROTO_UDPLITE},
+		rule{name: "sendmsg to a service goes to its backend, and the answer is from the service", play: func(s *scene) {
+			backend, a := server(s)
+			x := s.socket()
+			x.sendTo(a.front, "question")
+			payload, client := backend.receive()
+			assert.Equal(s, "question", payload)
+			backend.sendTo(client, "answer")
+			payload, from := x.receive()
+			assert.Equal(s, "answer", payload)
+			same(s, a.front, from, "source")
+			if s.mode != legacy {
+				assert.Equal(s, 1, x.tuples())
+			}
+			s.mayLeak = s.mode == legacy
+		}},
+		rule{name: "sendmsg to the backend's own address ends the mapping", notLegacy: ignoresDirect, play: func(s *scene) {
+			backend, a := server(s)
+			x := s.socket()
+			x.sendTo(a.front, "question")
+			x.sendTo(a.backend, "question")
+			_, client := backend.receive()
+			backend.sendTo(client, "answer")
+			_, from := x.receive()
+			same(s, a.backend, from, "source")
+		}},
+		rule{name: "connect is either translated and remembered, or not at all", play: func(s *scene) {
+			_, a := server(s)
+			x := s.socket()
+			err := x.tryConnect(a.front)
+			if s.counters().Translated == s.before.Translated {
+				// No hook: there is no route to the service.
+				assert.ErrorIs(s, err, unix.ENETUNREACH)
+				assert.Zero(s, x.tuples())
+				return
+			}
+			require.NoError(s, err)
+			same(s, a.front, x.peername(), "getpeername")
+		}},
+	)
+}
