@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+)
+
+// alarms are what a kernel writes when something is wrong with it.
+var alarms = regexp.MustCompile(strings.Join([]string{
+	`WARNING:`,
+	`BUG:`,
+	`possible circular locking`,
+	`possible recursive locking`,
+	`inconsistent lock state`,
+	`suspicious RCU usage`,
+	`rcu.*\bstall`,
+	`soft lockup`,
+	`blocked for more than \d+ seconds`,
+	`\bOops\b`,
+	`Call Trace:`,
+	`Kernel panic`,
+	`general protection fault`,
+	`\b(KASAN|KCSAN|KFENCE|UBSAN):`,
+	`unregister_netdevice: waiting for`,
+	`Out of memory:`,
+}, "|"))
+
+// harmless are lines that only look like alarms.
+var harmless = regexp.MustCompile(strings.Join([]string{
+	`Command line:|Kernel command line:`, // may well name an option
+	`Spectre V2 : WARNING:`,              // about the processor and the mitigations chosen
+	`RETBleed: WARNING:`,
+}, "|"))
+
+// alarmLines is how much of the console belongs to one alarm: a warning, its registers, its trace.
+const alarmLines = 50
+
+// scanConsole returns the alarms in a kernel's messages, each with the lines that follow it.
+func scanConsole(r io.Reader) ([]string, error) {
+	var found []string
+	var current []string
+	end := func() {
+		if current != nil {
+			found = append(found, strings.Join(current, "\n"))
+		}
+		current = nil
+	}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := strings.TrimRight(lines.Text(), "\r")
+		if len(current) == alarmLines {
+			end()
+		}
+		switch {
+		case current != nil:
+			current = append(current, line)
+		case alarms.MatchString(line) && !harmless.MatchString(line):
+			current = []string{line}
+		}
+	}
+	end()
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("reading the console: %w", err)
+	}
+	return found, nil
+}
+
+// badTaint are the flags of /proc/sys/kernel/tainted that say that something went wrong, and not
+// merely that something unusual is loaded.
+var badTaint = []struct {
+	bit  uint
+	what string
+}{
+	{4, "machine check"},
+	{5, "bad page"},
+	{7, "oops"},
+	{9, "warning"},
+	{14, "soft lockup"},
+}
+
+// newTaint says what has gone wrong between two readings of the kernel's taint.
+func newTaint(before, after uint64) []string {
+	var what []string
+	for _, t := range badTaint {
+		if after&^before&(1<<t.bit) != 0 {
+			what = append(what, t.what)
+		}
+	}
+	return what
+}
