@@ -7,12 +7,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/revsk/revsk/internal/proc"
 )
 
 // addOwners finds out which processes have the sockets open, in one pass over their descriptors.
@@ -26,17 +24,13 @@ func addOwners(ctx context.Context, sockets []Socket) error {
 	if len(byInode) == 0 {
 		return nil
 	}
-	procs, err := os.ReadDir("/proc")
+	pids, err := proc.Processes()
 	if err != nil {
 		return fmt.Errorf("looking for the owners of sockets: %w", err)
 	}
-	for _, p := range procs {
+	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return err
-		}
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
 		}
 		var owner *Process
 		for inode := range socketInodes(pid) {
@@ -56,30 +50,11 @@ func addOwners(ctx context.Context, sockets []Socket) error {
 	return nil
 }
 
-// socketInodes returns the sockets that a process has open; none if it is gone or not ours to see.
+// socketInodes returns the sockets that a process has open.
 func socketInodes(pid int) map[uint64]bool {
-	dir, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "fd"))
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	fds, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil
-	}
 	inodes := make(map[uint64]bool)
-	target := make([]byte, 64)
-	for _, fd := range fds {
-		n, err := unix.Readlinkat(int(dir.Fd()), fd, target)
-		if err != nil {
-			continue
-		}
-		number, ok := strings.CutPrefix(string(target[:n]), "socket:[")
-		if !ok {
-			continue
-		}
-		inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
-		if err == nil {
+	for _, target := range proc.Files(pid) {
+		if inode, ok := proc.Inode(target, "socket"); ok {
 			inodes[inode] = true
 		}
 	}
@@ -88,7 +63,7 @@ func socketInodes(pid int) map[uint64]bool {
 
 // command returns the name of a process's program, nothing if it is gone.
 func command(pid int) string {
-	comm, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm"))
+	comm, err := os.ReadFile(proc.Path(pid, "comm"))
 	if err != nil {
 		return ""
 	}

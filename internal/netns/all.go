@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netns
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/proc"
+)
+
+// All returns the network namespaces that a thread is in, that a process has open, or that are
+// mounted somewhere, in whatever mount namespace, sorted by inode. The caller closes the list.
+//
+// A namespace that only sockets keep is in none of these places: see [OfSocket]. What processes do
+// that the caller may not look at, or that come and go meanwhile, may be missing.
+func All(ctx context.Context) (List, error) {
+	f := finder{byInode: make(map[uint64]*Namespace), mounts: make(map[string]bool)}
+	if err := f.find(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("looking for network namespaces: %w", err), f.found.Close())
+	}
+	slices.SortFunc(f.found, func(a, b *Namespace) int { return cmp.Compare(a.Inode, b.Inode) })
+	return f.found, nil
+}
+
+// finder is what has been found, and where.
+type finder struct {
+	found   List
+	byInode map[uint64]*Namespace
+	mounts  map[string]bool // tables of mounts that have been read
+}
+
+func (f *finder) find(ctx context.Context) error {
+	pids, err := proc.Processes()
+	if err != nil {
+		return err
+	}
+	f.add("/proc/thread-self/ns/net")
+	for _, pid := range pids {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, tid := range proc.Threads(pid) {
+			f.add(proc.Path(pid, "task", strconv.Itoa(tid), "ns", "net"))
+		}
+		for fd, target := range proc.Files(pid) {
+			if inode, ok := proc.Inode(target, "net"); ok && f.byInode[inode] == nil {
+				f.add(proc.Path(pid, "fd", strconv.Itoa(fd)))
+			}
+		}
+		f.addMounts(pid)
+	}
+	return nil
+}
+
+// add opens what a link in /proc leads to, unless that is known. What is gone is no error.
+func (f *finder) add(link string) {
+	target, err := os.Readlink(link)
+	if err != nil {
+		return
+	}
+	if inode, ok := proc.Inode(target, "net"); !ok || f.byInode[inode] != nil {
+		return
+	}
+	file, err := os.Open(link)
+	if err != nil {
+		return
+	}
+	f.addFile(file)
+}
+
+func (f *finder) addFile(file *os.File) {
+	n, err := fromFile(file)
+	if err != nil {
+		return
+	}
+	// The link may lead elsewhere by now.
+	if f.byInode[n.Inode] != nil {
+		_ = n.Close()
+		return
+	}
+	f.byInode[n.Inode] = n
+	f.found = append(f.found, n)
+}
+
+// addMounts looks through the mounts that a process sees, once for those that see the same.
+func (f *finder) addMounts(pid int) {
+	ns, err := os.Readlink(proc.Path(pid, "ns", "mnt"))
+	if err != nil {
+		return
+	}
+	root, err := os.Readlink(proc.Path(pid, "root"))
+	if err != nil || f.mounts[ns+root] {
+		return
+	}
+	f.mounts[ns+root] = true
+	mounts, err := os.ReadFile(proc.Path(pid, "mountinfo"))
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(mounts)) {
+		inode, path, ok := mountedNamespace(line)
+		if !ok || f.byInode[inode] != nil {
+			continue
+		}
+		if file := openIn(pid, path); file != nil {
+			f.addFile(file)
+		}
+	}
+}
+
+// mountedNamespace reads a line of /proc/PID/mountinfo, of which the fourth field is what is mounted
+// and the fifth is where.
+func mountedNamespace(line string) (inode uint64, path string, ok bool) {
+	fields := strings.Fields(line)
+	if len(fields) < 5 {
+		return 0, "", false
+	}
+	inode, ok = proc.Inode(fields[3], "net")
+	return inode, unescape(fields[4]), ok
+}
+
+// unescape undoes what the kernel does to blanks, line ends and backslashes in a path.
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
+}
+
+// openIn opens a namespace's file as a process sees it. That process decides what is there, so the
+// file is looked at before it is really opened, and no link is followed.
+func openIn(pid int, path string) *os.File {
+	root, err := os.OpenFile(proc.Path(pid, "root"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
+		return nil
+	}
+	file, err := os.Open("/proc/thread-self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil
+	}
+	return file
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proc reads from /proc which processes there are and what they have open. It shows those
+// that have a process id in the caller's namespace.
+package proc
+
+import (
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Processes returns the ids of all processes.
+func Processes() ([]int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("looking for processes: %w", err)
+	}
+	defer dir.Close()
+	ids, err := numbers(dir)
+	if err != nil {
+		return nil, fmt.Errorf("looking for processes: %w", err)
+	}
+	return ids, nil
+}
+
+// Threads returns the ids of a process's threads; none if it is gone.
+func Threads(pid int) []int {
+	dir, err := os.Open(Path(pid, "task"))
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	ids, _ := numbers(dir)
+	return ids
+}
+
+// Files iterates over the file descriptors of a process and what they lead to, such as
+// "socket:[4711]"; over none if the process is gone or not the caller's to see.
+func Files(pid int) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		dir, err := os.Open(Path(pid, "fd"))
+		if err != nil {
+			return
+		}
+		defer dir.Close()
+		fds, _ := numbers(dir)
+		target := make([]byte, 256)
+		for _, fd := range fds {
+			n, err := unix.Readlinkat(int(dir.Fd()), strconv.Itoa(fd), target)
+			if err == nil && !yield(fd, string(target[:n])) {
+				return
+			}
+		}
+	}
+}
+
+// Inode returns the number in what a link in /proc leads to, if that is of the kind: 4711 of
+// "socket:[4711]".
+func Inode(target, kind string) (inode uint64, ok bool) {
+	number, ok := strings.CutPrefix(target, kind+":[")
+	if !ok {
+		return 0, false
+	}
+	number, ok = strings.CutSuffix(number, "]")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(number, 10, 64)
+	return inode, err == nil
+}
+
+// Path is a file in the directory of a process.
+func Path(pid int, elem ...string) string {
+	return filepath.Join(append([]string{"/proc", strconv.Itoa(pid)}, elem...)...)
+}
+
+// numbers returns the entries of a directory that are numbers.
+func numbers(dir *os.File) ([]int, error) {
+	names, err := dir.Readdirnames(-1)
+	var all []int
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			all = append(all, n)
+		}
+	}
+	return all, err
+}
