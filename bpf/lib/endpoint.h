@@ -44,6 +44,11 @@ static __always_inline bool ip_equal(const union ip_addr *a, const union ip_addr
 	return a->halves[1] == b->halves[1] && a->halves[0] == b->halves[0];
 }
 
+static __always_inline bool endpoint_equal(const struct endpoint *a, const struct endpoint *b)
+{
+	return a->port == b->port && ip_equal(&a->addr, &b->addr);
+}
+
 static __always_inline bool ip_is_loopback(const union ip_addr *a)
 {
 	if (ip_is_v4(a))

@@ -10,16 +10,12 @@
  * takes the lock; the comparison with it makes up for that.) sock_release does not hold the lock,
  * but runs when the last file descriptor is gone, so no other hook of the socket can run.
  *
- * Others do not hold that lock: iterators (iter/udp and iter/tcp do since 6.5) and user space. They
- * read, and they create a storage where there is none (no-overwrite, the value complete at its
- * creation, so that a live hook always wins); they never write into one that exists. So that they
- * never read half a tuple, hooks change a tuple under the value's own bpf_spin_lock, and those
- * readers copy it under that lock (BPF_F_LOCK from user space). Creating and deleting a storage is
- * atomic by itself (RCU). Hash entries of the chain are replaced whole (overflow.h).
- *
- * In mode dual a tuple that is dropped leaves the hash before it leaves the storage. A migrator that
- * creates a storage and then still finds the hash entry knows that the hook will see the storage;
- * if the entry is gone, the migrator takes its storage back.
+ * The migrator adds tuples under the same lock: its programs run in iter/tcp (which takes it since
+ * 5.15) and iter/udp (since 6.5), or as a setsockopt hook on any kernel (bpf/iter/fill.c). Other
+ * iterators, and user space, do not hold that lock and only read. So that they never read half a
+ * tuple, hooks change a tuple under the value's own bpf_spin_lock, and those readers copy it under
+ * that lock (BPF_F_LOCK from user space). Creating and deleting a storage is atomic by itself (RCU).
+ * Hash entries of the chain are replaced whole (overflow.h).
  */
 #pragma once
 
@@ -33,24 +29,38 @@ static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
 	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
 }
 
-/* The socket's tuple for @peer is no longer true: its hash entry goes first (see above). */
-static __always_inline void peers_drop(struct sock_ref *s, const struct endpoint *peer,
+/* The socket's tuple for @peer is no longer true. Returns whether there was one. */
+static __always_inline bool peers_drop(struct sock_ref *s, const struct endpoint *peer,
 				       enum revsk_metric why)
 {
 	struct revsk_peers_value *p = peers_get(s);
 
-	if (p && peers_remove(p, peer))
-		count(why);
+	if (!p || !peers_remove(p, peer))
+		return false;
+	count(why);
+	return true;
 }
 
-static __always_inline void conn_drop(struct sock_ref *s, const struct endpoint *peer,
+static __always_inline bool conn_drop(struct sock_ref *s, const struct endpoint *peer,
 				      enum revsk_metric why)
 {
 	struct revsk_conn_value *conn = conn_get(s);
 
-	if (conn && tuple_has_peer(&conn->tuple, peer) &&
-	    !bpf_sk_storage_delete(&revsk_conn, s->sk))
-		count(why);
+	if (!conn || !tuple_has_peer(&conn->tuple, peer) ||
+	    bpf_sk_storage_delete(&revsk_conn, s->sk))
+		return false;
+	count(why);
+	return true;
+}
+
+/* Mode dual: what storage has dropped leaves the hash; what only the hash knew is ended there. */
+static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct endpoint *dst,
+					       bool was_in_storage)
+{
+	if (was_in_storage)
+		legacy_delete(sock_cookie(s), dst);
+	else
+		legacy_end(sock_cookie(s), dst);
 }
 
 /*
@@ -153,11 +163,12 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 static __always_inline void revnat_connect_direct(struct sock_ref *s, const struct endpoint *dst,
 						  bool datagram)
 {
+	bool dropped = conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+
+	if (datagram && peers_drop(s, dst, REVSK_DROPPED_DIRECT))
+		dropped = true;
 	if (current_mode() == REVSK_MODE_DUAL)
-		legacy_delete(sock_cookie(s), dst);
-	conn_drop(s, dst, REVSK_DROPPED_DIRECT);
-	if (datagram)
-		peers_drop(s, dst, REVSK_DROPPED_DIRECT);
+		legacy_drop_direct(s, dst, dropped);
 }
 
 static __always_inline int peers_store(struct sock_ref *s, struct revsk_tuple *t)
@@ -213,17 +224,22 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_tuple
 	return err;
 }
 
-/* The socket's actual peer, as the kernel has it, is @ep. */
-static __always_inline bool sock_has_peer(struct sock_ref *s, const struct endpoint *ep)
+/* The socket's actual peer, as the kernel has it. */
+static __always_inline struct endpoint sock_peer(struct bpf_sock *socket)
 {
-	/* volatile: see release() in bpf/sock/revsk.c. */
-	volatile struct bpf_sock *sk = s->sk;
+	/* volatile, and all read at once: else the compiler merges the loads of both families into
+	 * one from an address that it computes, and the verifier refuses that of a context.
+	 */
+	volatile struct bpf_sock *sk = socket;
 	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
 	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
 					      sk->dst_ip6[3] } };
-	const union ip_addr peer = sk->family == AF_INET6 ? v6 : v4;
+	const struct endpoint peer = {
+		.addr = sk->family == AF_INET6 ? v6 : v4,
+		.port = (__be16)sk->dst_port,
+	};
 
-	return (__be16)sk->dst_port == ep->port && ip_equal(&peer, &ep->addr);
+	return peer;
 }
 
 /*
@@ -234,10 +250,12 @@ static __always_inline bool sock_has_peer(struct sock_ref *s, const struct endpo
 static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
 {
 	bool dual = current_mode() == REVSK_MODE_DUAL;
-	bool connected = sock_has_peer(s, dst);
+	const struct endpoint peer = sock_peer(s->sk);
+	bool connected = endpoint_equal(&peer, dst);
 	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
+	bool dropped;
 
 	if (connected) {
 		p = peers_get(s);
@@ -245,13 +263,13 @@ static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const stru
 		if (!t || (t->flags & REVSK_TUPLE_FROM_CONNECT))
 			return;
 	}
+	dropped = peers_drop(s, dst, REVSK_DROPPED_DIRECT);
+	if (!connected && conn_drop(s, dst, REVSK_DROPPED_DIRECT))
+		dropped = true;
 	if (dual)
-		legacy_delete(sock_cookie(s), dst);
-	peers_drop(s, dst, REVSK_DROPPED_DIRECT);
-	if (!connected) {
-		conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+		legacy_drop_direct(s, dst, dropped);
+	if (!connected)
 		return;
-	}
 	/* The hash has one entry for both: it is the connection's again. */
 	conn = dual ? conn_get(s) : NULL;
 	if (conn && tuple_has_peer(&conn->tuple, dst))

@@ -139,18 +139,8 @@ static __always_inline void release_chain_bounded(struct bpf_sock *ctx)
 
 static __always_inline int release(struct bpf_sock *ctx, bool have_bpf_loop)
 {
-	/* volatile, and all read at once: else the compiler merges the loads of both families into
-	 * one from an address that it computes, and the verifier refuses that of a context.
-	 */
-	volatile struct bpf_sock *sk = ctx;
 	struct sock_ref s = { .ctx = ctx, .sk = ctx };
-	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
-	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
-					      sk->dst_ip6[3] } };
-	const struct endpoint dst = {
-		.addr = sk->family == AF_INET6 ? v6 : v4,
-		.port = (__be16)sk->dst_port,
-	};
+	const struct endpoint dst = sock_peer(ctx);
 	struct revsk_peers_value *chain = revnat_release(&s, &dst);
 
 	if (chain && have_bpf_loop)

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -173,6 +174,25 @@ func TestSwitchingModes(t *testing.T) {
 			s.mayLeak = true // in the hash, as ever in legacy mode
 		})
 	})
+	t.Run("dual ends what only the hash knows of a peer that is turned to directly", func(t *testing.T) {
+		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
+			a, b := s.service(), s.service()
+			x, y := s.socket(), s.socket()
+			x.connect(a.front)
+			s.asksService(y, b)
+			s.setMode(dual)
+			x.connect(a.backend)
+			s.asks(y, b.backend, b.backend, b.backend)
+			// Read twice: reading does not remove what says that the entry has ended.
+			for range 2 {
+				same(s, a.backend, x.peername(), "getpeername")
+				s.talks(x, a.backend, a.backend)
+			}
+			s.hashEnded(x, a.backend)
+			s.hashEnded(y, b.backend)
+			s.mayLeak = true // of y: a release without storage looks at the destination only
+		})
+	})
 	t.Run("dual reads storage first", func(t *testing.T) {
 		holdIn(t, dual, unix.IPPROTO_UDP, func(s *scene) {
 			a, b := s.service(), s.service()
@@ -182,6 +202,18 @@ func TestSwitchingModes(t *testing.T) {
 			s.connected(x, a)
 		})
 	})
+}
+
+// hashEnded checks that the hash knows no service for a socket's peer, but still has an entry.
+func (s *scene) hashEnded(x *socket, peer netip.AddrPort) {
+	s.Helper()
+	var v lbmap.ReverseSKValue
+	name := lbmap.ReverseSK4Map
+	if peer.Addr().Is6() {
+		name = lbmap.ReverseSK6Map
+	}
+	require.NoError(s, datapath.Map(name).Lookup(lbmap.ReverseSKKey{Cookie: x.cookie(), Backend: peer}, &v))
+	require.Equal(s, lbmap.ReverseSKValue{Service: peer}, v)
 }
 
 // hashSays overwrites what the hash knows of a socket's peer.
