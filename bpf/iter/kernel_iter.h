@@ -65,8 +65,11 @@ struct file {
 	struct inode *f_inode;
 };
 
+struct sock;
+
 struct socket {
 	struct file *file;
+	struct sock *sk;
 };
 
 struct sock {
@@ -74,6 +77,18 @@ struct sock {
 	__u16 sk_type;
 	__u16 sk_protocol;
 	struct socket *sk_socket;
+};
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct udp_sock {
+	struct inet_sock inet;
+};
+
+struct task_struct {
+	int tgid;
 };
 
 #pragma clang attribute pop
@@ -87,4 +102,22 @@ struct bpf_iter__bpf_sk_storage_map {
 	__bpf_md_ptr(struct bpf_map *, map);
 	__bpf_md_ptr(struct sock *, sk);
 	__bpf_md_ptr(void *, value);
+};
+
+/* Contexts of iter/tcp, iter/udp and iter/task_file. The last call of an iteration has no object. */
+struct bpf_iter__tcp {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct sock_common *, sk_common);
+};
+
+struct bpf_iter__udp {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct udp_sock *, udp_sk);
+};
+
+struct bpf_iter__task_file {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct task_struct *, task);
+	__u32 fd __attribute__((aligned(8)));
+	__bpf_md_ptr(struct file *, file);
 };

@@ -1,0 +1,286 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Fills socket storage from the hash. User space puts the entries of the hash into an array, sorted by
+ * socket, and has these programs visit the sockets. import.h moves an entry and says what has become
+ * of it; the programs differ in how they come to a socket with its lock held:
+ *
+ * - fill_tcp and fill_udp reach every socket that is in the protocols' tables of one network
+ *   namespace, whoever holds it. iter/udp takes the lock of the socket since Linux 6.5.
+ * - fill_descriptor reaches a socket by one of its file descriptors, on every kernel: it is a
+ *   setsockopt hook, which the kernel runs under the lock. User space puts a ticket into the
+ *   storage of the socket, which says what to do, and calls setsockopt with a level of its own.
+ *   Nobody else can: a socket without a ticket is none of its business.
+ *
+ * find_files says which sockets are in a file table, and where: those in no protocol table
+ * (disconnected datagram sockets, UDP-Lite) are left to fill_descriptor.
+ */
+#include "kernel_iter.h"
+#include "import.h"
+
+/* For bpf2go, which generates the Go side of the types that the programs use. */
+const enum revsk_fate *unused_fate __attribute__((unused));
+const enum revsk_seen *unused_seen __attribute__((unused));
+
+/* Where a program has met a socket. */
+enum revsk_seen {
+	REVSK_SEEN_TABLE = 1 << 0, /* in the table of its protocol */
+	REVSK_SEEN_FILE = 1 << 1, /* in the file table of a process */
+};
+
+/* A socket that has entries. */
+struct revsk_import_socket {
+	__u32 first; /* of its entries */
+	__u32 count;
+	__u32 pid; /* of the process that find_files saw it with; 0: none */
+	__u32 fd;
+	__u16 family;
+	__u8 protocol;
+	__u8 state;
+	__u8 seen; /* REVSK_SEEN_* */
+	__u8 pad[3];
+};
+
+_Static_assert(sizeof(struct revsk_import_socket) == 24, "revsk_import_socket is 24 bytes");
+
+/* What fill_descriptor is to do with the socket that has it. */
+struct revsk_ticket {
+	__u64 cookie;
+	__u32 next; /* entry */
+	__u32 pad;
+};
+
+/* A backend of a service, and how many sockets are connected to it that have no entry. */
+struct revsk_backend_key {
+	union ip_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad[5];
+};
+
+_Static_assert(sizeof(struct revsk_backend_key) == 24, "revsk_backend_key is 24 bytes");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* user space decides */
+	__type(key, __u32);
+	__type(value, struct revsk_import_entry);
+} revsk_import SEC(".maps");
+
+/* By cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* user space decides */
+	__type(key, __u64);
+	__type(value, struct revsk_import_socket);
+} revsk_import_sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* user space decides */
+	__type(key, struct revsk_backend_key);
+	__type(value, __u32);
+} revsk_import_backends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct revsk_ticket);
+} revsk_tickets SEC(".maps");
+
+/* Count the sockets that are connected to a backend and have no entry. */
+volatile const bool cfg_count_without_entry = false;
+
+/* Wanted by sock_ref.h; every sock_ref here has its cookie, and no rule asks for a namespace. */
+static __always_inline __u64 ctx_socket_cookie(void *ctx)
+{
+	return 0;
+}
+
+static __always_inline __u64 ctx_netns_cookie(void *ctx)
+{
+	return 0;
+}
+
+static __always_inline __u64 ctx_host_netns_cookie(void)
+{
+	return 0;
+}
+
+/* The peer that the kernel has the socket connected to. */
+static __always_inline struct endpoint actual_peer(const struct sock_common *c)
+{
+	struct endpoint ep = { .addr = ip_from_v4(c->skc_daddr), .port = c->skc_dport };
+
+	if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr))
+		bpf_probe_read_kernel(&ep.addr, sizeof(ep.addr), &c->skc_v6_daddr);
+	return ep;
+}
+
+static __always_inline void without_entry(__u64 cookie, const struct endpoint *actual,
+					  __u8 protocol)
+{
+	struct revsk_backend_key key = {
+		.addr = actual->addr,
+		.port = actual->port,
+		.protocol = protocol,
+	};
+	struct revsk_tuple t = {};
+	__u32 *n;
+
+	if (!actual->port)
+		return;
+	n = bpf_map_lookup_elem(&revsk_import_backends, &key);
+	if (n && (!cookie || !legacy_find(cookie, actual, 0, &t)))
+		__sync_fetch_and_add(n, 1);
+}
+
+struct fill_loop {
+	void *ctx;
+	void *sk;
+	__u64 cookie;
+	struct endpoint actual;
+	__u32 first;
+	__u8 protocol;
+};
+
+static __always_inline void fill_one(void *ctx, void *sk, __u64 cookie,
+				     const struct endpoint *actual, __u8 protocol, __u32 index)
+{
+	struct sock_ref s = { .ctx = ctx, .sk = sk, .cookie = cookie };
+	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
+
+	/* Once: another visit would find what this one has stored. */
+	if (e && e->fate == REVSK_FATE_NOT_MET)
+		e->fate = import_entry(&s, e, actual, protocol);
+}
+
+static long fill_step(__u32 i, struct fill_loop *loop)
+{
+	fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol, loop->first + i);
+	return 0;
+}
+
+/* @c and @sk are the same socket; the programs come by it as pointers of different types. */
+static __always_inline int fill_from_table(void *ctx, void *sk, const struct sock_common *c,
+					   __u8 protocol)
+{
+	struct fill_loop loop = {
+		.ctx = ctx,
+		.sk = sk,
+		.cookie = c->skc_cookie.counter, /* 0: it has none, so no entries */
+		.actual = actual_peer(c),
+		.protocol = protocol,
+	};
+	struct revsk_import_socket *found;
+
+	if (cfg_count_without_entry)
+		without_entry(loop.cookie, &loop.actual, protocol);
+	if (!loop.cookie)
+		return 0;
+	found = bpf_map_lookup_elem(&revsk_import_sockets, &loop.cookie);
+	if (!found)
+		return 0;
+	found->family = c->skc_family;
+	found->protocol = protocol;
+	found->state = c->skc_state;
+	found->seen |= REVSK_SEEN_TABLE;
+	loop.first = found->first;
+	bpf_loop(found->count, fill_step, &loop, 0);
+	return 0;
+}
+
+/* No file: the application has closed it, and its release hook has run. */
+static __always_inline bool is_orphan(const struct sock *sk)
+{
+	return !sk->sk_socket;
+}
+
+SEC("iter/tcp") int fill_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *c = ctx->sk_common;
+	struct tcp_sock *tcp;
+
+	if (!c)
+		return 0;
+	/* NULL for what is not a whole socket: TIME_WAIT, requests. */
+	tcp = bpf_skc_to_tcp_sock(c);
+	if (!tcp || is_orphan((struct sock *)tcp))
+		return 0;
+	return fill_from_table(ctx, c, c, IPPROTO_TCP);
+}
+
+SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *udp = ctx->udp_sk;
+
+	if (!udp || is_orphan(&udp->inet.sk))
+		return 0;
+	return fill_from_table(ctx, udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol);
+}
+
+SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
+{
+	struct revsk_import_socket *found;
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct sock *sk;
+	__u64 cookie;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	cookie = sk->__sk_common.skc_cookie.counter;
+	if (!cookie)
+		return 0;
+	found = bpf_map_lookup_elem(&revsk_import_sockets, &cookie);
+	if (!found)
+		return 0;
+	found->family = sk->__sk_common.skc_family;
+	found->protocol = sk->sk_protocol;
+	found->state = sk->__sk_common.skc_state;
+	found->pid = task->tgid;
+	found->fd = ctx->fd;
+	found->seen |= REVSK_SEEN_FILE;
+	return 0;
+}
+
+/* A level that no protocol has: "revs". */
+#define TICKET_LEVEL 0x72657673
+
+SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
+{
+	struct revsk_import_socket *found;
+	struct bpf_sock *sk = ctx->sk;
+	struct revsk_ticket *ticket;
+	struct endpoint actual;
+
+	if (ctx->level != TICKET_LEVEL || !sk)
+		return 1;
+	ticket = bpf_sk_storage_get(&revsk_tickets, sk, NULL, 0);
+	if (!ticket)
+		return 1;
+	/* The kernel's own code has nothing to do. */
+	ctx->optlen = -1;
+	found = bpf_map_lookup_elem(&revsk_import_sockets, &ticket->cookie);
+	if (!found)
+		return 1;
+	actual = sock_peer(sk);
+	found->family = sk->family;
+	found->protocol = sk->protocol;
+	found->state = sk->state;
+	found->seen |= REVSK_SEEN_FILE;
+	fill_one(ctx, sk, ticket->cookie, &actual, sk->protocol, ticket->next);
+	ticket->next++;
+	return 1;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Moves an entry of the hash onto its socket, as the hooks would have stored it. The caller holds the
+ * lock of the socket (see revnat.h), so a live hook is never overtaken: what it has written since is
+ * there before, and stays.
+ */
+#pragma once
+
+#include "revnat.h"
+
+/* What has become of an entry. The values are the interface to package migrate. */
+enum revsk_fate {
+	REVSK_FATE_NOT_MET = 0, /* no program has met its socket */
+	REVSK_FATE_CONN = 1, /* moved to revsk_conn */
+	REVSK_FATE_PEERS = 2, /* moved to revsk_peers, or its chain */
+	REVSK_FATE_PRESENT = 3, /* the socket has a tuple for that peer already */
+	REVSK_FATE_ENDED =
+		4, /* a hook has ended it since: the application turned to the peer itself */
+	REVSK_FATE_DISCONNECTED = 5, /* a stream that is not connected to that peer any more */
+	REVSK_FATE_STALE = 6, /* its service is gone: left where it is */
+	REVSK_FATE_NO_MEMORY = 7, /* left where it is */
+	REVSK_FATE_CONFLICT = 8, /* left where it is: revsk_conn is about another peer */
+};
+
+struct revsk_import_entry {
+	union ip_addr peer;
+	union ip_addr service;
+	__be16 peer_port;
+	__be16 service_port;
+	__be16 rev_nat_index;
+	__u8 stale; /* by the services as user space has read them */
+	__u8 fate; /* enum revsk_fate */
+};
+
+_Static_assert(sizeof(struct revsk_import_entry) == 40, "revsk_import_entry is 40 bytes");
+
+/* Only say what would be done. */
+volatile const bool cfg_dry_run = false;
+
+/* A hook has ended this entry since it was read. That it is gone says nothing: see legacy_has_ended. */
+static __always_inline bool import_has_ended(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_tuple now = {};
+
+	return !legacy_find(sock_cookie(s), peer, 0, &now) && now.peer_port;
+}
+
+/* @actual is the socket's peer as the kernel has it; port 0: none. */
+static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
+						    const struct revsk_import_entry *e,
+						    const struct endpoint *actual, __u8 protocol)
+{
+	const struct endpoint peer = { .addr = e->peer, .port = e->peer_port };
+	bool connected = endpoint_equal(&peer, actual);
+	struct revsk_conn_value *conn = conn_get(s);
+	struct revsk_peers_value *p = peers_get(s);
+	struct revsk_conn_value new = {
+		.tuple = {
+			.peer = e->peer,
+			.service = e->service,
+			.peer_port = e->peer_port,
+			.service_port = e->service_port,
+			.rev_nat_index = e->rev_nat_index,
+			.protocol = protocol,
+			.flags = REVSK_TUPLE_MIGRATED,
+		},
+	};
+
+	if (conn && tuple_has_peer(&conn->tuple, &peer))
+		return REVSK_FATE_PRESENT;
+	if (p && peers_find(p, &peer))
+		return REVSK_FATE_PRESENT;
+	if (e->stale)
+		return REVSK_FATE_STALE;
+	if (import_has_ended(s, &peer))
+		return REVSK_FATE_ENDED;
+	if (!connected && protocol == IPPROTO_TCP)
+		return REVSK_FATE_DISCONNECTED;
+	if (cfg_dry_run)
+		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
+
+	new.tuple.created = seconds_since_boot();
+	if (connected) {
+		new.tuple.flags |= REVSK_TUPLE_FROM_CONNECT;
+		if (!conn) {
+			if (!bpf_sk_storage_get(&revsk_conn, s->sk, &new,
+						BPF_SK_STORAGE_GET_F_CREATE))
+				return REVSK_FATE_NO_MEMORY;
+			count(REVSK_STORED);
+			return REVSK_FATE_CONN;
+		}
+		/* A hook has replaced the connection, but the kernel has rejected the new one. */
+		if (protocol == IPPROTO_TCP)
+			return REVSK_FATE_CONFLICT;
+	}
+	if (!p)
+		p = peers_get_or_create(s);
+	if (!p || peers_add(p, sock_cookie(s), &new.tuple))
+		return REVSK_FATE_NO_MEMORY;
+	count(REVSK_STORED);
+	return REVSK_FATE_PEERS;
+}
