@@ -25,6 +25,7 @@ const chainBound = 4096
 // and counts a release that leaves something.
 func TestBoundedRelease(t *testing.T) {
 	releaseBy(t, sock.SockProgRevskReleaseBounded)
+	restoreCounters(t)
 	for _, n := range []int{1, 2, chainBound - 1, chainBound, chainBound + 1} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			before := readCounters(t)
@@ -44,6 +45,22 @@ func readCounters(t *testing.T) loader.Counters {
 	c, err := datapath.Counters()
 	require.NoError(t, err)
 	return c
+}
+
+// restoreCounters puts the counters back at the end of a test whose tuples no hook has stored: what
+// other tests and the switching of modes take from them would be wrong.
+func restoreCounters(t *testing.T) {
+	t.Helper()
+	metrics := datapath.Map(sock.SockMapRevskMetrics)
+	before := make([][]uint64, metrics.MaxEntries())
+	for i := range before {
+		require.NoError(t, metrics.Lookup(uint32(i), &before[i]))
+	}
+	t.Cleanup(func() {
+		for i, perCPU := range before {
+			require.NoError(t, metrics.Put(uint32(i), perCPU))
+		}
+	})
 }
 
 // releaseBy puts another version of the release program on its hook for the time of the test.
