@@ -259,6 +259,12 @@ func (t tuple) connected() tuple {
 	return t
 }
 
+// ended is t as the hash has it once the application has turned to the peer itself.
+func (t tuple) ended() tuple {
+	t.service, t.revNat = t.peer, 0
+	return t
+}
+
 // at is t as another call makes it, at another time.
 func (t tuple) at(created uint32) tuple {
 	t.created = created

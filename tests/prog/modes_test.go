@@ -108,10 +108,15 @@ func TestModeDual(t *testing.T) {
 			s.wantNoConn()
 			s.wantHash()
 		}},
-		rule{"connect to no service drops what only the hash has", func(s *scene) {
+		rule{"connect to no service ends what only the hash has", func(s *scene) {
+			s.serve(1)
 			s.putHash(s.tuple(1, 1))
 			s.connectDirect(s.family.backend(1))
-			s.wantHash()
+			s.wantHash(s.tuple(1, 1).ended())
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended())
+			s.connect(s.tuple(1, 1))
+			s.wantHash(s.tuple(1, 1))
 		}},
 		rule{"connect to no service keeps what is for another address", func(s *scene) {
 			s.connect(s.tuple(1, 1))
@@ -209,11 +214,16 @@ func TestModeDual(t *testing.T) {
 			s.wantNoConn()
 			s.wantHash()
 		}},
-		rule{"sendmsg to no service drops what only the hash has", func(s *scene) {
+		rule{"sendmsg to no service ends what only the hash has", func(s *scene) {
+			s.serve(1)
 			s.connect(s.tuple(2, 2))
 			s.putHash(s.tuple(1, 1))
 			s.sendDirect(s.family.backend(1))
-			s.wantHash(s.tuple(2, 2))
+			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
+			s.send(s.tuple(1, 1))
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
 		}},
 		rule{"getpeername does not ask the hash about what was only sent", func(s *scene) {
 			s.serve(1)
