@@ -344,7 +344,7 @@ static __noinline struct lb_service *service_lookup(struct sock_ref *s, struct s
 
 static __always_inline bool service_is_l7(const struct lb_service *svc)
 {
-	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER) && svc->word > 0;
+	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER) && (__be16)svc->word;
 }
 
 static __always_inline bool service_is_l7_delegate(const struct lb_service *svc)
@@ -352,7 +352,10 @@ static __always_inline bool service_is_l7_delegate(const struct lb_service *svc)
 	return (svc->flags2 & SVC_L7_DELEGATE) && !(svc->flags & SVC_HOST_PORT);
 }
 
-/* The address of a backend of the same family as @like; false if there is no such backend. */
+/*
+ * The address of a backend of the same family as @like; false if there is no such backend, or it has no
+ * port: nothing can be sent there, and in slots and chains a port of 0 is what is free, or the end.
+ */
 static __always_inline bool backend_lookup(__u32 id, const union ip_addr *like,
 					   struct endpoint *backend)
 {
@@ -371,5 +374,5 @@ static __always_inline bool backend_lookup(__u32 id, const union ip_addr *like,
 		backend->addr = b->address;
 		backend->port = b->port;
 	}
-	return true;
+	return backend->port;
 }

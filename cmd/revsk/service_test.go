@@ -121,6 +121,7 @@ func TestServicesThatAreRefusedChangeNothing(t *testing.T) {
 		{"add 10.0.0.1:80/tcp/external --scope internal --no-backend", `service 10.0.0.1:80/tcp: --scope internal says otherwise`, 2},
 		{"add 10.0.0.1:80/tcp --backend 10.0.0.2", `backend "10.0.0.2": expected ADDR:PORT, such as 10.0.1.1:8080 or [fd00:1::1]:53`, 2},
 		{"add 10.0.0.1:80/tcp --backend [::ffff:10.0.0.2]:8", `backend "[::ffff:10.0.0.2]:8": v4-mapped address, write it as 10.0.0.2:8`, 2},
+		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:0", `backend "10.0.0.2:0": port 0 is none`, 2},
 		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:8/well", `backend "10.0.0.2:8/well": unknown state: use one of active, terminating, quarantined, maintenance`, 2},
 		{"add 10.0.0.1:80/tcp --backend 10.0.0.2:8,[fd00::1]:8", `writing service 10.0.0.1:80/tcp: backend [fd00::1]:8: ` + family, 2},
 		{"add [fd00::1]:80/tcp --backend 10.0.0.2:8", `writing service [fd00::1]:80/tcp: backend 10.0.0.2:8: ` + family, 2},

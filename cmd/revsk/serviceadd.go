@@ -199,6 +199,9 @@ func parseBackend(text string, protocol lbmap.Protocol) (lbmap.Backend, error) {
 	if a := b.AddrPort.Addr(); a.Is4In6() {
 		return b, usageError(fmt.Errorf("backend %q: v4-mapped address, write it as %v", text, netip.AddrPortFrom(a.Unmap(), b.AddrPort.Port())))
 	}
+	if b.AddrPort.Port() == 0 {
+		return b, usageError(fmt.Errorf("backend %q: port 0 is none", text))
+	}
 	if state == "" {
 		return b, nil
 	}

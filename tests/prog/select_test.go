@@ -139,6 +139,12 @@ func TestSelectBackend(t *testing.T) {
 			s.put(service{backends: []int{10}, noBackends: true})
 			s.wantUnreachable(s.toService1())
 		}},
+		selection{"a backend without a port is unreachable", nil, func(s *scene) {
+			s.put(service{backends: []int{10}})
+			s.putBackend(10, netip.AddrPortFrom(s.family.backend(10).Addr(), 0))
+			s.wantUnreachable(s.toService1())
+			s.wantUnreachable(s.toService1().over(lbmap.ProtocolTCP))
+		}},
 	)
 }
 
@@ -280,6 +286,10 @@ func TestSelectWithoutBackends(t *testing.T) {
 		}},
 		selection{"no backends, L7 without a proxy port: rejected", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagL7LoadBalancer})
+			s.wantUnreachable(s.toService1())
+		}},
+		selection{"no backends, L7 with a proxy port that is none: rejected", nil, func(s *scene) {
+			s.put(service{flags: lbmap.FlagL7LoadBalancer, word: 1 << 16})
 			s.wantUnreachable(s.toService1())
 		}},
 		selection{"no backends come before the reasons to leave a service alone", nil, func(s *scene) {
