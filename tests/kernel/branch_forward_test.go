@@ -65,6 +65,18 @@ func TestBranchC1_HealthCheckMark(t *testing.T) {
 			x.connect(a.front)
 			s.connected(x, a)
 		}},
+		rule{name: "with the mark: ends what the socket remembers of that very address, as every connect that is left alone", notLegacy: "it remembers until the release", play: func(s *scene) {
+			a := s.service()
+			x := s.socket()
+			x.connect(a.front)
+			if !s.datagram() {
+				x.disconnect()
+			}
+			x.setMark(healthMark)
+			x.connect(a.backend)
+			same(s, a.backend, x.peername(), "getpeername")
+			assert.Zero(s, x.tuples())
+		}},
 	)
 	t.Run("comes before the choice of protocols", func(t *testing.T) {
 		for _, f := range pingFamilies {
