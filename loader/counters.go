@@ -53,6 +53,9 @@ func (dp *Datapath) Counters() (Counters, error) {
 		sock.SockRevskMetricREVSK_TRANSLATED:          &c.Translated,
 		sock.SockRevskMetricREVSK_REVERSED:            &c.Reversed,
 	} {
+		if uint32(metric) >= dp.maps[mapMetrics].MaxEntries() {
+			continue // the map is of an older release, and lives on
+		}
 		var perCPU []uint64
 		if err := dp.maps[mapMetrics].Lookup(uint32(metric), &perCPU); err != nil {
 			return c, fmt.Errorf("reading counter %d: %w", metric, err)

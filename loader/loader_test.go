@@ -452,3 +452,20 @@ func TestFirstLoadOverEntriesIsDual(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, loader.ModeDual, mode)
 }
+
+// Counters are appended: the pinned map of an older release has fewer, and lives on.
+func TestCountersThatThePinnedMapLacksAreZero(t *testing.T) {
+	cleanUp(t)
+	u32 := &btf.Int{Name: "unsigned int", Size: 4}
+	u64 := &btf.Typedef{Name: "__u64", Type: &btf.Int{Name: "unsigned long long", Size: 8}}
+	pinMap(t, pinsDir+"/revsk_metrics", &ebpf.MapSpec{
+		Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 13,
+		Key: &btf.Typedef{Name: "__u32", Type: u32}, Value: u64,
+	})
+	dp, err := loader.Load(t.Context(), options())
+	require.NoError(t, err)
+	defer dp.Close()
+	counters, err := dp.Counters()
+	require.NoError(t, err)
+	require.Zero(t, counters)
+}
