@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/revsk/revsk/internal/sandbox"
+)
+
+var (
+	jsonPath = flag.String("json", "", "write the results to this file")
+	rounds   = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
+	only     = flag.String("sections", "", "only these, separated by commas: "+strings.Join(sectionNames(), ", "))
+	check    = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
+	objects  = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
+)
+
+// section measures one kind of thing and adds the results to the report.
+type section struct {
+	name string
+	run  func(ctx context.Context, b *bench) error
+}
+
+var sections = []section{
+	{"hooks", benchHooks},
+}
+
+func sectionNames() []string {
+	var names []string
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("bench: ")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if !sandbox.Inside() {
+		code, err := sandbox.Run(ctx, os.Args[1:]...)
+		if err != nil {
+			log.Fatal(err)
+		}
+		os.Exit(code)
+	}
+	if err := run(ctx); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context) error {
+	wanted := strings.Split(*only, ",")
+	if *only == "" {
+		wanted = sectionNames()
+	}
+	for _, name := range wanted {
+		if !slices.Contains(sectionNames(), name) {
+			return fmt.Errorf("there is no section %q: there are %s", name, strings.Join(sectionNames(), ", "))
+		}
+	}
+	if err := sandbox.Enter(); err != nil {
+		return err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return err
+	}
+	// What is measured is not to be interrupted. The heap stays small.
+	runtime.LockOSThread()
+	debug.SetGCPercent(-1)
+
+	b, err := newBench()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	for _, s := range sections {
+		if !slices.Contains(wanted, s.name) {
+			continue
+		}
+		if err := s.run(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		runtime.GC()
+	}
+	b.report.print(os.Stdout)
+	if *jsonPath != "" {
+		err = b.report.write(*jsonPath)
+	}
+	if *check {
+		err = errors.Join(err, b.report.check(os.Stdout))
+	}
+	return err
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/cilium/ebpf"
+)
+
+// report is what docs/benchmarks.json holds.
+type report struct {
+	Schema   int       `json:"schema"`
+	Machine  machine   `json:"machine"`
+	Programs []program `json:"programs"`
+	Figures  []figure  `json:"figures"`
+}
+
+// program is the size of one of the programs.
+type program struct {
+	Name       string `json:"name"`
+	Translated int    `json:"translated_bytes"`
+	Machine    int    `json:"jited_bytes"`
+}
+
+// figure is one work, measured in several variants.
+type figure struct {
+	Section string `json:"section"`
+	Work    string `json:"work"`
+	// Hooks is program time in nanoseconds per call, net of the floor's; for the floor itself it is
+	// gross. By variant.
+	Hooks map[string]Stat `json:"hooks_ns,omitempty"`
+	// Calls is the time of the whole system call in nanoseconds, gross. By variant.
+	Calls map[string]Stat `json:"calls_ns,omitempty"`
+	// Ratios are those of Hooks, round by round: of the first variant to the second, "storage /
+	// dual".
+	Ratios map[string]Stat `json:"hooks_ratios,omitempty"`
+	// CallRatios are those of Calls.
+	CallRatios map[string]Stat `json:"calls_ratios,omitempty"`
+}
+
+func newReport() *report { return &report{Schema: 1, Machine: thisMachine()} }
+
+func (r *report) addPrograms(v *variant) error {
+	for _, hook := range sortedKeys(v.progs) {
+		info, err := v.progs[hook].Info()
+		if err != nil {
+			return err
+		}
+		p := program{Name: hook}
+		insns, err := info.Instructions()
+		if err != nil {
+			return err
+		}
+		p.Translated = int(insns.Size())
+		jited, _ := info.JitedSize()
+		p.Machine = int(jited)
+		r.Programs = append(r.Programs, p)
+	}
+	return nil
+}
+
+var _ = ebpf.CGroupSock
+
+// addResults computes the figures of a section.
+func (r *report) addResults(section string, res *results) {
+	for _, work := range res.order {
+		hooks, calls := res.hooks[work], res.calls[work]
+		f := figure{
+			Section: section, Work: work,
+			Hooks: make(map[string]Stat), Calls: make(map[string]Stat),
+			Ratios: make(map[string]Stat), CallRatios: make(map[string]Stat),
+		}
+		for name, values := range hooks {
+			if name == floor {
+				f.Hooks[name] = newStat(values)
+			} else {
+				f.Hooks[name] = netOf(values, hooks[floor])
+			}
+			f.Calls[name] = newStat(calls[name])
+			for _, base := range []string{legacyFull, legacyEmpty} {
+				if name == floor || name == base || hooks[base] == nil {
+					continue
+				}
+				key := name + " / " + base
+				f.Ratios[key] = ratio(values, hooks[base], hooks[floor])
+				f.CallRatios[key] = ratio(calls[name], calls[base], make([]float64, len(values)))
+			}
+		}
+		r.Figures = append(r.Figures, f)
+	}
+}
+
+func (r *report) print(w io.Writer) {
+	fmt.Fprintf(w, "%s\n\n", r.Machine)
+	r.printHooks(w)
+}
+
+func (r *report) printHooks(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	var names []string
+	section := ""
+	for _, f := range r.Figures {
+		if f.Section != section {
+			section = f.Section
+			names = sortedKeys(f.Hooks)
+			fmt.Fprintf(t, "%s\t%s\tratio, full\tratio, empty\tcalls\t\n", section, strings.Join(names, "\t"))
+		}
+		fmt.Fprintf(t, "%s\t", f.Work)
+		for _, n := range names {
+			fmt.Fprintf(t, "%.0f%s\t", f.Hooks[n].Median, wide(f.Hooks[n]))
+		}
+		for _, s := range []Stat{f.Ratios[storage+" / "+legacyFull], f.Ratios[storage+" / "+legacyEmpty], f.CallRatios[storage+" / "+legacyFull]} {
+			fmt.Fprintf(t, "%.2f%s\t", s.Median, wide(s))
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+}
+
+func wide(s Stat) string {
+	if s.Wide {
+		return "?"
+	}
+	return ""
+}
+
+func (r *report) write(path string) error {
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+func (r *report) check(w io.Writer) error { return nil }

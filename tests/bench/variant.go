@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// Names of the variants.
+const (
+	floor       = "floor"
+	legacyEmpty = "legacy, empty"
+	legacyFull  = "legacy, full"
+	dual        = "dual"
+	storage     = "storage"
+)
+
+// legacyEntries is the default size of the reference's hash.
+const legacyEntries = 262144
+
+// variant is one way to run the hooks, attached to a cgroup of its own.
+type variant struct {
+	name   string
+	cgroup string
+	dp     *loader.Datapath // nil: the floor
+	progs  map[string]*ebpf.Program
+	// full: the hash is kept full, as it is on a node whose hash leaks.
+	full bool
+}
+
+type bench struct {
+	variants []*variant
+	servers  *servers
+	report   *report
+	stats    interface{ Close() error }
+	inside   *variant // whose cgroup the process is in
+}
+
+// sharedMaps are written once for all variants.
+var sharedMaps = []string{lbmap.Services4Map, lbmap.Services6Map, lbmap.Backends4Map, lbmap.Backends6Map}
+
+func newBench() (*bench, error) {
+	b := &bench{report: newReport()}
+	if err := setUpNetwork(); err != nil {
+		return nil, fmt.Errorf("setting up the network: %w", err)
+	}
+	var err error
+	if b.servers, err = startServers(); err != nil {
+		return nil, fmt.Errorf("starting servers: %w", err)
+	}
+	if b.stats, err = ebpf.EnableStats(0 /* BPF_STATS_RUN_TIME */); err != nil {
+		return nil, fmt.Errorf("enabling the kernel's statistics: %w", err)
+	}
+	if err := b.addFloor(); err != nil {
+		return nil, err
+	}
+	for _, v := range []struct {
+		name string
+		mode loader.Mode
+		full bool
+	}{
+		{legacyEmpty, loader.ModeLegacy, false},
+		{legacyFull, loader.ModeLegacy, true},
+		{dual, loader.ModeDual, true},
+		{storage, loader.ModeStorage, false},
+	} {
+		if err := b.add(v.name, v.mode, v.full, ""); err != nil {
+			return nil, fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	for object := range strings.SplitSeq(*objects, ",") {
+		if name, file, ok := strings.Cut(object, "="); ok {
+			if err := b.add(name, loader.ModeStorage, false, file); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return b, b.report.addPrograms(b.variant(storage))
+}
+
+func (b *bench) close() { b.stats.Close() }
+
+func (b *bench) variant(name string) *variant {
+	for _, v := range b.variants {
+		if v.name == name {
+			return v
+		}
+	}
+	return nil
+}
+
+func (b *bench) newVariant(name string) (*variant, error) {
+	v := &variant{name: name, cgroup: filepath.Join(sandbox.Cgroup(), strconv.Itoa(len(b.variants)))}
+	if err := os.Mkdir(v.cgroup, 0o755); err != nil {
+		return nil, err
+	}
+	b.variants = append(b.variants, v)
+	return v, nil
+}
+
+func (b *bench) addFloor() error {
+	v, err := b.newVariant(floor)
+	if err != nil {
+		return err
+	}
+	v.progs, err = attachFloor(v.cgroup)
+	return err
+}
+
+func (b *bench) add(name string, mode loader.Mode, full bool, object string) error {
+	v, err := b.newVariant(name)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join("/sys/fs/bpf", filepath.Base(v.cgroup))
+	opts := loader.Options{
+		Cgroup:  v.cgroup,
+		MapsDir: filepath.Join(dir, "maps"), PinsDir: filepath.Join(dir, "revsk"),
+		Mode: &mode, Force: true, LegacyMaxEntries: legacyEntries,
+	}
+	first := b.first()
+	if first != nil {
+		if err := os.MkdirAll(opts.MapsDir, 0o700); err != nil {
+			return err
+		}
+		for _, name := range sharedMaps {
+			if err := pinAgain(first.dp.Map(name), filepath.Join(opts.MapsDir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	if v.dp, err = loader.Load(context.Background(), opts); err != nil {
+		return err
+	}
+	if first == nil {
+		if err := publish(v.dp); err != nil {
+			return err
+		}
+	}
+	if object != "" {
+		if err := v.replacePrograms(object, filepath.Join(opts.PinsDir, "links")); err != nil {
+			return err
+		}
+	}
+	if err := v.openPrograms(filepath.Join(opts.PinsDir, "links")); err != nil {
+		return err
+	}
+	v.full = full
+	if full {
+		for _, f := range families {
+			if err := v.leak(f, legacyEntries); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// first is the variant whose services the others share.
+func (b *bench) first() *variant {
+	for _, v := range b.variants {
+		if v.dp != nil {
+			return v
+		}
+	}
+	return nil
+}
+
+func pinAgain(m *ebpf.Map, path string) error {
+	c, err := m.Clone()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// A clone is not pinned, as far as the library knows.
+	return c.Pin(path)
+}
+
+// openPrograms finds the programs behind the pinned links.
+func (v *variant) openPrograms(links string) error {
+	v.progs = make(map[string]*ebpf.Program)
+	for hook := range hookTypes {
+		l, err := link.LoadPinnedLink(filepath.Join(links, "revsk_"+hook), nil)
+		if err != nil {
+			return err
+		}
+		info, err := l.Info()
+		if err != nil {
+			return err
+		}
+		if v.progs[hook], err = ebpf.NewProgramFromID(info.Program); err != nil {
+			return err
+		}
+		l.Close()
+	}
+	return nil
+}
+
+// replacePrograms puts another build of the programs into the place of those loaded.
+func (v *variant) replacePrograms(object, links string) error {
+	spec, err := ebpf.LoadCollectionSpec(object)
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables["cfg_set_retval"].Set(true); err != nil {
+		return err
+	}
+	replaced := make(map[string]*ebpf.Map)
+	for name := range spec.Maps {
+		if m := v.dp.Map(name); m != nil {
+			replaced[name] = m
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replaced})
+	if err != nil {
+		return err
+	}
+	defer coll.Close()
+	for hook := range hookTypes {
+		l, err := link.LoadPinnedLink(filepath.Join(links, "revsk_"+hook), nil)
+		if err != nil {
+			return err
+		}
+		if err := l.Update(coll.Programs["revsk_"+hook]); err != nil {
+			return err
+		}
+		l.Close()
+	}
+	return nil
+}
+
+// hash is the legacy map of a family.
+func (v *variant) hash(f *family) *ebpf.Map {
+	if f == ipv6 {
+		return v.dp.Map(lbmap.ReverseSK6Map)
+	}
+	return v.dp.Map(lbmap.ReverseSK4Map)
+}
+
+// leak adds entries of sockets that do not exist, as leaks do.
+func (v *variant) leak(f *family, n int) error {
+	// Cookies that the kernel does not reach.
+	cookie := func(key []byte) { binary.NativeEndian.PutUint64(key, 1<<63|rand.Uint64()) }
+	var keys, values any
+	if f == ipv6 {
+		k := make([][lbmap.ReverseSKKey6Size]byte, n)
+		for i := range k {
+			cookie(k[i][:])
+		}
+		keys, values = k, make([][lbmap.ReverseSKValue6Size]byte, n)
+	} else {
+		k := make([][lbmap.ReverseSKKey4Size]byte, n)
+		for i := range k {
+			cookie(k[i][:])
+		}
+		keys, values = k, make([][lbmap.ReverseSKValue4Size]byte, n)
+	}
+	if _, err := v.hash(f).BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("filling the hash: %w", err)
+	}
+	return nil
+}
+
+// prepare restores what the hash is to be like: full, or empty.
+func (v *variant) prepare(f *family, inserts int) error {
+	if v.dp == nil {
+		return nil
+	}
+	if v.full {
+		return v.leak(f, inserts)
+	}
+	m := v.hash(f)
+	key := make([]byte, m.KeySize())
+	for {
+		err := m.NextKey(nil, &key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err == nil {
+			err = m.Delete(key)
+		}
+		if err != nil {
+			return fmt.Errorf("emptying %v: %w", m, err)
+		}
+	}
+}
+
+// enter moves the process to the variant's cgroup. Sockets stay in the cgroup they were opened in.
+func (b *bench) enter(v *variant) error {
+	if b.inside == v {
+		return nil
+	}
+	err := os.WriteFile(filepath.Join(v.cgroup, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+	if err != nil {
+		return fmt.Errorf("entering the cgroup of %s: %w", v.name, err)
+	}
+	b.inside = v
+	return nil
+}
