@@ -11,8 +11,11 @@ import (
 )
 
 const (
-	batchSockets = 256 // opened, used and closed together
-	batchSends   = 4   // datagrams of each socket of a batch
+	// Sockets that are opened, used once and closed together.
+	batchSockets = 256
+	// Sockets that are used again and again, in turn, and how often each.
+	busySockets = 16
+	busyTimes   = 64
 
 	// What the life of an unconnected socket is taken to be.
 	lifeSends = 100
@@ -108,18 +111,25 @@ func connected(name string, protocol int) scene {
 				connect(fd, to[i])
 			}
 		}, k.hook("connect"))
-		c := k.measure(work("getpeername of a service"), len(fds), func() {
+		c := k.measure("", len(fds), func() {
 			for _, fd := range fds {
 				getpeername(fd, &peer)
 			}
 		}, k.hook("getpeername"))
 		sum.hooks, sum.call = sum.hooks+c.hooks, sum.call+c.call
+		k.measure(work("getpeername of a service"), busyTimes*busySockets, func() {
+			for range busyTimes {
+				for _, fd := range fds[:busySockets] {
+					getpeername(fd, &peer)
+				}
+			}
+		}, k.hook("getpeername"))
 		c = k.measure(work("release of a connected socket"), len(fds), func() {
 			for _, fd := range fds {
 				closeSocket(fd)
 			}
 		}, "release")
-		k.add(work("life: connect, getpeername, release"), sum.hooks+c.hooks, sum.call+c.call)
+		k.add(work("life: connect, getpeername, release, a batch at a time"), sum.hooks+c.hooks, sum.call+c.call)
 		if protocol == unix.IPPROTO_TCP {
 			k.servers.hangUp(k.family)
 		}
@@ -132,7 +142,7 @@ func tightLife(name string, protocol int) scene {
 		k.inserts(batchSockets)
 		to := k.targets(batchSockets)
 		var peer address
-		k.measure(fmt.Sprintf("life, one socket at a time, %s %s", name, k.family.name), batchSockets, func() {
+		k.measure(fmt.Sprintf("life: connect, getpeername, release, one socket at a time, %s %s", name, k.family.name), batchSockets, func() {
 			for i := range batchSockets {
 				fd := openSocket(k.family.domain, protocol)
 				connect(fd, to[i])
@@ -158,22 +168,24 @@ func unconnected(k *kit) {
 			sendTo(fd, to[i])
 		}
 	}, k.hook("sendmsg"))
-	send := k.measure(work("send to a known service"), batchSends*len(fds), func() {
-		for range batchSends {
-			for i, fd := range fds {
+	k.servers.drain(k.family)
+	busy := fds[:busySockets]
+	send := k.measure(work("send to a known service"), busyTimes*len(busy), func() {
+		for range busyTimes {
+			for i, fd := range busy {
 				sendTo(fd, to[i])
 			}
 		}
 	}, k.hook("sendmsg"))
 	k.servers.drain(k.family)
 
-	clients := k.clients(fds)
-	backends := make([]netip.Addr, len(fds))
-	for i, fd := range fds {
+	clients := k.clients(busy)
+	backends := make([]netip.Addr, len(busy))
+	for i, fd := range busy {
 		backends[i] = k.family.backend(backendOf(i%hookServices, fd)).Addr()
 	}
-	receive := k.receive(work("receive from a service"), fds, clients, func(i int) netip.Addr { return backends[i] })
-	k.receive(work("receive from a stranger, socket with state"), fds, clients, func(int) netip.Addr { return k.family.plain })
+	receive := k.receive(work("receive from a service"), busy, clients, func(i int) netip.Addr { return backends[i] })
+	k.receive(work("receive from a stranger, socket with state"), busy, clients, func(int) netip.Addr { return k.family.plain })
 	release := k.measure(work("release of a socket that has sent"), len(fds), func() {
 		for _, fd := range fds {
 			closeSocket(fd)
@@ -186,7 +198,7 @@ func unconnected(k *kit) {
 
 // stranger receives on sockets that have not sent to any service.
 func stranger(k *kit) {
-	fds := openSockets(k.family.domain, unix.IPPROTO_UDP, batchSockets)
+	fds := openSockets(k.family.domain, unix.IPPROTO_UDP, busySockets)
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if k.family == ipv6 {
 		loopback = netip.IPv6Loopback()
@@ -223,13 +235,13 @@ func (k *kit) clients(fds []int) []netip.AddrPort {
 // receive has datagrams sent to the sockets and measures what it takes to receive them.
 func (k *kit) receive(work string, fds []int, clients []netip.AddrPort, from func(i int) netip.Addr) cost {
 	for i := range fds {
-		for range batchSends {
+		for range busyTimes {
 			k.servers.answer(k.family, from(i), clients[i])
 		}
 	}
 	var source address
-	return k.measure(work, batchSends*len(fds), func() {
-		for range batchSends {
+	return k.measure(work, busyTimes*len(fds), func() {
+		for range busyTimes {
 			for _, fd := range fds {
 				if !receive(fd, &source) {
 					panic(fmt.Errorf("%s: a datagram was lost", work))

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -79,6 +80,9 @@ func newBench() (*bench, error) {
 		{dual, loader.ModeDual, true},
 		{storage, loader.ModeStorage, false},
 	} {
+		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) {
+			continue
+		}
 		if err := b.add(v.name, v.mode, v.full, ""); err != nil {
 			return nil, fmt.Errorf("%s: %w", v.name, err)
 		}
