@@ -31,6 +31,14 @@ test: ## Run all tests on the running kernel (root)
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [RUN=TestX]
 	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(RUN),-run "$(RUN)")
 
+.PHONY: bench
+bench: ## Measure what the hooks cost, into docs/benchmarks.json (root)
+	$(GO) run ./tests/bench -json docs/benchmarks.json
+
+.PHONY: bench-check
+bench-check: ## A short measurement: fails where a figure is not what it must be (root)
+	$(GO) run ./tests/bench -rounds 40 -sections hooks -check
+
 .PHONY: generate
 generate: ## Compile the BPF programs (clang-19) and print their sizes
 	$(GO) generate ./...

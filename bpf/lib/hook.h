@@ -33,6 +33,11 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return bpf_get_netns_cookie(NULL);
 }
 
+static __always_inline __u32 ctx_seconds_since_boot(void)
+{
+	return bpf_ktime_get_boot_ns() / 1000000000;
+}
+
 static __always_inline struct endpoint hook_address(const struct bpf_sock_addr *ctx, bool v6)
 {
 	struct endpoint ep = { .port = (__be16)ctx->user_port };

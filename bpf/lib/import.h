@@ -79,7 +79,7 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	if (cfg_dry_run)
 		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
-	new.tuple.created = seconds_since_boot();
+	new.tuple.created = ctx_seconds_since_boot();
 	if (connected) {
 		new.tuple.flags |= REVSK_TUPLE_FROM_CONNECT;
 		if (!conn) {

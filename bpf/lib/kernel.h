@@ -27,6 +27,9 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
 #define AF_INET 2
 #define AF_INET6 10
 

@@ -132,7 +132,6 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 	t->rev_nat_index = svc->rev_nat_index;
 	t->protocol = req->protocol;
 	t->backend_id = backend_id;
-	t->created = seconds_since_boot();
 	return LB_TRANSLATED;
 }
 
@@ -140,7 +139,7 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
  * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
  * index, and has backends.
  */
-static __noinline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t)
+static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t)
 {
 	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
 	struct lb_service *svc = service_lookup(s, &key);

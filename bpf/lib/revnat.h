@@ -121,6 +121,7 @@ static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_valu
 {
 	struct revsk_conn_value *conn = conn_get(s);
 
+	new->tuple.created = ctx_seconds_since_boot();
 	if (!conn) {
 		if (bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE)) {
 			count(REVSK_STORED);
@@ -140,14 +141,18 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 {
 	const struct endpoint peer = tuple_peer(&new->tuple);
 	enum revsk_mode mode = current_mode();
+	struct revsk_peers_value *p = NULL;
 	int err = 0;
 
 	new->tuple.flags = REVSK_TUPLE_FROM_CONNECT;
 	/* Storage first: it is what can fail, and a rejected call leaves nothing in the hash. */
 	if (mode_has_storage(mode)) {
+		/* Asked for before: on a socket without any storage this costs nothing. */
+		if (datagram)
+			p = peers_get(s);
 		err = conn_store(s, new, datagram, mode);
-		if (!err && datagram)
-			peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+		if (!err && p && peers_remove(p, &peer))
+			count(REVSK_DROPPED_REPLACED);
 	} else {
 		/* What storage says of this peer is from before the mode was switched. */
 		conn_drop(s, &peer, REVSK_DROPPED_REPLACED);
@@ -182,9 +187,10 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_tuple *t
 	if (!p)
 		return -ENOMEM;
 	slot = slot_find(p, &peer);
+	if (slot && tuple_same_service(slot, t))
+		return 0;
+	t->created = ctx_seconds_since_boot();
 	if (slot) {
-		if (tuple_same_service(slot, t))
-			return 0;
 		t->flags |= slot->flags & REVSK_TUPLE_FROM_CONNECT;
 		slot_write(p, slot, t);
 		count(REVSK_UPDATED);

@@ -230,18 +230,22 @@ static __always_inline struct lb_service *service_entry(const struct service_key
 	}
 }
 
-/*
- * The service of exactly this frontend, for the protocol or else for any; a service with two scopes
- * is looked up again in the internal one. Leaves in @k the key that was found.
- */
-static __noinline struct lb_service *service_lookup_exact(struct service_key *k)
+/* What most lookups find: the service of exactly this frontend, in the external scope. */
+static __always_inline struct lb_service *service_lookup_first(struct service_key *k)
 {
-	struct lb_service *svc;
-
 	k->scope = SCOPE_EXTERNAL;
 	if (!cfg_protocol_differentiation)
 		k->protocol = PROTO_ANY;
-	svc = service_entry(k, 0);
+	return service_entry(k, 0);
+}
+
+/*
+ * Goes on from what service_lookup_first has found: NULL, and the service may be for any protocol, or
+ * one that may have two scopes, and is looked up again in the internal one then.
+ */
+static __always_inline struct lb_service *service_lookup_next(struct service_key *k,
+							      struct lb_service *svc)
+{
 	if (!svc && k->protocol != PROTO_ANY) {
 		k->protocol = PROTO_ANY;
 		svc = service_entry(k, 0);
@@ -251,6 +255,15 @@ static __noinline struct lb_service *service_lookup_exact(struct service_key *k)
 		svc = service_entry(k, 0);
 	}
 	return svc;
+}
+
+/*
+ * The service of exactly this frontend, for the protocol or else for any; a service with two scopes
+ * is looked up again in the internal one. Leaves in @k the key that was found.
+ */
+static __noinline struct lb_service *service_lookup_exact(struct service_key *k)
+{
+	return service_lookup_next(k, service_lookup_first(k));
 }
 
 #define IDENTITY_HOST 1
@@ -331,15 +344,29 @@ service_lookup_wildcard(struct sock_ref *s, struct service_key *k, __u8 protocol
 	return (svc->flags2 & SVC_LOOPBACK) && !ip_is_loopback(&addr) ? NULL : svc;
 }
 
-/* The service that answers for this frontend. Leaves in @k the key that was found. */
-static __noinline struct lb_service *service_lookup(struct sock_ref *s, struct service_key *k)
+/* Out of the way of the lookups that service_lookup_first answers. */
+static __noinline struct lb_service *service_lookup_rest(struct sock_ref *s, struct service_key *k,
+							 struct lb_service *svc)
 {
 	__u8 protocol = k->protocol;
-	struct lb_service *svc = service_lookup_exact(k);
 
-	if (svc)
+	svc = service_lookup_next(k, svc);
+	return svc ? svc : service_lookup_wildcard(s, k, protocol);
+}
+
+/* The service that answers for this frontend. Leaves in @k the key that was found. */
+static __always_inline struct lb_service *service_lookup(struct sock_ref *s, struct service_key *k)
+{
+	struct lb_service *svc = service_lookup_first(k);
+	struct service_key found;
+
+	if (likely(svc && !(svc->flags2 & SVC_TWO_SCOPES)))
 		return svc;
-	return service_lookup_wildcard(s, k, protocol);
+	/* A copy, so that the key of the others need not be in memory. */
+	found = *k;
+	svc = service_lookup_rest(s, &found, svc);
+	*k = found;
+	return svc;
 }
 
 static __always_inline bool service_is_l7(const struct lb_service *svc)

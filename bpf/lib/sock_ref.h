@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The socket that a program works on. Which helper gives a socket's cookies depends on the type of
- * the program, so the program that includes the library defines the two functions declared here
- * (hook.h does for the cgroup hooks); both are asked only where an answer is needed, since the
- * first question makes the kernel generate the cookie.
+ * the program, so the program that includes the library defines the functions declared here
+ * (hook.h does for the cgroup hooks); they are asked only where an answer is needed: the first
+ * question makes the kernel generate the cookie, and reading the clock costs more than a lookup.
  */
 #pragma once
 
@@ -19,6 +19,8 @@ struct sock_ref {
 static __always_inline __u64 ctx_socket_cookie(void *ctx);
 static __always_inline __u64 ctx_netns_cookie(void *ctx);
 static __always_inline __u64 ctx_host_netns_cookie(void);
+/* CLOCK_BOOTTIME, in seconds. */
+static __always_inline __u32 ctx_seconds_since_boot(void);
 
 static __always_inline __u64 sock_cookie(struct sock_ref *s)
 {

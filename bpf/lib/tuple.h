@@ -100,8 +100,3 @@ static __always_inline bool tuple_same_service(const struct revsk_tuple *a,
 	return a->service_port == b->service_port && a->rev_nat_index == b->rev_nat_index &&
 	       a->backend_id == b->backend_id && ip_equal(&a->service, &b->service);
 }
-
-static __always_inline __u32 seconds_since_boot(void)
-{
-	return bpf_ktime_get_boot_ns() / 1000000000;
-}

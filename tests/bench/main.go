@@ -24,7 +24,7 @@ import (
 var (
 	jsonPath = flag.String("json", "", "write the results to this file")
 	rounds   = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
-	only     = flag.String("sections", "", "only these, separated by commas: "+strings.Join(sectionNames(), ", "))
+	only     = flag.String("sections", "", "only these, separated by commas")
 	variants = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
 	check    = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
 	objects  = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
@@ -105,7 +105,7 @@ func run(ctx context.Context) error {
 		err = b.report.write(*jsonPath)
 	}
 	if *check {
-		err = errors.Join(err, b.report.check(os.Stdout))
+		err = errors.Join(err, b.report.check())
 	}
 	return err
 }

@@ -57,6 +57,8 @@ struct harness_output {
 
 struct harness_input input;
 struct harness_output output;
+/* What the clock shows: the time at which the tuple of the input is to be made. */
+__u32 clock;
 
 /* For bpf2go, which generates the Go side of the types that the programs use. */
 const enum revsk_mode *unused_mode __attribute__((unused));
@@ -76,6 +78,11 @@ static __always_inline __u64 ctx_netns_cookie(void *ctx)
 static __always_inline __u64 ctx_host_netns_cookie(void)
 {
 	return input.host_netns_cookie;
+}
+
+static __always_inline __u32 ctx_seconds_since_boot(void)
+{
+	return clock;
 }
 
 static __always_inline struct endpoint input_address(void)
@@ -111,6 +118,7 @@ static __always_inline bool first_time(void)
 		return false;
 	__builtin_memset(&output, 0, sizeof(output));
 	output.run = input.run;
+	clock = input.tuple.created;
 	return true;
 }
 
@@ -301,6 +309,7 @@ SEC("tc") int run_flip(struct __sk_buff *skb)
 	s.sk = find_socket(skb);
 	if (!s.sk)
 		return NO_SOCKET;
+	clock = t.created;
 	revnat_sendmsg(&s, &t);
 	/* As of a stream socket: else the tuple of the slot would go. */
 	revnat_connect(&s, &conn, false);

@@ -229,6 +229,7 @@ const (
 	harnessVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	harnessVarCfgSessionAffinity         = "cfg_session_affinity"
 	harnessVarCfgSetRetval               = "cfg_set_retval"
+	harnessVarClock                      = "clock"
 	harnessVarInput                      = "input"
 	harnessVarOutput                     = "output"
 	harnessVarUnusedMetric               = "unused_metric"
@@ -344,6 +345,7 @@ type harnessVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	Clock                      *ebpf.VariableSpec `ebpf:"clock"`
 	Input                      *ebpf.VariableSpec `ebpf:"input"`
 	Output                     *ebpf.VariableSpec `ebpf:"output"`
 	UnusedMetric               *ebpf.VariableSpec `ebpf:"unused_metric"`
@@ -434,6 +436,7 @@ type harnessVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	Clock                      *ebpf.Variable `ebpf:"clock"`
 	Input                      *ebpf.Variable `ebpf:"input"`
 	Output                     *ebpf.Variable `ebpf:"output"`
 	UnusedMetric               *ebpf.Variable `ebpf:"unused_metric"`

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// goal is a ratio of program time, storage to another variant, that the datapath must not exceed, and
+// one that it aims for. It is for every figure of the section "hooks" whose work begins so.
+type goal struct {
+	name  string
+	works []string
+	base  string
+	must  float64
+	aim   float64
+}
+
+var goals = []goal{
+	{"receive from a stranger", []string{"receive from a stranger"}, legacyFull, 0.3, 0.15},
+	{"receive from a service; getpeername", []string{"receive from a service", "getpeername of a service"}, legacyFull, 0.65, 0.45},
+	{"send to a known service", []string{"send to a known service"}, legacyFull, 0.75, 0.5},
+	{"release of an ordinary socket", []string{"release of an unused socket", "release of an ordinary connected socket"}, legacyFull, 0.1, 0.05},
+	{"a connected socket's life", []string{"life: connect"}, legacyFull, 1.0, 0.75},
+	{"the same against an empty hash", []string{"life: connect"}, legacyEmpty, 1.2, 0.95},
+}
+
+// figures are those that a goal is for.
+func (g goal) figures(r *report) []figure {
+	var all []figure
+	for _, f := range r.Figures {
+		for _, work := range g.works {
+			if f.Section == "hooks" && strings.HasPrefix(f.Work, work) {
+				all = append(all, f)
+			}
+		}
+	}
+	return all
+}
+
+func (g goal) ratio(f figure) Stat { return f.Ratios[storage+" / "+g.base] }
+
+// worst is the figure that is nearest to missing the goal.
+func (g goal) worst(r *report) (worst figure, ok bool) {
+	for _, f := range g.figures(r) {
+		if !ok || g.ratio(f).Median > g.ratio(worst).Median {
+			worst, ok = f, true
+		}
+	}
+	return worst, ok
+}
+
+func (r *report) printGoals(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\ngoal: storage against legacy\tmust\taim\tmeasured\t99 % sure\tthe worst of them")
+	for _, g := range goals {
+		f, ok := g.worst(r)
+		if !ok {
+			continue
+		}
+		s := g.ratio(f)
+		fmt.Fprintf(t, "%s\t%.2f\t%.2f\t%.2f%s\t%.2f-%.2f\t%s\n", g.name, g.must, g.aim, s.Median, wide(s), s.SureLow, s.SureHigh, f.Work)
+	}
+	t.Flush()
+}
+
+var errMissed = errors.New("missed by more than the noise")
+
+// check returns an error for each figure that misses what it must reach even at the good end of its
+// noise.
+func (r *report) check() error {
+	var errs []error
+	for _, g := range goals {
+		for _, f := range g.figures(r) {
+			if s := g.ratio(f); s.SureLow > g.must {
+				errs = append(errs, fmt.Errorf("%w: %s, storage / %s: must be %.2f, is %.2f (99 %% sure: at least %.2f)",
+					errMissed, f.Work, g.base, g.must, s.Median, s.SureLow))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
