@@ -91,6 +91,9 @@ func (dp *Datapath) writeMode(mode Mode) error {
 		dp.opts.changed(ActionSwitch, mode.String())
 		return nil
 	}
+	if err := allowMaps(); err != nil {
+		return err
+	}
 	cfg := sock.SockRevskConfigValue{Mode: uint32(mode)}
 	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
 		return fmt.Errorf("switching to mode %v: %w", mode, err)

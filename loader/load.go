@@ -11,11 +11,10 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // Load makes the datapath run as the options say, whatever ran before: it opens the pinned service,
@@ -41,9 +40,8 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 		}
 	}
 
-	// Linux before 5.11 accounts maps against RLIMIT_MEMLOCK; a no-op on others.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, describe(err)
+	if err := allowMaps(); err != nil {
+		return nil, err
 	}
 
 	undo := new(undoer)
@@ -192,14 +190,8 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 }
 
 func haveHelper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
-	err := features.HaveProgramHelper(prog, helper)
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return false, nil
-	}
-	if err != nil {
-		return false, describe(fmt.Errorf("probing for %v: %w", helper, err))
-	}
-	return true, nil
+	have, err := probe.Helper(prog, helper)
+	return have, describe(err)
 }
 
 // makeDir creates a directory and its parents, for the owner only.

@@ -186,6 +186,9 @@ func describe(err error) error {
 		return nil
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: needed is Linux 5.10 with CONFIG_CGROUP_BPF: %w", ErrNotSupported, err)
+	case errors.As(err, &verifier) && lacking() != "":
+		// It refuses to one what it accepts from another.
+		return fmt.Errorf("%w %s: %w", ErrPermission, lacking(), err)
 	case errors.As(err, &verifier):
 		return fmt.Errorf("%w: the verifier refused a program: %w", ErrNotSupported, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

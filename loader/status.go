@@ -22,7 +22,7 @@ type Status struct {
 }
 
 // HookStatus is one hook of the cgroup. Attached is false, and the rest empty, where no link is
-// pinned.
+// pinned. Tag and LoadedAt are empty for a process without CAP_SYS_ADMIN.
 type HookStatus struct {
 	Program   string    `json:"program"`
 	Attach    string    `json:"attach"`
@@ -105,7 +105,12 @@ func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
 	if err != nil {
 		return hs, fmt.Errorf("link of %s: %w", h.program, err)
 	}
+	hs.Attached = true
+	hs.ProgramID = uint32(info.Program)
 	prog, err := ebpf.NewProgramFromID(info.Program)
+	if errors.Is(err, unix.EPERM) {
+		return hs, nil
+	}
 	if err != nil {
 		return hs, describe(fmt.Errorf("program of %s: %w", h.program, err))
 	}
@@ -114,8 +119,6 @@ func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
 	if err != nil {
 		return hs, fmt.Errorf("program of %s: %w", h.program, err)
 	}
-	hs.Attached = true
-	hs.ProgramID = uint32(info.Program)
 	hs.Tag = pi.Tag
 	if since, ok := pi.LoadTime(); ok {
 		hs.LoadedAt = bootTime().Add(since).Truncate(time.Second)

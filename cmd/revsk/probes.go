@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -103,7 +104,11 @@ func missing(err error) error {
 func mapType(t ebpf.MapType) error { return missing(kernel.HaveMapType(t)) }
 
 func helper(prog ebpf.ProgramType, fn asm.BuiltinFunc) error {
-	return missing(kernel.HaveProgramHelper(prog, fn))
+	have, err := probe.Helper(prog, fn)
+	if err == nil && !have {
+		return errMissing
+	}
+	return missing(err)
 }
 
 func probeCgroup2(env *env) error {

@@ -3,7 +3,6 @@
 package kernel
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"sync"
@@ -12,20 +11,21 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // rejection is the error of a call that a hook rejects with want: kernels without bpf_set_retval
 // (before 5.18) have one error for all.
 func rejection(t *testing.T, want unix.Errno) unix.Errno {
 	t.Helper()
-	err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval)
-	if errors.Is(err, ebpf.ErrNotSupported) {
+	have, err := probe.Helper(ebpf.CGroupSockAddr, asm.FnSetRetval)
+	require.NoError(t, err)
+	if !have {
 		return unix.EPERM
 	}
-	require.NoError(t, err)
 	return want
 }
 

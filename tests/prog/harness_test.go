@@ -4,7 +4,6 @@ package prog
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -14,8 +13,10 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
+	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // harness is a loaded collection of the programs in harness.c.
@@ -57,14 +58,14 @@ func loadPrograms(o options) (*harness, error) {
 			return nil, fmt.Errorf("setting cfg_%s: %w", name, err)
 		}
 	}
-	haveLoop := features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)
-	if haveLoop != nil && !errors.Is(haveLoop, ebpf.ErrNotSupported) {
-		return nil, fmt.Errorf("probing for bpf_loop: %w", haveLoop)
+	haveLoop, err := probe.Helper(ebpf.SchedCLS, asm.FnLoop)
+	if err != nil {
+		return nil, err
 	}
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
 		name = strings.TrimPrefix(name, "run_")
 		return o.programs != nil && !slices.Contains(o.programs, name) ||
-			name == bpfLoopProgram && haveLoop != nil
+			name == bpfLoopProgram && !haveLoop
 	})
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -89,7 +90,9 @@ func (h *harness) close() { h.coll.Close() }
 // needBPFLoop skips a test of the one program that needs a kernel newer than 5.10.
 func needBPFLoop(t *testing.T) {
 	t.Helper()
-	if errors.Is(features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop), ebpf.ErrNotSupported) {
+	have, err := probe.Helper(ebpf.SchedCLS, asm.FnLoop)
+	require.NoError(t, err)
+	if !have {
 		t.Skip("requires Linux 5.17")
 	}
 }
