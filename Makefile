@@ -28,8 +28,8 @@ test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
 
 .PHONY: test-vm
-test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [RUN=TestX]
-	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(RUN),-run "$(RUN)")
+test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
+	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(VARIANTS),-variants "$(VARIANTS)") $(if $(RUN),-run "$(RUN)") $(if $(DOCS),-docs $(DOCS))
 
 .PHONY: bench
 bench: ## Measure what the hooks cost, into docs/benchmarks.json (root)

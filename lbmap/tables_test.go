@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,13 @@ func newMap(t *testing.T, name string, entries uint32) *ebpf.Map {
 	if entries != 0 {
 		spec.MaxEntries = entries
 	}
+	return makeMap(t, spec)
+}
+
+func makeMap(t *testing.T, spec *ebpf.MapSpec) *ebpf.Map {
+	t.Helper()
+	// Linux before 5.11 counts maps as locked memory.
+	require.NoError(t, rlimit.RemoveMemlock(), "these tests need CAP_BPF")
 	m, err := ebpf.NewMap(spec)
 	require.NoError(t, err, "these tests need CAP_BPF")
 	return m
@@ -807,11 +815,10 @@ func TestOpenTablesRefusesAnotherLayout(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := bpffs(t)
 			files := openFiles(t)
-			m, err := ebpf.NewMap(spec)
-			require.NoError(t, err)
+			m := makeMap(t, spec)
 			require.NoError(t, m.Pin(filepath.Join(dir, Services4Map)))
 			require.NoError(t, m.Close())
-			_, err = OpenTables(dir)
+			_, err := OpenTables(dir)
 			require.ErrorIs(t, err, ErrLayout)
 			assert.Contains(t, err.Error(), Services4Map)
 			assert.Equal(t, files, openFiles(t))

@@ -195,7 +195,7 @@ func TestBranchDifferenceKernelSockets(t *testing.T) {
 	hold(t, tcp, rule{name: "the kernel's own sockets have no release hook: nothing is left in storage, an entry in the hash", play: func(s *scene) {
 		fd, err := unix.Socket(s.domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, mptcp)
 		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
-			s.Skip("requires MPTCP (CONFIG_MPTCP, Linux 5.6)")
+			s.Skip("requires CONFIG_MPTCP (Linux 5.6)")
 		}
 		require.NoError(s, err)
 		// The socket of the application is not TCP's; the one that connects is the kernel's.

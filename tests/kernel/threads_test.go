@@ -22,7 +22,7 @@ func TestThreadsOnOneSocket(t *testing.T) {
 	connect := func(x *socket, all []*service) error { return x.tryConnect(pick(all).front) }
 	peername := func(x *socket, all []*service) error {
 		peer, err := x.tryPeername()
-		if err == nil && !isService(all, peer) {
+		if err == nil && !isService(all, peer) && !isTorn(all, peer) {
 			err = fmt.Errorf("getpeername shows %v", peer)
 		}
 		return err
@@ -118,6 +118,20 @@ const connectedPayload = "connected"
 func misled(reply string, from netip.AddrPort) bool {
 	payload, at := split(reply)
 	return payload == connectedPayload && from == at
+}
+
+// isTorn tells an address that is half of one connection and half of another: before Linux 6.2 the
+// kernel's getpeername reads it without the lock of the socket. It is no backend's.
+func isTorn(all []*service, at netip.AddrPort) bool {
+	addr, port := at.Addr().IsUnspecified(), false
+	for _, svc := range all {
+		if svc.backend == at {
+			return false
+		}
+		addr = addr || svc.backend.Addr() == at.Addr()
+		port = port || svc.backend.Port() == at.Port()
+	}
+	return addr && port
 }
 
 func pick(all []*service) *service { return all[rand.IntN(len(all))] }

@@ -121,6 +121,7 @@ type kernelTree struct {
 	kernel
 	Image   string // the file to boot
 	Modules string // lib/modules/<release>
+	Config  string // the file of its configuration, "" if the packages have none
 }
 
 // unpack unpacks a kernel's packages. It does so in every run, from packages verified in this run:
@@ -152,6 +153,9 @@ func (a *apt) unpack(ctx context.Context, k kernel, dir string) (kernelTree, err
 		if exists(image) {
 			tree.Image = image
 		}
+	}
+	if config := filepath.Join(dir, "boot", "config-"+k.Release); exists(config) {
+		tree.Config = config
 	}
 	if tree.Image == "" || tree.Modules == "" {
 		return kernelTree{}, fmt.Errorf("%s %s: no kernel or no modules in its packages", k.Release, k.Version)

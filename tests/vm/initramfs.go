@@ -45,7 +45,12 @@ func (b *build) baseArchive() ([]byte, error) {
 			if err := addFile(c, binary, s.Binary); err != nil {
 				return err
 			}
-			if err := addTree(c, path.Join(dir, "testdata"), filepath.Join(s.Dir, "testdata")); err != nil {
+			if err := addTree(c, dir, s.Dir); err != nil {
+				return err
+			}
+		}
+		for _, dir := range otherSources {
+			if err := addTree(c, path.Join(sourceDir, dir), filepath.Join(b.Root, dir)); err != nil {
 				return err
 			}
 		}

@@ -75,8 +75,8 @@ matches in Debian's suites from bullseye to sid is taken, of equal ones the clou
 
 A machine fails if a test fails or skips without a right to, if a suite runs no test, if revsk
 selftest fails, if the kernel writes a warning or is tainted by one, panics or hangs. A test may
-skip with the words "requires Linux X.Y" on older kernels, and in a variant with "requires" and
-what that variant takes away. On machines REVSK_VM=1 is set, REVSK_VM_VARIANT names the variant,
+skip with the words "requires Linux X.Y" on older kernels, with "requires CONFIG_X" on kernels built
+without, and in a variant with "requires" and what that variant takes away. On machines REVSK_VM=1 is set, REVSK_VM_VARIANT names the variant,
 REVSK_BIN the command revsk.
 
 Variants:

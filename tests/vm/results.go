@@ -72,9 +72,10 @@ type testEvent struct {
 // rules are what a suite's result is judged by.
 type rules struct {
 	booted   series
-	lacks    []string // what the variant takes away
-	running  bool     // this machine's own kernel
-	filtered bool     // by -run: a suite without a test is all right
+	lacks    []string        // what the variant takes away
+	unset    map[string]bool // options that the kernel is built without
+	running  bool            // this machine's own kernel
+	filtered bool            // by -run: a suite without a test is all right
 }
 
 // judge sums a suite's events up. Only tests without subtests are counted, and those that failed by
@@ -83,10 +84,10 @@ func judge(name string, events []testEvent, exit plan.Exit, r rules) suiteResult
 	type test struct {
 		outcome string
 		output  strings.Builder
-		parent  bool
 	}
 	s := suiteResult{Name: name, Seconds: exit.Seconds}
 	tests := make(map[string]*test)
+	parents := make(map[string]bool) // or prefixes of names with a slash in them
 	var order []string
 	var rest strings.Builder
 	get := func(name string) *test {
@@ -108,7 +109,7 @@ func judge(name string, events []testEvent, exit plan.Exit, r rules) suiteResult
 				break
 			}
 			parent = parent[:i]
-			get(parent).parent = true
+			parents[parent] = true
 		}
 		switch e.Action {
 		case "output":
@@ -132,11 +133,11 @@ func judge(name string, events []testEvent, exit plan.Exit, r rules) suiteResult
 		text := t.output.String()
 		switch t.outcome {
 		case "pass":
-			if !t.parent {
+			if !parents[name] {
 				s.Passed++
 			}
 		case "skip":
-			if why := forbiddenSkip(text, r.booted, r.lacks, r.running); why != "" {
+			if why := r.forbiddenSkip(text); why != "" {
 				fail(name, why, text)
 				continue
 			}

@@ -42,6 +42,11 @@ func TestJudge(t *testing.T) {
 				pass + "TestA" + end + "    " + pass + "TestA/x" + end + "    " + pass + "TestA/y" + end + testMark + "PASS\n",
 			passed: 2,
 		},
+		"a test with a slash in its name is no other's subtest": {
+			text: run + "TestA\n" + run + "TestA/10.0.0.0/8\n" +
+				pass + "TestA" + end + "    " + pass + "TestA/10.0.0.0/8" + end + testMark + "PASS\n",
+			passed: 1,
+		},
 		"a failure below is counted once": {
 			text: run + "TestA\n" + run + "TestA/x\n" + run + "TestA/y\n" +
 				fail + "TestA" + end + "    " + pass + "TestA/x" + end + "    " + fail + "TestA/y" + end + testMark + "FAIL\n",

@@ -187,6 +187,13 @@ func placeHere(s suite) (dir, binary string) { return s.Dir, s.Binary }
 
 func (r *runner) bootMachine(ctx context.Context, m *machineResult, rules rules, v variant) error {
 	tree := r.trees[m.Name]
+	if tree.Config != "" {
+		config, err := os.ReadFile(tree.Config)
+		if err != nil {
+			return fmt.Errorf("reading the kernel's configuration: %w", err)
+		}
+		rules.unset = unsetOptions(string(config))
+	}
 	m.Version, m.Suite, m.Accel = tree.Version, tree.Suite, r.opts.accel
 	g := &guest{tree: tree, variant: v, dir: filepath.Join(r.out, m.Name+"-"+v.Name)}
 	if err := os.MkdirAll(g.dir, 0o755); err != nil {

@@ -10,6 +10,7 @@ import (
 
 func TestForbiddenSkip(t *testing.T) {
 	on := series{6, 1}
+	unset := unsetOptions("CONFIG_NET=y\n# CONFIG_MPTCP is not set\n#\n# Options\n")
 	for _, test := range []struct {
 		output  string
 		lacks   []string
@@ -31,8 +32,12 @@ func TestForbiddenSkip(t *testing.T) {
 		{output: "requires IPv6", lacks: []string{"IPv6"}, allowed: true},
 		{output: "requires BTF", lacks: []string{"IPv6"}},
 		{output: "requires Linux 5.10 and IPv6", lacks: []string{"IPv6"}},
+		{output: "requires CONFIG_MPTCP", allowed: true},
+		{output: "requires CONFIG_MPTCP_IPV6"},
+		{output: "requires CONFIG_NET"},
 	} {
-		why := forbiddenSkip(test.output, on, test.lacks, test.running)
+		r := rules{booted: on, lacks: test.lacks, running: test.running, unset: unset}
+		why := r.forbiddenSkip(test.output)
 		require.Equal(t, test.allowed, why == "", "%+v: %q", test, why)
 	}
 }

@@ -32,6 +32,7 @@ type suite struct {
 
 // A build is everything made from the sources that machines run.
 type build struct {
+	Root   string // of the module
 	Suites []suite
 	Init   string // process 1
 	Revsk  string // the command, "" if it does not exist yet
@@ -44,7 +45,7 @@ func buildAll(ctx context.Context, root string, opts *options, dir string) (*bui
 	if len(packages) == 0 {
 		packages, explicit = strings.Fields(defaultPackages), false
 	}
-	b := &build{Init: filepath.Join(dir, "init")}
+	b := &build{Root: root, Init: filepath.Join(dir, "init")}
 	if err := goTool(ctx, root, "build", "-o", b.Init, "./tests/vm/init"); err != nil {
 		return nil, err
 	}
@@ -122,11 +123,14 @@ func findSuite(ctx context.Context, root, tags, pkg string) (*suite, error) {
 
 // Where things lie on a machine.
 const (
-	sourceDir   = "/src" // each test binary in the directory of its package, so that it finds testdata
+	sourceDir   = "/src" // each test binary in the directory of its package, so that it finds its files
 	revskPath   = "/bin/revsk"
 	binaryName  = "suite.test"
 	timeoutSlop = 30 * time.Second // for a test binary that timed out to say where
 )
+
+// otherSources are directories that tests compare with what they know, besides those of the suites.
+var otherSources = []string{"bpf", "docs"}
 
 // Steps besides the suites.
 const (
