@@ -25,7 +25,7 @@ var (
 	backends6 = []netip.Addr{netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::2")}
 )
 
-const backendPort = 7 // echo
+const backendPort = 7007
 
 // network is the backends: two per protocol and family, which answer with what they are sent.
 type network struct {

@@ -70,9 +70,6 @@ func (e *env) options() (loader.Options, error) {
 
 // open opens the datapath that is loaded.
 func (e *env) open() (*loader.Datapath, loader.Options, error) {
-	if err := unlimitMemory(); err != nil {
-		return nil, loader.Options{}, err
-	}
 	opts, err := e.options()
 	if err != nil {
 		return nil, opts, err

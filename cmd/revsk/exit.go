@@ -39,9 +39,8 @@ func (e exitError) Unwrap() error { return e.err }
 
 func usageError(err error) error { return exitError{exitUsage, err} }
 
-// asRoot names the capabilities that are needed. CAP_BPF and CAP_PERFMON would do for what is loaded
-// for the first time, but finding a program or a type by its id takes CAP_SYS_ADMIN.
-const asRoot = "run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+// asRoot is followed by what the command needs.
+const asRoot = "run as root, with "
 
 // advice is what an operator can do about an error of the libraries, and the exit code for it. The
 // first entry that fits counts.
@@ -79,14 +78,17 @@ var advice = []struct {
 	{unix.ENOSPC, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
 }
 
-// explain returns what to print about an error, in one line, and the exit code.
-func explain(err error) (text string, code int) {
+// explain returns what to print about an error of a command, in one line, and the exit code.
+func explain(command string, err error) (text string, code int) {
 	text, code = err.Error(), exitFailed
 	for _, a := range advice {
 		if errors.Is(err, a.err) {
 			code = a.code
 			if a.hint != "" {
 				text += ": " + a.hint
+			}
+			if a.hint == asRoot {
+				text += describeNeeds(command)
 			}
 			break
 		}

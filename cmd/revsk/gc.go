@@ -37,6 +37,9 @@ func runGC(ctx context.Context, env *env, dryRun bool) error {
 		return err
 	}
 	defer dp.Close()
+	if err := unlimitMemory(); err != nil {
+		return err
+	}
 	removed, err := inspect.OverflowSweep(ctx, inspectMaps(dp), inspect.SweepOptions{DryRun: dryRun})
 	if err != nil {
 		if removed > 0 {

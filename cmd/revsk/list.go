@@ -48,6 +48,9 @@ func runList(ctx context.Context, env *env) error {
 		return err
 	}
 	defer dp.Close()
+	if err := unlimitMemory(); err != nil {
+		return err
+	}
 	mode, err := dp.Mode()
 	if err != nil {
 		return err

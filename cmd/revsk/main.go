@@ -36,7 +36,7 @@ func run(ctx context.Context, env *env, args []string) int {
 	if err == nil {
 		return 0
 	}
-	text, code := explain(err)
+	text, code := explain(cmd.CommandPath(), err)
 	if !env.running {
 		code = exitUsage
 		text = fmt.Sprintf("%s: see %s --help", text, cmd.CommandPath())

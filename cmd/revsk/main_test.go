@@ -37,6 +37,12 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(beCommandEnv) {
 	case "":
 		os.Exit(sandbox.TestMain(m.Run))
+	case memoryProbe:
+		os.Exit(probeMemory())
+	case pinProbe:
+		os.Exit(probePin(os.Args[1]))
+	case freshProcess:
+		limitMemory(usualMemlock)
 	case withoutCgroup2:
 		if err := unmountCgroup2(); err != nil {
 			panic(err)

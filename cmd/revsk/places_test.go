@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -95,28 +94,10 @@ func TestNotRootIsSaid(t *testing.T) {
 	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	for _, line := range append([]string{"features"}, append(changing, reading...)...) {
 		r := runAs(t, "nobody", nobody, p.args(strings.Fields(line)...)...)
-		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
+		require.Regexp(t, ": run as root, with .*CAP_", r.fails(exitFailed), line)
 		require.Equal(t, 1, strings.Count(r.stderr, "run as root"), line)
 	}
 	require.Equal(t, before, state(t, p))
-}
-
-func TestRootWithoutCapabilitiesIsSaid(t *testing.T) {
-	p := newPlace(t)
-	fresh := state(t, p)
-	for _, line := range []string{"load", "load --dry-run"} {
-		r := runWithoutCapabilities(t, p.args(strings.Fields(line)...)...)
-		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
-		require.Equal(t, fresh, state(t, p), line)
-	}
-	p.load().ok()
-	before := state(t, p)
-	// To detach a link, and to read and write a map, nothing is needed but the pin.
-	for _, line := range []string{"load", "load --dry-run", "mode", "mode dual", "status", "list", "gc", "features"} {
-		r := runWithoutCapabilities(t, p.args(strings.Fields(line)...)...)
-		require.Regexp(t, ": run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN$", r.fails(exitFailed), line)
-		require.Equal(t, before, state(t, p), line)
-	}
 }
 
 func TestPinnedMapOfAnotherLayoutIsRefused(t *testing.T) {
@@ -222,21 +203,4 @@ func runAs(t *testing.T, environment string, attr *syscall.SysProcAttr, args ...
 		require.NoError(t, err)
 	}
 	return result{t, cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
-}
-
-// runWithoutCapabilities runs a command line as root, without what BPF needs. That must not be given
-// back to this process, so a thread of its own goes before.
-func runWithoutCapabilities(t *testing.T, args ...string) result {
-	t.Helper()
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		for _, capability := range []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_PERFMON} {
-			if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
-				t.Error(err)
-			}
-		}
-		done <- runAs(t, "without capabilities", nil, args...)
-	}()
-	return <-done
 }

@@ -55,6 +55,7 @@ output names its schema and version in the field "schema".`,
 
 	root.AddCommand(commands(env)...)
 	root.InitDefaultCompletionCmd()
+	addNeedsToHelp(root)
 	markRunning(env, root)
 	return root
 }

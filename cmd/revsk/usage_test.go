@@ -62,7 +62,7 @@ func TestExplainKnowsEveryErrorOfTheLibraries(t *testing.T) {
 
 		unix.EPERM: 1, unix.EACCES: 1, unix.ENOMEM: 1, errors.New("anything else"): 1,
 	} {
-		text, got := explain(fmt.Errorf("doing something: %w", errors.Join(err, errors.New("and failing to undo it"))))
+		text, got := explain("revsk load", fmt.Errorf("doing something: %w", errors.Join(err, errors.New("and failing to undo it"))))
 		require.Equal(t, code, got, "%v", err)
 		require.NotContains(t, text, "\n")
 		require.Contains(t, text, "; and failing to undo it")

@@ -40,12 +40,12 @@ func TestHelpersOfOthersAreNot(t *testing.T) {
 // What verifiers said that were asked.
 func TestVerdicts(t *testing.T) {
 	for line, unknown := range map[string]bool{
-		"invalid func unknown#187":                                            true,
-		"5: (85) call unknown#1048576\ninvalid func unknown#1048576":           true,
-		"unknown func bpf_skb_store_bytes#9":                                   true,
-		"program of this type cannot use helper bpf_skb_store_bytes#9":         true,
-		"R1 type=scalar expected=map_ptr":                                      false,
-		"0: (85) call bpf_set_retval#187: R1 is not a scalar":                  false,
+		"invalid func unknown#187":                                              true,
+		"5: (85) call unknown#1048576\ninvalid func unknown#1048576":            true,
+		"unknown func bpf_skb_store_bytes#9":                                    true,
+		"program of this type cannot use helper bpf_skb_store_bytes#9":          true,
+		"R1 type=scalar expected=map_ptr":                                       false,
+		"0: (85) call bpf_set_retval#187: R1 is not a scalar":                   false,
 		"func#0 @0\nR2 type=inv expected=fp, pkt, pkt_meta, map_key, map_value": false,
 	} {
 		require.Equal(t, unknown, isUnknown([]string{"0: R1=ctx()", line}), line)

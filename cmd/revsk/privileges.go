@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// capability is one that a command needs.
+type capability struct {
+	bit  uintptr
+	name string
+	// before is the first kernel that no longer asks for it, "" if all do.
+	before string
+}
+
+var (
+	capAdmin    = capability{bit: unix.CAP_SYS_ADMIN, name: "CAP_SYS_ADMIN"}
+	capBPF      = capability{bit: unix.CAP_BPF, name: "CAP_BPF"}
+	capNetAdmin = capability{bit: unix.CAP_NET_ADMIN, name: "CAP_NET_ADMIN"}
+	capPerfmon  = capability{bit: unix.CAP_PERFMON, name: "CAP_PERFMON"}
+	capPtrace   = capability{bit: unix.CAP_SYS_PTRACE, name: "CAP_SYS_PTRACE"}
+	capOverride = capability{bit: unix.CAP_DAC_OVERRIDE, name: "CAP_DAC_OVERRIDE"}
+	// Maps counted as locked memory, whose limit is to be lifted. Not needed where there is none.
+	capResource = capability{unix.CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", "5.11"}
+	// The bpf system call refused even the use of an open map, where unprivileged_bpf_disabled is set.
+	capOldBPF = capability{capBPF.bit, capBPF.name, "5.19"}
+)
+
+// need is a smallest set of capabilities with which a command works for root; CAP_SYS_ADMIN stands for
+// CAP_BPF and CAP_PERFMON, too, and for CAP_NET_ADMIN where programs are loaded.
+type need struct {
+	caps []capability
+	when string // "": always
+}
+
+// privileges are the needs of each command that does something. Nothing but CAP_SYS_ADMIN finds a
+// program or a type by its id, so whoever opens what is loaded, and checks that it is what it expects,
+// needs that.
+var privileges = map[string][]need{
+	"revsk load": {
+		{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
+		{[]capability{capAdmin, capResource}, "to replace what runs"},
+	},
+	"revsk unload": {
+		{[]capability{capOldBPF}, ""},
+		{[]capability{capAdmin}, "with --purge"},
+	},
+	"revsk status": {{[]capability{capAdmin}, ""}},
+	"revsk mode": {
+		{[]capability{capAdmin}, "to show it"},
+		{[]capability{capAdmin, capResource}, "to switch it"},
+	},
+	"revsk list": {
+		{[]capability{capAdmin, capResource}, ""},
+		{[]capability{capAdmin, capResource, capPtrace}, "to name the processes that have more capabilities than that"},
+	},
+	"revsk gc":             {{[]capability{capAdmin, capResource}, ""}},
+	"revsk service list":   {{[]capability{capOldBPF}, ""}},
+	"revsk service add":    {{[]capability{capOldBPF}, ""}, {[]capability{capBPF, capResource}, "with --dry-run"}},
+	"revsk service delete": {{[]capability{capOldBPF}, ""}, {[]capability{capBPF, capResource}, "with --dry-run"}},
+	"revsk features":       {{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, ""}},
+	"revsk selftest":       {{[]capability{capAdmin, capNetAdmin, capOverride, capResource}, ""}},
+}
+
+// String is like "CAP_A, CAP_B (before Linux 5.11) to do this".
+func (n need) String() string {
+	var names []string
+	for _, c := range n.caps {
+		if c.before == "" {
+			names = append(names, c.name)
+		} else {
+			names = append(names, fmt.Sprintf("%s (before Linux %s)", c.name, c.before))
+		}
+	}
+	return strings.TrimSpace(strings.Join(names, ", ") + " " + n.when)
+}
+
+// describeNeeds says in one line what a command needs.
+func describeNeeds(command string) string {
+	var all []string
+	for _, n := range privileges[command] {
+		all = append(all, n.String())
+	}
+	return strings.Join(all, "; ")
+}
+
+// addNeedsToHelp makes the help of every command say what it needs.
+func addNeedsToHelp(cmd *cobra.Command) {
+	if needs := privileges[cmd.CommandPath()]; needs != nil {
+		cmd.Long += "\n\nNeeds root with these capabilities:"
+		for _, n := range needs {
+			cmd.Long += "\n  " + n.String()
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		addNeedsToHelp(sub)
+	}
+}

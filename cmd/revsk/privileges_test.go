@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// What a process started by runWith is, in beCommandEnv.
+const (
+	freshProcess  = "fresh"        // a command, with the limits that a login has
+	memoryProbe   = "memory probe" // fails if maps count as locked memory
+	pinProbe      = "pin probe"    // fails if it cannot open the pin in its argument
+	usualMemlock  = 64 << 10       // bytes
+	unprivilegedF = "/proc/sys/kernel/unprivileged_bpf_disabled"
+)
+
+// probed is the exit code for the answer that a kernel gives to a probe.
+func probed(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, unix.EPERM):
+		return exitFailed
+	}
+	panic(err)
+}
+
+func limitMemory(bytes uint64) {
+	limit := unix.Rlimit{Cur: bytes, Max: bytes}
+	if err := unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &limit, nil); err != nil {
+		panic(err)
+	}
+}
+
+func probeMemory() int {
+	limitMemory(0)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err == nil {
+		err = m.Close()
+	}
+	return probed(err)
+}
+
+func probePin(path string) int {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err == nil {
+		err = m.Close()
+	}
+	return probed(err)
+}
+
+// runWith runs a command line as root with no other capabilities than these. What is dropped must not
+// be given back to this process, so a thread of its own goes before.
+func runWith(t *testing.T, caps []capability, environment string, args ...string) result {
+	t.Helper()
+	keep := make(map[uintptr]bool)
+	for _, c := range caps {
+		keep[c.bit] = true
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		for bit := uintptr(0); unix.Prctl(unix.PR_CAPBSET_READ, bit, 0, 0, 0) == nil; bit++ {
+			if keep[bit] {
+				continue
+			}
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, bit, 0, 0, 0); err != nil {
+				t.Error(err)
+			}
+		}
+		done <- runAs(t, environment, nil, args...)
+	}()
+	return <-done
+}
+
+// neededHere leaves out what this kernel no longer asks for, as it says itself.
+func neededHere(t *testing.T, p place, caps []capability) []capability {
+	t.Helper()
+	asked := map[capability]bool{
+		capResource: runWith(t, []capability{capBPF}, memoryProbe).code != 0,
+		capOldBPF:   p.isLoaded() && runWith(t, nil, pinProbe, filepath.Join(p.pins(), "revsk_config")).code != 0,
+	}
+	var needed []capability
+	for _, c := range caps {
+		if c.before == "" || asked[c] {
+			needed = append(needed, c)
+		}
+	}
+	return needed
+}
+
+func (p place) isLoaded() bool {
+	_, err := os.Stat(p.pins())
+	return err == nil
+}
+
+// TestSmallestCapabilities runs every command with what its help says that it needs and not a
+// capability more, and with each one of these less.
+func TestSmallestCapabilities(t *testing.T) {
+	setting, err := os.ReadFile(unprivilegedF)
+	require.NoError(t, err)
+	require.NotEqual(t, "0", strings.TrimSpace(string(setting)), "%s lets everybody do what is tested here", unprivilegedF)
+
+	const add = "service add 192.0.2.9:80/tcp --no-backend"
+	const delete = "service delete 192.0.2.8:80/tcp"
+	lines := map[string]string{
+		"revsk load for a first load":         "load --legacy-entries 1000 --overflow-entries 1000",
+		"revsk load to replace what runs":     "load",
+		"revsk unload":                        "unload",
+		"revsk unload with --purge":           "unload --purge --quiet",
+		"revsk status":                        "status",
+		"revsk mode to show it":               "mode",
+		"revsk mode to switch it":             "mode dual",
+		"revsk list":                          "list",
+		"revsk gc":                            "gc",
+		"revsk service list":                  "service list",
+		"revsk service add":                   add,
+		"revsk service add with --dry-run":    add + " --dry-run",
+		"revsk service delete":                delete,
+		"revsk service delete with --dry-run": delete + " --dry-run",
+		"revsk features":                      "features --quiet",
+		"revsk selftest":                      "selftest",
+	}
+	for command, needs := range privileges {
+		for _, n := range needs {
+			title := strings.TrimSpace(command + " " + n.when)
+			if title == toNameOwners {
+				continue // is tested below
+			}
+			t.Run(title, func(t *testing.T) {
+				require.Contains(t, lines, title)
+				p := newPlace(t)
+				if n.when != "for a first load" {
+					p.load().ok()
+					p.run("service", "add", "192.0.2.8:80/tcp", "--no-backend").ok()
+				}
+				args := p.args(strings.Fields(lines[title])...)
+				before := state(t, p)
+				caps := neededHere(t, p, n.caps)
+				for i, c := range caps {
+					fewer := append(append([]capability{}, caps[:i]...), caps[i+1:]...)
+					message := runWith(t, fewer, freshProcess, args...).fails(exitFailed)
+					require.Contains(t, message, ": run as root, with "+describeNeeds(command), "without %s", c.name)
+					require.Equal(t, before, state(t, p), "without %s", c.name)
+				}
+				runWith(t, caps, freshProcess, args...).ok()
+			})
+		}
+	}
+}
+
+const toNameOwners = "revsk list to name the processes that have more capabilities than that"
+
+func TestListNamesProcessesThatItMayLookInto(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	connectUDP(t, p)
+	owner := fmt.Sprintf(" %d/", os.Getpid())
+	without, with := privileges["revsk list"][0], privileges["revsk list"][1]
+	r := runWith(t, neededHere(t, p, without.caps), freshProcess, p.args("list")...).ok()
+	require.Contains(t, r.stdout, serviceAddr)
+	require.NotContains(t, r.stdout, owner)
+	r = runWith(t, neededHere(t, p, with.caps), freshProcess, p.args("list")...).ok()
+	require.Contains(t, r.stdout, owner)
+}
+
+func TestEveryCommandSaysWhatItNeeds(t *testing.T) {
+	known := make(map[string]bool)
+	for cmd := range allCommands() {
+		path := cmd.CommandPath()
+		if cmd.HasSubCommands() || strings.HasPrefix(path, "revsk completion") || path == "revsk help" || path == "revsk version" {
+			continue
+		}
+		known[path] = true
+		require.NotEmpty(t, privileges[path], path)
+		require.Contains(t, cmd.Long, privileges[path][0].String(), path)
+	}
+	for path := range privileges {
+		require.True(t, known[path], "there is no command %s", path)
+	}
+}
