@@ -103,6 +103,10 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 		if err := dp.setFirstMode(); err != nil {
 			return err
 		}
+		// A load that is killed before leaves no mode, and the next one decides anew.
+		if err := pinMap(dp.opts, dp.maps[mapConfig], mapConfig, undo); err != nil {
+			return err
+		}
 	}
 	for _, h := range hooks {
 		if !h.isWanted(dp.opts.Features) {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -451,6 +452,45 @@ func TestFirstLoadOverEntriesIsDual(t *testing.T) {
 	mode, err := dp.Mode()
 	require.NoError(t, err)
 	require.Equal(t, loader.ModeDual, mode)
+}
+
+// A first load that is killed leaves nothing that the next one takes for a decision.
+func TestFirstLoadAfterAKilledOneDecidesTheMode(t *testing.T) {
+	for _, at := range []string{"create map revsk_peers", "load programs", "attach revsk_recvmsg4", "attach revsk_sendmsg6"} {
+		t.Run(at, func(t *testing.T) {
+			cleanUp(t)
+			pinMap(t, mapsDir+"/cilium_lb4_reverse_sk", &ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 16,
+				Contents: []ebpf.MapKV{{Key: make([]byte, 16), Value: make([]byte, 8)}}})
+			killedAt(t, options(), at)
+			dp, err := loader.Load(t.Context(), options())
+			require.NoError(t, err)
+			defer dp.Close()
+			status, err := dp.Status()
+			require.NoError(t, err)
+			require.Equal(t, loader.ModeDual, status.Mode)
+			require.True(t, status.Complete())
+		})
+	}
+}
+
+// killedAt loads up to a step, and ends there as by a signal: nothing is taken back.
+func killedAt(t *testing.T, opts loader.Options, at string) {
+	t.Helper()
+	reached := false
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		dp, err := loader.Load(context.Background(), opts.WithStep(func(step string) error {
+			if step == at {
+				reached = true
+				runtime.Goexit()
+			}
+			return nil
+		}))
+		t.Errorf("the load has come to an end: %v, %v", dp, err)
+	}()
+	<-done
+	require.True(t, reached, at)
 }
 
 // Counters are appended: the pinned map of an older release has fewer, and lives on.

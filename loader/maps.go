@@ -117,8 +117,8 @@ func valueLayout(t btf.Type) string {
 	return "{" + strings.TrimSpace(b.String()) + "}"
 }
 
-// openMaps opens the pinned maps that the programs use; with create it makes and pins those that are
-// missing, and registers how to undo that.
+// openMaps opens the pinned maps that the programs use; with create it makes those that are missing,
+// pins them, apart from revsk_config, and registers how to undo that.
 func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer) (map[string]*ebpf.Map, error) {
 	opened := make(map[string]*ebpf.Map)
 	fail := func(err error) (map[string]*ebpf.Map, error) {
@@ -158,18 +158,29 @@ func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer
 			return fail(describe(fmt.Errorf("creating map %s: %w", name, err)))
 		}
 		opened[name] = m
-		if opts.DryRun {
-			opts.changed(ActionCreate, path)
-			continue
+		// revsk_config is pinned when there is a mode in it: see loadAndAttach.
+		if name != mapConfig {
+			if err := pinMap(opts, m, name, undo); err != nil {
+				return fail(err)
+			}
 		}
-		if err := m.Pin(path); err != nil {
-			return fail(fmt.Errorf("pinning %s: %w", path, err))
-		}
-		undo.add(func() error { return os.Remove(path) })
 		opts.changed(ActionCreate, path)
 		opts.Logger.Info("created map", "pin", path, "entries", spec.Maps[name].MaxEntries)
 	}
 	return opened, nil
+}
+
+// pinMap pins a map that was created, and registers how to undo that.
+func pinMap(opts Options, m *ebpf.Map, name string, undo *undoer) error {
+	if opts.DryRun {
+		return nil
+	}
+	path := opts.pinPath(name)
+	if err := m.Pin(path); err != nil {
+		return fmt.Errorf("pinning %s: %w", path, err)
+	}
+	undo.add(func() error { return os.Remove(path) })
+	return nil
 }
 
 func closeMaps(ms map[string]*ebpf.Map) {
