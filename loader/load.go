@@ -45,21 +45,11 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	}
 
 	undo := new(undoer)
-	defer undo.close()
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo.run())
-		}
-	}()
+	defer undo.finish(&err)
 
-	if err := makeDir(opts, opts.PinsDir, undo); err != nil {
+	if err := lockPins(ctx, opts, undo); err != nil {
 		return nil, err
 	}
-	unlock, err := opts.lockExisting(func() (func(), error) { return lock(ctx, opts.PinsDir, opts.Wait) })
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
 	for _, dir := range []string{opts.MapsDir, opts.linksDir()} {
 		if err := makeDir(opts, dir, undo); err != nil {
 			return nil, err
@@ -76,11 +66,7 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	dp := &Datapath{opts: opts, maps: opened}
-	defer func() {
-		if err != nil {
-			dp.Close()
-		}
-	}()
+	undo.add(dp.Close)
 	if err := dp.loadAndAttach(ctx, spec, fresh, undo); err != nil {
 		return nil, err
 	}
@@ -196,6 +182,28 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 func haveHelper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
 	have, err := probe.Helper(prog, helper)
 	return have, describe(err)
+}
+
+// lockPins makes the directory of the pins, if need be, and takes its lock until undo is closed.
+func lockPins(ctx context.Context, opts Options, undo *undoer) error {
+	for {
+		made := new(undoer)
+		if err := makeDir(opts, opts.PinsDir, made); err != nil {
+			return err
+		}
+		unlock, err := opts.lockExisting(func() (func(), error) { return lock(ctx, opts.PinsDir, opts.Wait) })
+		if err == nil {
+			// Not before: without the lock the directory is another's.
+			undo.steps = append(undo.steps, made.steps...)
+			undo.hold(closer(unlock))
+			return nil
+		}
+		gone := errors.Is(err, ErrNotLoaded) || errors.Is(err, os.ErrNotExist)
+		if !gone || ctx.Err() != nil {
+			return err
+		}
+		// Whoever had the lock has removed the directory: again.
+	}
 }
 
 // makeDir creates a directory and its parents, for the owner only.

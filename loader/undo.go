@@ -32,3 +32,19 @@ func (u *undoer) close() {
 		c.Close()
 	}
 }
+
+// finish takes everything back if the call has failed. To be deferred.
+func (u *undoer) finish(err *error) {
+	if *err != nil {
+		*err = errors.Join(*err, u.run())
+	}
+	u.close()
+}
+
+// closer is a function that closes something.
+type closer func()
+
+func (f closer) Close() error {
+	f()
+	return nil
+}
