@@ -58,7 +58,12 @@ func TestALoadThatWaitsForOneThatFailsSucceeds(t *testing.T) {
 	waited := make(chan error)
 	opts, injected := failAt("attach revsk_sendmsg6", func() {
 		go func() {
-			second := options()
+			second := options().WithStep(func(step string) error {
+				if step == "load programs" && !locked(pinsDir) {
+					return errors.New("it has the lock of a directory that is gone")
+				}
+				return nil
+			})
 			second.Wait = true
 			_, err := loader.Load(context.Background(), second)
 			waited <- err
@@ -74,4 +79,14 @@ func TestALoadThatWaitsForOneThatFailsSucceeds(t *testing.T) {
 	status, err := dp.Status()
 	require.NoError(t, err)
 	require.True(t, status.Complete())
+}
+
+// locked tells whether somebody has the lock of a directory.
+func locked(path string) bool {
+	dir, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	return errors.Is(unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }

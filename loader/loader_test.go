@@ -421,6 +421,16 @@ func TestUnloadKeepsMapsUntilPurge(t *testing.T) {
 	require.Contains(t, pins(t), mapsDir+"/cilium_lb4_services_v2")
 }
 
+// A link lives on with whoever has it open; its program must not run on.
+func TestUnloadDetachesALinkThatIsOpenElsewhere(t *testing.T) {
+	load(t, options())
+	l, err := link.LoadPinnedLink(pinsDir+"/links/revsk_connect4", nil)
+	require.NoError(t, err)
+	defer l.Close()
+	require.NoError(t, loader.Unload(t.Context(), options(), false))
+	require.Empty(t, attached(t))
+}
+
 func TestModeIsSwitchedOnlyWhereNothingIsForgotten(t *testing.T) {
 	dp := load(t, options())
 	mode := func() loader.Mode {
