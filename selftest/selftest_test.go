@@ -175,12 +175,6 @@ func runSome(t *testing.T, cgroup string, noIPv6 error, from, to int) ([]testCas
 	return cases, results
 }
 
-func TestAProtocolThatTheKernelCannotDiagnoseIsNotSupported(t *testing.T) {
-	require.NoError(t, probeDiag(unix.AF_INET, unix.IPPROTO_TCP))
-	require.NoError(t, probeDiag(unix.AF_INET6, unix.IPPROTO_UDP))
-	assert.ErrorAs(t, probeDiag(unix.AF_INET, unix.IPPROTO_ICMP), new(notSupportedError))
-}
-
 func TestAKilledChildTellsWhatWentWrong(t *testing.T) {
 	nobody := target{Protocol: unix.IPPROTO_TCP, Socket: unix.AF_INET, Count: 1, Service: netip.AddrPortFrom(service4, 1)}
 	_, err := startHolder(t.Context(), []target{nobody})

@@ -37,6 +37,7 @@ func TestFeaturesOfAPlaceThatCannotRunIt(t *testing.T) {
 
 func TestProbesTellWhatDoesNotExist(t *testing.T) {
 	require.ErrorIs(t, probeIterator("revsk_no_such_iterator"), errMissing)
+	require.ErrorIs(t, probeKernelFunction("revsk_no_such_function"), errMissing)
 	require.ErrorIs(t, probeFile("/proc/no_such_file"), errMissing)
 	require.Error(t, probeBPFFS(t.TempDir()))
 }

@@ -3,9 +3,9 @@
 package main
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -13,10 +13,10 @@ import (
 	"github.com/cilium/ebpf/btf"
 	kernel "github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/probe"
+	"github.com/revsk/revsk/internal/sockdiag"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -83,7 +83,8 @@ func features(env *env) []feature {
 		{"bpf_sk_storage iterator", false, "list, gc", "5.9", func() error { return probeIterator("bpf_sk_storage_map") }},
 		{"task_file iterator", false, "finding the sockets of running processes", "5.8",
 			func() error { return probeIterator("task_file") }},
-		{"sock_destroy by sock_diag", false, "selftest, ending connections to a backend that is gone", "4.5, CONFIG_INET_DIAG_DESTROY", probeSockDestroy},
+		{"bpf_sock_destroy", false, "terminate, under the lock of the socket", "6.5", func() error { return probeKernelFunction("bpf_sock_destroy") }},
+		{"sock_destroy by sock_diag", false, "selftest, terminate without bpf_sock_destroy", "4.5, CONFIG_INET_DIAG_DESTROY", probeSockDestroy},
 		{"network namespaces", false, "selftest", "CONFIG_NET_NS", func() error { return probeFile("/proc/self/ns/net") }},
 		{"ipv6", false, "IPv6 services", "CONFIG_IPV6", func() error { return probeFile("/proc/net/if_inet6") }},
 	}...)
@@ -195,6 +196,21 @@ func probeIterator(name string) error {
 	return closeProbe(prog, err)
 }
 
+// probeKernelFunction looks for a function that programs can call.
+func probeKernelFunction(name string) error {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return missing(err)
+	}
+	var function *btf.Func
+	if err := kernel.TypeByName(name, &function); errors.Is(err, btf.ErrNotFound) {
+		return errMissing
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
 // probeSockDestroy destroys a socket made for that.
 func probeSockDestroy() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -215,26 +231,16 @@ func probeSockDestroy() error {
 	if err != nil {
 		return err
 	}
-	request := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	request.AddRawData(destroyRequest(name.(*unix.SockaddrInet4), cookie))
-	_, err = request.Execute(unix.NETLINK_SOCK_DIAG, 0)
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return errMissing
-	case errors.Is(err, unix.ENOENT):
+	local := name.(*unix.SockaddrInet4)
+	err = sockdiag.Destroy(sockdiag.Socket{
+		Family: unix.AF_INET, Protocol: unix.IPPROTO_UDP, Cookie: cookie,
+		Local: netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port)),
+	})
+	if errors.Is(err, os.ErrNotExist) {
 		return errors.New("the kernel has no socket diagnosis: load the modules inet_diag, tcp_diag and udp_diag")
 	}
+	if errors.Is(err, sockdiag.ErrNotSupported) {
+		return errMissing
+	}
 	return err
-}
-
-// destroyRequest is a struct inet_diag_req_v2 for a UDP socket that is not connected.
-func destroyRequest(local *unix.SockaddrInet4, cookie uint64) []byte {
-	b := make([]byte, 56)
-	b[0], b[1] = unix.AF_INET, unix.IPPROTO_UDP
-	binary.NativeEndian.PutUint32(b[4:], ^uint32(0)) // in any state
-	binary.BigEndian.PutUint16(b[8:], uint16(local.Port))
-	copy(b[12:], local.Addr[:])
-	binary.NativeEndian.PutUint32(b[48:], uint32(cookie))
-	binary.NativeEndian.PutUint32(b[52:], uint32(cookie>>32))
-	return b
 }
