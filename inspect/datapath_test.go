@@ -45,6 +45,7 @@ var loadHooks = sync.OnceValues(func() (*hooks, error) {
 			m.MaxEntries = min(m.MaxEntries, 1024)
 		}
 	}
+	spec.Maps[sock.SockMapRevskOverflow].MaxEntries = 5000 // not as compiled
 	// Without bpf_loop, before Linux 5.17, the kernel accepts only the second one.
 	for _, release := range []string{sock.SockProgRevskRelease, sock.SockProgRevskReleaseBounded} {
 		h := &hooks{types: make(map[string]ebpf.AttachType)}
@@ -73,6 +74,7 @@ func newDatapath(t testing.TB) *datapath {
 			Conn:     maps[sock.SockMapRevskConn],
 			Peers:    maps[sock.SockMapRevskPeers],
 			Overflow: maps[sock.SockMapRevskOverflow],
+			Config:   maps[sock.SockMapRevskConfig],
 		},
 		tables: lbmap.Tables{
 			Services4: maps[sock.SockMapCiliumLb4ServicesV2],

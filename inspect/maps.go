@@ -28,6 +28,8 @@ type Maps struct {
 	Conn     *ebpf.Map // revsk_conn
 	Peers    *ebpf.Map // revsk_peers
 	Overflow *ebpf.Map // revsk_overflow
+	// Config is revsk_config, which says what mode the hooks are in. Only [Terminate] needs it.
+	Config *ebpf.Map
 }
 
 func need(maps map[string]*ebpf.Map) error {

@@ -51,8 +51,8 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
-// netns returns the namespace of the thread.
-func netns(t testing.TB) NetNS {
+// ownNetNS returns the namespace of the thread.
+func ownNetNS(t testing.TB) NetNS {
 	t.Helper()
 	var st unix.Stat_t
 	require.NoError(t, unix.Stat("/proc/thread-self/ns/net", &st))
@@ -64,7 +64,7 @@ func TestNamesAreThoseOfMountedNamespaces(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "left-over"), nil, 0o444))
 	var ns NetNS
 	inNetNS(t, func() {
-		ns = netns(t)
+		ns = ownNetNS(t)
 		nameNetNS(t, dir, "blue")
 		nameNetNS(t, dir, "the-same")
 	})

@@ -34,7 +34,7 @@ func open(t testing.TB, family Family, protocol lbmap.Protocol) *testSocket {
 	}
 	fd, err := unix.Socket(int(family), kind|unix.SOCK_CLOEXEC, int(protocol))
 	require.NoError(t, err)
-	s := &testSocket{fd, family, protocol, netns(t)}
+	s := &testSocket{fd, family, protocol, ownNetNS(t)}
 	t.Cleanup(s.close)
 	return s
 }
@@ -84,6 +84,16 @@ func (s *testSocket) listen(t testing.TB, at netip.AddrPort) {
 	require.NoError(t, unix.Listen(s.fd, 16))
 }
 
+// fill writes more than the other side, which does not read, has room for: when the socket is closed, the
+// kernel cannot end the connection yet.
+func (s *testSocket) fill(t testing.TB) {
+	t.Helper()
+	require.NoError(t, unix.SetNonblock(s.fd, true))
+	for err := error(nil); err == nil; {
+		_, err = unix.Write(s.fd, make([]byte, 1<<16))
+	}
+}
+
 func (s *testSocket) cookie(t testing.TB) uint64 {
 	t.Helper()
 	cookie, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
@@ -102,6 +112,10 @@ func (s *testSocket) local(t testing.TB) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getsockname(s.fd)
 	require.NoError(t, err)
+	return addrPortOf(sa)
+}
+
+func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	if sa, ok := sa.(*unix.SockaddrInet4); ok {
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
 	}

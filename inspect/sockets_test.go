@@ -184,12 +184,7 @@ func TestAClosedSocketThatStillSendsIsListedWithoutOwner(t *testing.T) {
 	s := open(t, IPv4, lbmap.ProtocolTCP)
 	s.connect(t, svc.front)
 	want := s.expected(t, &svc)
-	// More than the other side, which does not read, has room for: the kernel cannot end the
-	// connection yet.
-	require.NoError(t, unix.SetNonblock(s.fd, true))
-	for err := error(nil); err == nil; {
-		_, err = unix.Write(s.fd, make([]byte, 1<<16))
-	}
+	s.fill(t)
 	s.close()
 
 	got, err := Sockets(t.Context(), d.Maps, Options{})

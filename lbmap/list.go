@@ -4,6 +4,7 @@ package lbmap
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -94,6 +95,22 @@ func (t *Tables) Service(f Frontend) (Service, error) {
 		return Service{}, fmt.Errorf("service %v: %w", f, ErrNotFound)
 	}
 	return state.service(key), nil
+}
+
+// Backends returns the entries of the backend maps that are there, in no order, whether a service has
+// them or not.
+//
+// Returns an error as [Tables.Services] does.
+func (t *Tables) Backends() ([]BackendValue, error) {
+	state, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	var backends []BackendValue
+	for _, family := range state.backends {
+		backends = slices.AppendSeq(backends, maps.Values(family))
+	}
+	return backends, nil
 }
 
 func serviceKey(f Frontend, slot uint16) ServiceKey {

@@ -114,16 +114,6 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return 0;
 }
 
-/* The peer that the kernel has the socket connected to. */
-static __always_inline struct endpoint actual_peer(const struct sock_common *c)
-{
-	struct endpoint ep = { .addr = ip_from_v4(c->skc_daddr), .port = c->skc_dport };
-
-	if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr))
-		bpf_probe_read_kernel(&ep.addr, sizeof(ep.addr), &c->skc_v6_daddr);
-	return ep;
-}
-
 static __always_inline void without_entry(__u64 cookie, const struct endpoint *actual,
 					  __u8 protocol)
 {

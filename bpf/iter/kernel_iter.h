@@ -6,9 +6,18 @@
  */
 #pragma once
 
+#include "endpoint.h"
 #include "kernel.h"
 
 #include <bpf/bpf_core_read.h>
+
+/* The states of sockets that are not connected, of any protocol. */
+enum {
+	TCP_TIME_WAIT = 6,
+	TCP_CLOSE = 7,
+	TCP_LISTEN = 10,
+	TCP_NEW_SYN_RECV = 12,
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -104,7 +113,10 @@ struct bpf_iter__bpf_sk_storage_map {
 	__bpf_md_ptr(void *, value);
 };
 
-/* Contexts of iter/tcp, iter/udp and iter/task_file. The last call of an iteration has no object. */
+/*
+ * Contexts of iter/tcp, iter/udp and iter/task_file. The last call of an iteration has no object.
+ * Besides sockets iter/tcp visits what is left of some, which have no storage.
+ */
 struct bpf_iter__tcp {
 	__bpf_md_ptr(struct bpf_iter_meta *, meta);
 	__bpf_md_ptr(struct sock_common *, sk_common);
@@ -121,3 +133,22 @@ struct bpf_iter__task_file {
 	__u32 fd __attribute__((aligned(8)));
 	__bpf_md_ptr(struct file *, file);
 };
+
+static __always_inline union ip_addr local_address(const struct sock_common *c)
+{
+	union ip_addr a = ip_from_v4(c->skc_rcv_saddr);
+
+	if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_rcv_saddr))
+		bpf_probe_read_kernel(&a, sizeof(a), &c->skc_v6_rcv_saddr);
+	return a;
+}
+
+/* The peer that the kernel has the socket connected to; without a port it is not. */
+static __always_inline struct endpoint actual_peer(const struct sock_common *c)
+{
+	struct endpoint ep = { .addr = ip_from_v4(c->skc_daddr), .port = c->skc_dport };
+
+	if (c->skc_family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr))
+		bpf_probe_read_kernel(&ep.addr, sizeof(ep.addr), &c->skc_v6_daddr);
+	return ep;
+}

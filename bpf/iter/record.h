@@ -67,6 +67,7 @@ static __always_inline void *record_reserve(__u64 size)
 static __always_inline void record_socket(struct revsk_socket *r, struct sock *sk, __u64 cookie)
 {
 	struct sock_common *c = &sk->__sk_common;
+	const struct endpoint peer = actual_peer(c);
 	struct net *net = c->skc_net.net;
 
 	r->id = (__u64)sk;
@@ -81,11 +82,7 @@ static __always_inline void record_socket(struct revsk_socket *r, struct sock *s
 	r->state = c->skc_state;
 	r->pad = 0;
 	r->local_port = c->skc_num;
-	r->peer_port = c->skc_dport;
-	r->local = ip_from_v4(c->skc_rcv_saddr);
-	r->peer = ip_from_v4(c->skc_daddr);
-	if (r->family == AF_INET6 && bpf_core_field_exists(c->skc_v6_daddr)) {
-		bpf_probe_read_kernel(&r->local, sizeof(r->local), &c->skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(&r->peer, sizeof(r->peer), &c->skc_v6_daddr);
-	}
+	r->peer_port = peer.port;
+	r->local = local_address(c);
+	r->peer = peer.addr;
 }

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
+)
+
+// ErrNoBackends is returned when no service has a backend: then all of them look gone, while it is
+// more likely that the control plane has not written them yet.
+var ErrNoBackends = errors.New("the maps have no backends")
+
+// Backend is what connections through a service lead to.
+type Backend struct {
+	// AddrPort is plain IPv4 or IPv6, never v4-mapped.
+	AddrPort netip.AddrPort
+	// Protocol is that of the sockets. [lbmap.ProtocolAny] stands for every one.
+	Protocol lbmap.Protocol
+}
+
+// String returns ADDR:PORT/PROTO.
+func (b Backend) String() string { return fmt.Sprintf("%v/%v", b.AddrPort, b.Protocol) }
+
+// Compare orders by address (IPv4 first), port and protocol. It returns -1, 0 or 1.
+func (b Backend) Compare(o Backend) int {
+	return cmp.Or(b.AddrPort.Compare(o.AddrPort), cmp.Compare(b.Protocol, o.Protocol))
+}
+
+func (b Backend) isPeerOf(t *revnat.Tuple) bool {
+	return t.Peer == b.AddrPort && (b.Protocol == lbmap.ProtocolAny || b.Protocol == t.Protocol)
+}
+
+// GoneBackends returns the backends of the sockets' connections that the load balancer has no more,
+// sorted: neither does the backend map have them, whatever their state, nor are they the L7 proxy of a
+// service. Read the sockets first, so that a backend that is added meanwhile is not taken for gone.
+//
+// Returns an error wrapping [ErrNoBackends] if sockets are connected and there are no backends at all,
+// one wrapping [lbmap.ErrNoMap] if the maps of a socket's family are missing, and those of
+// [lbmap.Tables.Services].
+func GoneBackends(sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
+	gone, err := goneBackends(sockets, tables)
+	if err != nil {
+		return nil, fmt.Errorf("looking for backends that are gone: %w", err)
+	}
+	return gone, nil
+}
+
+func goneBackends(sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
+	backends, err := tables.Backends()
+	if err != nil {
+		return nil, err
+	}
+	services, err := tables.Services()
+	if err != nil {
+		return nil, err
+	}
+	present := make(map[Backend]bool)
+	for _, b := range backends {
+		present[Backend{b.AddrPort, b.Protocol}] = true
+	}
+	for _, s := range services {
+		if s.Flags.Has(lbmap.FlagL7LoadBalancer) {
+			for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+				present[Backend{netip.AddrPortFrom(loopback, s.L7ProxyPort), lbmap.ProtocolAny}] = true
+			}
+		}
+	}
+	var gone []Backend
+	for i := range sockets {
+		t := sockets[i].Connection()
+		if t == nil {
+			continue
+		}
+		if len(backends) == 0 {
+			return nil, ErrNoBackends
+		}
+		if v4 := t.Peer.Addr().Is4(); v4 && tables.Backends4 == nil || !v4 && tables.Backends6 == nil {
+			return nil, fmt.Errorf("backends of the family of %v: %w", t.Peer, lbmap.ErrNoMap)
+		}
+		b := Backend{t.Peer, t.Protocol}
+		if !present[b] && !present[Backend{t.Peer, lbmap.ProtocolAny}] {
+			gone = append(gone, b)
+		}
+	}
+	slices.SortFunc(gone, Backend.Compare)
+	return slices.Compact(gone), nil
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
+)
+
+// connectedTo is a socket with a connection to a backend.
+func connectedTo(backend string, protocol lbmap.Protocol) Socket {
+	peer := netip.MustParseAddrPort(backend)
+	return Socket{
+		Protocol: protocol, State: StateEstablished, Peer: peer, Inode: 1,
+		Conn: &revnat.Tuple{Peer: peer, Service: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: protocol, FromConnect: true},
+	}
+}
+
+func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
+	d := newDatapath(t)
+	upsert := func(s lbmap.Service) {
+		_, err := d.tables.UpsertService(s)
+		require.NoError(t, err)
+	}
+	front := func(port uint16, p lbmap.Protocol) lbmap.Frontend {
+		return lbmap.Frontend{AddrPort: netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), port), Protocol: p}
+	}
+	sockets := []Socket{
+		connectedTo("127.0.0.1:1", lbmap.ProtocolTCP), // present
+		connectedTo("127.0.0.1:1", lbmap.ProtocolUDP),
+		connectedTo("127.0.0.1:2", lbmap.ProtocolTCP), // present, terminating
+		connectedTo("127.0.0.1:3", lbmap.ProtocolUDP), // present for any protocol
+		connectedTo("127.0.0.1:4", lbmap.ProtocolTCP), // an L7 proxy
+		connectedTo("[::1]:4", lbmap.ProtocolTCP),     // the same
+		connectedTo("127.0.0.2:4", lbmap.ProtocolTCP),
+		connectedTo("[::1]:1", lbmap.ProtocolTCP),
+		connectedTo("[::1]:1", lbmap.ProtocolTCP), // once only
+	}
+	merelySent := connectedTo("127.0.0.1:9", lbmap.ProtocolUDP)
+	merelySent.Conn.FromConnect = false
+	merelySent.Peers, merelySent.Conn = []revnat.Tuple{*merelySent.Conn}, nil
+	sockets = append(sockets, merelySent)
+
+	_, err := GoneBackends(sockets, &d.tables)
+	require.ErrorIs(t, err, ErrNoBackends)
+	gone, err := GoneBackends([]Socket{merelySent}, &d.tables)
+	require.NoError(t, err, "nothing to decide")
+	require.Empty(t, gone)
+
+	upsert(lbmap.Service{Frontend: front(1, lbmap.ProtocolTCP), RevNat: 1, Backends: []lbmap.Backend{
+		{AddrPort: netip.MustParseAddrPort("127.0.0.1:1"), Protocol: lbmap.ProtocolTCP},
+		{AddrPort: netip.MustParseAddrPort("127.0.0.1:2"), Protocol: lbmap.ProtocolTCP, State: lbmap.BackendTerminating},
+	}})
+	upsert(lbmap.Service{Frontend: front(3, lbmap.ProtocolAny), RevNat: 3, Backends: []lbmap.Backend{
+		{AddrPort: netip.MustParseAddrPort("127.0.0.1:3"), Protocol: lbmap.ProtocolAny},
+	}})
+	upsert(lbmap.Service{Frontend: front(4, lbmap.ProtocolTCP), RevNat: 4, Flags: lbmap.FlagL7LoadBalancer, L7ProxyPort: 4})
+	gone, err = GoneBackends(sockets, &d.tables)
+	require.NoError(t, err)
+	assert.Equal(t, []Backend{
+		{netip.MustParseAddrPort("127.0.0.1:1"), lbmap.ProtocolUDP},
+		{netip.MustParseAddrPort("127.0.0.2:4"), lbmap.ProtocolTCP},
+		{netip.MustParseAddrPort("[::1]:1"), lbmap.ProtocolTCP},
+	}, gone)
+
+	four := lbmap.Tables{Services4: d.tables.Services4, Backends4: d.tables.Backends4}
+	_, err = GoneBackends(sockets, &four)
+	assert.ErrorIs(t, err, lbmap.ErrNoMap, "no map for the IPv6 backend")
+	_, err = GoneBackends(sockets[:5], &four)
+	assert.NoError(t, err)
+}
+
+func TestAConnectionIsThatToTheActualPeer(t *testing.T) {
+	base := connectedTo("127.0.0.1:1", lbmap.ProtocolTCP)
+	for _, state := range []State{unix.BPF_TCP_ESTABLISHED, unix.BPF_TCP_SYN_SENT, unix.BPF_TCP_FIN_WAIT1, unix.BPF_TCP_CLOSE_WAIT} {
+		s := base
+		s.State = state
+		assert.Same(t, base.Conn, s.Connection(), state)
+	}
+	for _, state := range []State{unix.BPF_TCP_CLOSE, unix.BPF_TCP_LISTEN, unix.BPF_TCP_TIME_WAIT, unix.BPF_TCP_NEW_SYN_RECV} {
+		s := base
+		s.State = state
+		assert.Nil(t, s.Connection(), state)
+	}
+	for name, change := range map[string]func(s *Socket){
+		"another peer":   func(s *Socket) { s.Peer = netip.MustParseAddrPort("127.0.0.1:2") },
+		"no peer":        func(s *Socket) { s.Peer = netip.AddrPort{} },
+		"no application": func(s *Socket) { s.Inode = 0 },
+		"no tuple":       func(s *Socket) { s.Conn = nil },
+		"merely sent to": func(s *Socket) { p := *s.Conn; p.FromConnect = false; s.Peers, s.Conn = []revnat.Tuple{p}, nil },
+		"another's former": func(s *Socket) {
+			p := *s.Conn
+			p.Peer = netip.MustParseAddrPort("127.0.0.1:3")
+			s.Peers, s.Conn = []revnat.Tuple{p}, nil
+		},
+	} {
+		s := base
+		change(&s)
+		assert.Nil(t, s.Connection(), name)
+	}
+	former := base
+	former.Peers = []revnat.Tuple{*base.Conn}
+	former.Conn = &revnat.Tuple{Peer: netip.MustParseAddrPort("127.0.0.1:2")}
+	assert.Same(t, &former.Peers[0], former.Connection())
+}

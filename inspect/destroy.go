@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/revsk/revsk/internal/netns"
+)
+
+// destroyer is a way to destroy sockets.
+type destroyer interface {
+	name() string
+	// load returns an error wrapping errCannot if the kernel has not got what it takes.
+	load(maps Maps) error
+	// destroy destroys sockets, all of the network namespace that the calling thread is in, and sets
+	// their outcome.
+	destroy(ctx context.Context, sockets []*Termination) error
+	close()
+}
+
+// errCannot says that the kernel has not got what a destroyer needs.
+var errCannot = errors.New("not available")
+
+// destroy destroys sockets of any namespaces, and sets the outcome of each. A dry run only finds out
+// which namespaces can be reached.
+func (t *termination) destroy(ctx context.Context, sockets []*Termination) error {
+	byNetNS := make(map[uint64][]*Termination)
+	for _, s := range sockets {
+		inode := s.Socket.NetNS.Inode
+		byNetNS[inode] = append(byNetNS[inode], s)
+	}
+	namespaces, err := reach(ctx, sockets)
+	if err != nil {
+		return err
+	}
+	defer namespaces.Close()
+	for _, ns := range namespaces {
+		here := byNetNS[ns.Inode]
+		delete(byNetNS, ns.Inode)
+		if len(here) == 0 || t.opts.DryRun {
+			continue
+		}
+		err := ns.Do(func() error { return t.destroyer.destroy(ctx, here) })
+		if err != nil {
+			return fmt.Errorf("network namespace %d: %w", ns.Inode, err)
+		}
+	}
+	for _, unreachable := range byNetNS {
+		for _, s := range unreachable {
+			s.set(OutcomeFailed, ErrUnreachable)
+		}
+	}
+	return nil
+}
+
+func (s *Termination) set(o Outcome, err error) { s.Outcome, s.Err = o, err }
+
+// reach opens the network namespaces of the sockets, as far as there is a way into them.
+func reach(ctx context.Context, sockets []*Termination) (netns.List, error) {
+	found, err := netns.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[uint64]bool)
+	for _, n := range found {
+		known[n.Inode] = true
+	}
+	for _, s := range sockets {
+		for _, p := range s.Socket.Owners {
+			if known[s.Socket.NetNS.Inode] {
+				break
+			}
+			// The socket is the only thing that keeps it.
+			n, err := netns.OfProcessSocket(p.ID, s.Socket.Inode)
+			if err == nil {
+				known[n.Inode] = true
+				found = append(found, n)
+			}
+		}
+	}
+	return found, nil
+}

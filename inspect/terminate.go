@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/revnat"
+)
+
+var (
+	// ErrNoProof is returned in mode legacy: an entry of the hash does not say whether the socket is
+	// connected, or has only sent a datagram, or has long turned elsewhere.
+	ErrNoProof = errors.New("mode legacy keeps no proof of a connection")
+
+	// ErrCannotDestroy is returned on a kernel with neither way to destroy a socket.
+	ErrCannotDestroy = errors.New("kernel cannot destroy sockets (needs Linux 6.5, or CONFIG_INET_DIAG_DESTROY)")
+
+	// ErrUnreachable is the error of a socket in a network namespace that cannot be entered: nothing
+	// keeps it but sockets, and no process has them open as files (in flight in a message, or in an
+	// io_uring).
+	ErrUnreachable = errors.New("no way into its network namespace")
+
+	// ErrStillConnected is the error of a socket that is connected to the backend after all: mostly
+	// because its application, or the service, goes there again and again.
+	ErrStillConnected = errors.New("still connected, or again")
+)
+
+// TerminateOptions are the options of [Terminate].
+type TerminateOptions struct {
+	// Backends are those to which connections end.
+	Backends []Backend
+	// Service limits that to connections that an application made to this address. The zero AddrPort
+	// stands for every service.
+	Service netip.AddrPort
+	// DryRun destroys nothing and says what would be destroyed.
+	DryRun bool
+	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
+	NetNSDir string
+
+	destroyers []destroyer // for tests; default: all of them, the best one first
+}
+
+// Report is what [Terminate] has done.
+type Report struct {
+	// Mechanism is how sockets are destroyed: "bpf_sock_destroy" or "sock_diag". Empty: none was
+	// found that would have to be.
+	Mechanism string
+	// Sockets are those that were found to be connected, in the order of [Sockets].
+	Sockets []Termination
+}
+
+// Termination is what has become of a socket.
+type Termination struct {
+	// Socket is as it was before.
+	Socket Socket
+	// Connection is the tuple by which it was connected.
+	Connection revnat.Tuple
+	Outcome    Outcome
+	// Err says why, for [OutcomeFailed]: it wraps [ErrUnreachable], [ErrStillConnected] or an error of
+	// the kernel.
+	Err error
+}
+
+// Outcome is what has become of a socket.
+type Outcome string
+
+const (
+	// OutcomeDestroyed: the application finds ECONNABORTED.
+	OutcomeDestroyed Outcome = "destroyed"
+	// OutcomeLeft: it was closed, disconnected or connected elsewhere before it could be destroyed.
+	OutcomeLeft Outcome = "left"
+	// OutcomeFailed: it is still connected to the backend.
+	OutcomeFailed Outcome = "failed"
+	// OutcomeFound: nothing was done to it, in a dry run or because of an error.
+	OutcomeFound Outcome = "found"
+)
+
+// Count returns how many sockets have this outcome.
+func (r *Report) Count(o Outcome) (n int) {
+	for _, t := range r.Sockets {
+		if t.Outcome == o {
+			n++
+		}
+	}
+	return n
+}
+
+// Terminate destroys the sockets that are connected to given backends through a service, in all
+// network namespaces. It is for backends that are gone, whose sockets would otherwise wait for answers
+// that never come.
+//
+// What is destroyed is decided by [Socket.Connection]: what the hooks remember and what the kernel says
+// must agree. Sockets that have only sent to the backend, have disconnected or connected elsewhere, or
+// are connected to the backend's own address without a service are left alone; so is what an
+// application has closed already. Sockets that connect meanwhile are destroyed too, unless they are so
+// many that there is no end to it.
+//
+// On Linux 6.5 and later a BPF iterator looks at each socket once more, under the socket's lock, and
+// destroys it there. Elsewhere sock_diag does (SOCK_DESTROY), by addresses and cookie; there remains a
+// moment in which a datagram socket that disconnects is destroyed nonetheless. Needs the capabilities
+// of [Sockets], CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE.
+//
+// Returns an error wrapping [ErrNoProof], [ErrCannotDestroy], [ErrNoMap] or [ErrNotSupported], with
+// nothing destroyed; after other errors Report is what was done before. A socket that could not be
+// destroyed is no error of Terminate.
+func Terminate(ctx context.Context, maps Maps, opts TerminateOptions) (Report, error) {
+	t := termination{maps: maps, opts: opts, found: make(map[identity]*Termination)}
+	err := t.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("terminating connections: %w", err)
+	}
+	return t.report(), err
+}
+
+// rounds is how often sockets are looked for that have connected meanwhile.
+const rounds = 3
+
+type termination struct {
+	maps      Maps
+	opts      TerminateOptions
+	destroyer destroyer
+	found     map[identity]*Termination
+}
+
+// identity is what a socket is known by from one round to the next. Its cookie is not part of it:
+// before Linux 5.12 the first round may see none.
+type identity struct {
+	netns, inode uint64
+	local, peer  netip.AddrPort
+}
+
+func identityOf(s *Socket) identity {
+	return identity{s.NetNS.Inode, s.Inode, s.Local, s.Peer}
+}
+
+func (t *termination) run(ctx context.Context) error {
+	if err := needStorage(t.maps.Config); err != nil {
+		return err
+	}
+	for range rounds {
+		connected, err := t.connected(ctx)
+		if err != nil || len(connected) == 0 {
+			return err
+		}
+		if t.destroyer == nil {
+			if err := t.load(); err != nil {
+				return err
+			}
+			defer t.destroyer.close()
+		}
+		if err := t.destroy(ctx, connected); err != nil {
+			return err
+		}
+		if t.opts.DryRun || !slices.ContainsFunc(connected, func(c *Termination) bool { return c.Outcome != OutcomeFailed }) {
+			return nil // another round would not find or do more
+		}
+	}
+	connected, err := t.connected(ctx)
+	for _, c := range connected {
+		if c.Outcome != OutcomeFailed {
+			c.set(OutcomeFailed, ErrStillConnected)
+		}
+	}
+	return err
+}
+
+// needStorage returns an error wrapping ErrNoProof unless the mode is one with storage.
+func needStorage(config *ebpf.Map) error {
+	if err := need(map[string]*ebpf.Map{"revsk_config": config}); err != nil {
+		return err
+	}
+	var cfg sock.SockRevskConfigValue
+	if err := config.Lookup(uint32(0), &cfg); err != nil {
+		return fmt.Errorf("reading the mode: %w", err)
+	}
+	if cfg.Mode == uint32(sock.SockRevskModeREVSK_MODE_LEGACY) {
+		return ErrNoProof
+	}
+	return nil
+}
+
+// connected returns what is to be destroyed. A socket that was to be before is among them if it still
+// is, or is again.
+func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
+	sockets, err := list(ctx, t.maps, Options{SkipOwners: true, NetNSDir: t.opts.NetNSDir}, allVariants)
+	if err != nil {
+		return nil, err
+	}
+	sockets = slices.DeleteFunc(sockets, func(s Socket) bool { return !t.isMeant(s.Connection()) })
+	if err := addOwners(ctx, sockets); err != nil {
+		return nil, err
+	}
+	var all []*Termination
+	for _, s := range sockets {
+		known := t.found[identityOf(&s)]
+		if known == nil {
+			known = &Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound}
+			t.found[identityOf(&s)] = known
+		}
+		all = append(all, known)
+	}
+	return all, nil
+}
+
+func (t *termination) isMeant(connection *revnat.Tuple) bool {
+	return connection != nil &&
+		(!t.opts.Service.IsValid() || t.opts.Service == connection.Service) &&
+		slices.ContainsFunc(t.opts.Backends, func(b Backend) bool { return b.isPeerOf(connection) })
+}
+
+// load chooses the best destroyer that the kernel has what it takes for.
+func (t *termination) load() error {
+	all := t.opts.destroyers
+	if all == nil {
+		all = []destroyer{&bpfDestroyer{}, &diagDestroyer{}}
+	}
+	var missing error
+	for _, d := range all {
+		err := d.load(t.maps)
+		if err == nil {
+			t.destroyer = d
+			return nil
+		}
+		if !errors.Is(err, errCannot) {
+			return err
+		}
+		missing = errors.Join(missing, err)
+	}
+	return fmt.Errorf("%w: %w", ErrCannotDestroy, missing)
+}
+
+func (t *termination) report() Report {
+	r := Report{Sockets: []Termination{}}
+	if t.destroyer != nil {
+		r.Mechanism = t.destroyer.name()
+	}
+	for _, found := range t.found {
+		r.Sockets = append(r.Sockets, *found)
+	}
+	slices.SortFunc(r.Sockets, func(a, b Termination) int { return compareSockets(a.Socket, b.Socket) })
+	return r
+}
