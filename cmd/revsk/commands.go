@@ -13,6 +13,7 @@ func commands(env *env) []*cobra.Command {
 		newModeCommand(env),
 		newListCommand(env),
 		newServiceCommand(env),
+		newTerminateCommand(env),
 		newGCCommand(env),
 		newFeaturesCommand(env),
 		newSelftestCommand(env),

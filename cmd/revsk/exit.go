@@ -69,6 +69,9 @@ var advice = []struct {
 	{lbmap.ErrFamily, exitUsage, "use IPv4 backends for an IPv4 service and IPv6 backends for an IPv6 service"},
 	{lbmap.ErrInvalid, exitUsage, ""},
 
+	{inspect.ErrNoProof, exitFailed, "use revsk mode dual; sockets that connect from then on can be told apart"},
+	{inspect.ErrNoBackends, exitFailed, "have the control plane write its services first, or name the backends"},
+	{inspect.ErrCannotDestroy, exitNotSupported, "revsk features says what is missing and which kernel has it"},
 	{inspect.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
 	{inspect.ErrIncomplete, exitFailed, "try again when there are fewer sockets"},
 	{inspect.ErrNoMap, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},

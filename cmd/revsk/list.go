@@ -77,6 +77,7 @@ func inspectMaps(dp *loader.Datapath) inspect.Maps {
 		Conn:     dp.Map("revsk_conn"),
 		Peers:    dp.Map("revsk_peers"),
 		Overflow: dp.Map("revsk_overflow"),
+		Config:   dp.Map("revsk_config"),
 	}
 }
 
@@ -189,33 +190,37 @@ type processDocument struct {
 func newSocketsDocument(sockets []inspect.Socket, now time.Duration) socketsDocument {
 	doc := socketsDocument{Schema: "revsk/sockets/v1", Sockets: []socketDocument{}}
 	for _, s := range sockets {
-		d := socketDocument{
-			Protocol:  s.Protocol,
-			Family:    s.Family.String(),
-			State:     s.State.String(),
-			Local:     s.Local.String(),
-			NetNS:     netnsDocument(s.NetNS),
-			Cookie:    s.Cookie,
-			Inode:     s.Inode,
-			Sent:      []tupleDocument{},
-			Processes: []processDocument{},
-		}
-		if s.Peer.IsValid() {
-			d.Peer = s.Peer.String()
-		}
-		if s.Conn != nil {
-			connected := newTupleDocument(*s.Conn, now)
-			d.Connected = &connected
-		}
-		for _, p := range s.Peers {
-			d.Sent = append(d.Sent, newTupleDocument(p, now))
-		}
-		for _, p := range s.Owners {
-			d.Processes = append(d.Processes, processDocument{p.ID, p.Command})
-		}
-		doc.Sockets = append(doc.Sockets, d)
+		doc.Sockets = append(doc.Sockets, newSocketDocument(s, now))
 	}
 	return doc
+}
+
+func newSocketDocument(s inspect.Socket, now time.Duration) socketDocument {
+	d := socketDocument{
+		Protocol:  s.Protocol,
+		Family:    s.Family.String(),
+		State:     s.State.String(),
+		Local:     s.Local.String(),
+		NetNS:     netnsDocument(s.NetNS),
+		Cookie:    s.Cookie,
+		Inode:     s.Inode,
+		Sent:      []tupleDocument{},
+		Processes: []processDocument{},
+	}
+	if s.Peer.IsValid() {
+		d.Peer = s.Peer.String()
+	}
+	if s.Conn != nil {
+		connected := newTupleDocument(*s.Conn, now)
+		d.Connected = &connected
+	}
+	for _, p := range s.Peers {
+		d.Sent = append(d.Sent, newTupleDocument(p, now))
+	}
+	for _, p := range s.Owners {
+		d.Processes = append(d.Processes, processDocument{p.ID, p.Command})
+	}
+	return d
 }
 
 func newTupleDocument(t revnat.Tuple, now time.Duration) tupleDocument {

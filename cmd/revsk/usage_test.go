@@ -33,6 +33,8 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 		"status -o yaml":                      `invalid argument "yaml" for "-o, --output" flag: use one of table, json: see revsk status --help`,
 		"status -v --quiet":                   `if any flags in the group [verbose quiet] are set none of the others can be; [quiet verbose] were all set: see revsk status --help`,
 		"service delete":                      `accepts 1 arg(s), received 0: see revsk service delete --help`,
+		"terminate":                           `name the backends, or use --all-gone: see revsk terminate --help`,
+		"terminate 1.2.3.4:5/tcp --all-gone":  `--all-gone finds the backends: do not name any: see revsk terminate --help`,
 		"service add 1.2.3.4:5/tcp":           `at least one of the flags in the group [backend no-backend] is required: see revsk service add --help`,
 		"service add --backend 1.2.3.4:5":     `accepts 1 arg(s), received 0: see revsk service add --help`,
 		"service add 1.2.3.4:5/tcp --scope x": `invalid argument "x" for "--scope" flag: use one of external, internal: see revsk service add --help`,
@@ -59,6 +61,7 @@ func TestExplainKnowsEveryErrorOfTheLibraries(t *testing.T) {
 		lbmap.ErrSyntax: 2, lbmap.ErrFamily: 2, lbmap.ErrInvalid: 2,
 
 		inspect.ErrNotSupported: 4, inspect.ErrIncomplete: 1, inspect.ErrNoMap: 1,
+		inspect.ErrNoProof: 1, inspect.ErrNoBackends: 1, inspect.ErrCannotDestroy: 4,
 
 		unix.EPERM: 1, unix.EACCES: 1, unix.ENOMEM: 1, errors.New("anything else"): 1,
 	} {

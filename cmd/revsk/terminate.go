@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// terminateArgs is what the command line asks for.
+type terminateArgs struct {
+	backends []inspect.Backend
+	allGone  bool
+	service  netip.AddrPort // the zero value: every one
+	dryRun   bool
+}
+
+func newTerminateCommand(env *env) *cobra.Command {
+	var args terminateArgs
+	var service string
+	cmd := &cobra.Command{
+		Use:   "terminate {ADDR:PORT/PROTO... | --all-gone}",
+		Short: "Destroy the sockets that are connected to a backend that is gone",
+		Long: `Destroys sockets that are connected to a backend through a service, in all network
+namespaces, so that applications find out that the backend is gone instead of
+waiting for it: their next call fails with ECONNABORTED. PROTO is tcp or udp, or
+any for both.
+
+What counts is that the socket is connected now, and through a service: sockets
+that have only sent datagrams to the backend, have disconnected or connected
+elsewhere, or are connected to the backend's own address are left alone.
+
+--all-gone takes every backend that sockets are connected to and that is not in
+the backend maps any more: after a control plane has crashed, for example. It is
+refused while the maps have no backend at all. Let the control plane write its
+services first: what it has not written yet looks gone.
+
+Stop sending new connections to the backend first (service add, or the control
+plane): a socket that connects again at once cannot be ended for good.
+
+  OUTCOME   destroyed; left, if it turned away before its end came; or failed,
+            with the reason
+
+Exits with 0 if none is connected any more, also when none was, and with 3 if some
+could not be destroyed. Not in mode legacy, whose hash is no proof that a socket is
+connected; sockets that connected in that mode are not found.`,
+		Example: `  revsk terminate 10.0.1.7:53/udp --dry-run
+  revsk terminate 10.0.1.7:53/udp 10.0.1.7:53/tcp
+  revsk terminate '[fd00:1::7]:443/tcp' --service '[fd00::1]:443'
+  revsk terminate --all-gone -o json | jq -r '.sockets[] | .processes[].command'`,
+		Args: func(_ *cobra.Command, words []string) error {
+			if len(words) == 0 && !args.allGone {
+				return errors.New("name the backends, or use --all-gone")
+			}
+			if len(words) > 0 && args.allGone {
+				return errors.New("--all-gone finds the backends: do not name any")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, words []string) error {
+			for _, w := range words {
+				b, err := lbmap.ParseFrontend(w)
+				if err != nil || b.Scope != lbmap.ScopeExternal {
+					return usageError(fmt.Errorf("backend %q: expected ADDR:PORT/PROTO, such as 10.0.1.7:53/udp or [fd00:1::7]:443/tcp", w))
+				}
+				args.backends = append(args.backends, inspect.Backend{AddrPort: b.AddrPort, Protocol: b.Protocol})
+			}
+			if service != "" {
+				var err error
+				args.service, err = netip.ParseAddrPort(service)
+				if err != nil || args.service.Addr().Is4In6() || args.service.Addr().Zone() != "" {
+					return usageError(fmt.Errorf("service %q: expected ADDR:PORT, such as 10.96.0.1:53 or [fd00::1]:443", service))
+				}
+			}
+			return runTerminate(cmd.Context(), env, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&service, "service", "", "only connections that applications made to this `ADDR:PORT`")
+	flags.BoolVar(&args.allGone, "all-gone", false, "every backend that is not in the backend maps any more")
+	addDryRunFlag(flags, &args.dryRun)
+	return cmd
+}
+
+func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
+	dp, _, err := env.open()
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	maps := inspectMaps(dp)
+	if args.allGone {
+		if args.backends, err = goneBackends(ctx, env, maps); err != nil {
+			return err
+		}
+	}
+	report, err := inspect.Terminate(ctx, maps, inspect.TerminateOptions{
+		Backends: args.backends, Service: args.service, DryRun: args.dryRun,
+	})
+	if err != nil {
+		if n := report.Count(inspect.OutcomeDestroyed); n > 0 {
+			return exitError{exitPartly, fmt.Errorf("%w (%s destroyed before)", err, count(n, "socket was", "sockets were"))}
+		}
+		return err
+	}
+	now, err := sinceBoot()
+	if err != nil {
+		return err
+	}
+	if env.json() {
+		err = env.printJSON(newTerminateDocument(args, report, now))
+	} else {
+		err = printTerminated(env, args.dryRun, report)
+	}
+	if err != nil {
+		return err
+	}
+	if n := report.Count(inspect.OutcomeFailed); n > 0 {
+		return exitError{exitPartly, fmt.Errorf("%s could not be destroyed", count(n, "socket", "sockets"))}
+	}
+	return nil
+}
+
+func goneBackends(ctx context.Context, env *env, maps inspect.Maps) ([]inspect.Backend, error) {
+	// In this order: a backend may be added meanwhile.
+	sockets, err := inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: true})
+	if err != nil {
+		return nil, err
+	}
+	tables, err := openTables(env, false)
+	if err != nil {
+		return nil, err
+	}
+	defer tables.Close()
+	return inspect.GoneBackends(sockets, tables)
+}
+
+func printTerminated(env *env, dryRun bool, report inspect.Report) error {
+	if len(report.Sockets) > 0 {
+		var t table
+		t.row("PROTO", "STATE", "LOCAL", "BACKEND", "SERVICE", "NETNS", "COOKIE", "PROCESS", "OUTCOME")
+		for _, s := range report.Sockets {
+			outcome := string(s.Outcome)
+			if s.Err != nil {
+				outcome += ": " + oneLine(s.Err.Error())
+			}
+			t.row(s.Socket.Protocol, s.Socket.State, s.Socket.Local, s.Connection.Peer, s.Connection.Service,
+				netnsText(s.Socket.NetNS), cookieText(s.Socket.Cookie), ownersText(s.Socket.Owners), outcome)
+		}
+		if err := t.print(env.Stdout); err != nil {
+			return err
+		}
+	}
+	does, n := "destroyed", report.Count(inspect.OutcomeDestroyed)
+	if dryRun {
+		does, n = "would destroy", report.Count(inspect.OutcomeFound)
+	} else if env.quiet {
+		return nil
+	}
+	_, err := fmt.Fprintf(env.Stdout, "%s %s\n", does, count(n, "socket", "sockets"))
+	return err
+}
+
+// terminateDocument is the JSON output of terminate.
+type terminateDocument struct {
+	Schema string `json:"schema"` // revsk/terminate/v1
+	DryRun bool   `json:"dry_run"`
+	// Mechanism is bpf_sock_destroy or sock_diag; missing if no socket was connected.
+	Mechanism string   `json:"mechanism,omitempty"`
+	Backends  []string `json:"backends"`          // ADDR:PORT/PROTO
+	Service   string   `json:"service,omitempty"` // ADDR:PORT
+	Destroyed int      `json:"destroyed"`
+	Left      int      `json:"left"`
+	Failed    int      `json:"failed"`
+	// Sockets are as they were before.
+	Sockets []terminatedDocument `json:"sockets"`
+}
+
+// terminatedDocument is what became of a socket.
+type terminatedDocument struct {
+	socketDocument
+	Connection tupleDocument `json:"connection"`
+	// Outcome is destroyed, left or failed, and found in a dry run.
+	Outcome inspect.Outcome `json:"outcome"`
+	Error   string          `json:"error,omitempty"`
+}
+
+func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Duration) terminateDocument {
+	doc := terminateDocument{
+		Schema:    "revsk/terminate/v1",
+		DryRun:    args.dryRun,
+		Mechanism: report.Mechanism,
+		Backends:  []string{},
+		Destroyed: report.Count(inspect.OutcomeDestroyed),
+		Left:      report.Count(inspect.OutcomeLeft),
+		Failed:    report.Count(inspect.OutcomeFailed),
+		Sockets:   []terminatedDocument{},
+	}
+	slices.SortFunc(args.backends, inspect.Backend.Compare)
+	for _, b := range args.backends {
+		doc.Backends = append(doc.Backends, b.String())
+	}
+	if args.service.IsValid() {
+		doc.Service = args.service.String()
+	}
+	for _, s := range report.Sockets {
+		d := terminatedDocument{
+			socketDocument: newSocketDocument(s.Socket, now),
+			Connection:     newTupleDocument(s.Connection, now),
+			Outcome:        s.Outcome,
+		}
+		if s.Err != nil {
+			d.Error = oneLine(s.Err.Error())
+		}
+		doc.Sockets = append(doc.Sockets, d)
+	}
+	return doc
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/sandbox"
+)
+
+// terminated is what terminate prints, without what differs from run to run.
+func terminated(text string) string {
+	return replace(text,
+		`127\.0\.0\.1:[0-9]{5}\b`, "127.0.0.1:PORT",
+		`\d+ +\d+ +\d+/\S+`, "NETNS COOKIE PID/COMMAND",
+		` {2,}`, "  ",
+	)
+}
+
+func terminatedJSON(text string) string {
+	return replace(text,
+		`"local": "[^"]*"`, `"local": "LOCAL"`,
+		`"mechanism": "[^"]*"`, `"mechanism": "MECHANISM"`,
+		`"cookie": "\d+"`, `"cookie": "1"`,
+		`"(cookie|inode|pid)": \d+`, `"$1": 1`,
+		`"age_seconds": \d+`, `"age_seconds": 0`,
+		`"command": "[^"]*"`, `"command": "COMMAND"`,
+	)
+}
+
+func (s socket) error(t *testing.T) unix.Errno {
+	t.Helper()
+	code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	require.NoError(t, err)
+	return unix.Errno(code)
+}
+
+func TestTerminate(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	connected := connectUDP(t, p)
+	sent := newSocket(t)
+	require.NoError(t, unix.Sendto(sent.fd, []byte("x"), 0, sockaddr(serviceAddr)))
+	before := state(t, p)
+
+	const backend = "127.0.0.1:5353/udp"
+	golden(t, "terminate-dry-run.txt", terminated(p.run("terminate", backend, "--dry-run").ok().stdout))
+	require.Equal(t, "destroyed 0 sockets\n", p.run("terminate", backend, "--service", "192.0.2.1:54").ok().stdout)
+	require.Equal(t, "destroyed 0 sockets\n", p.run("terminate", "127.0.0.1:5353/tcp", "127.0.0.2:5353/udp").ok().stdout)
+	require.Zero(t, connected.error(t))
+
+	golden(t, "terminate.txt", terminated(p.run("terminate", backend).ok().stdout))
+	require.Equal(t, unix.ECONNABORTED, connected.error(t))
+	require.Zero(t, sent.error(t))
+	require.Equal(t, before, state(t, p), "pins and what is attached")
+
+	require.Equal(t, "destroyed 0 sockets\n", p.run("terminate", backend).ok().stdout)
+	require.Empty(t, p.run("terminate", backend, "--quiet").ok().stdout)
+}
+
+func TestTerminateJSON(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	s := connectUDP(t, p)
+	var doc terminateDocument
+	p.run("terminate", "-o", "json", "127.0.0.1:5353/any").ok().json(&doc)
+	require.Equal(t, 1, doc.Destroyed)
+	require.Equal(t, []string{"127.0.0.1:5353/any"}, doc.Backends)
+
+	require.NoError(t, unix.Connect(s.fd, sockaddr(serviceAddr)))
+	golden(t, "terminate.json", terminatedJSON(
+		p.run("terminate", "-o", "json", "[::1]:1/tcp", "127.0.0.1:5353/udp", "--service", serviceAddr).ok().stdout))
+	golden(t, "terminate-none.json", p.run("terminate", "-o", "json", "127.0.0.1:5353/udp").ok().stdout)
+}
+
+func TestTerminateAllGone(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	gone := connectUDP(t, p)
+	p.run("service", "add", "192.0.2.2:53/udp", "--backend", "127.0.0.2:5353").ok()
+	kept := newSocket(t)
+	require.NoError(t, unix.Connect(kept.fd, sockaddr("192.0.2.2:53")))
+
+	require.Equal(t, "would destroy 0 sockets\n", p.run("terminate", "--all-gone", "--dry-run").ok().stdout)
+	p.run("service", "delete", serviceAddr+"/udp").ok()
+	require.Regexp(t, "(?m)^would destroy 1 socket$", p.run("terminate", "--all-gone", "--dry-run").ok().stdout)
+	require.Regexp(t, "(?m)^destroyed 1 socket$", p.run("terminate", "--all-gone").ok().stdout)
+	require.Equal(t, unix.ECONNABORTED, gone.error(t))
+	require.Zero(t, kept.error(t))
+
+	p.run("service", "delete", "192.0.2.2:53/udp").ok()
+	require.Regexp(t, ": the maps have no backends: have the control plane write its services first, or name the backends$",
+		p.run("terminate", "--all-gone").fails(exitFailed))
+	require.Zero(t, kept.error(t))
+}
+
+func TestTerminateInModeLegacyIsRefused(t *testing.T) {
+	p := newPlace(t)
+	p.load("--mode", "legacy").ok()
+	for _, args := range [][]string{{"127.0.0.1:5353/udp"}, {"127.0.0.1:5353/udp", "--dry-run"}, {"--all-gone"}} {
+		require.Equal(t, "revsk: terminating connections: mode legacy keeps no proof of a connection: "+
+			"use revsk mode dual; sockets that connect from then on can be told apart",
+			p.run(append([]string{"terminate"}, args...)...).fails(exitFailed))
+	}
+}
+
+// A socket in flight, in a network namespace that nothing else keeps.
+func TestTerminateSaysWhatCouldNotBeDestroyed(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	inNewNetNS(t, func() error {
+		if err := sandbox.LoopbackUp(); err != nil {
+			return err
+		}
+		s := newSocket(t)
+		if err := unix.Connect(s.fd, sockaddr(serviceAddr)); err != nil {
+			return err
+		}
+		if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(s.fd), nil, 0); err != nil {
+			return err
+		}
+		return unix.Close(s.fd)
+	})
+	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+		r := p.run("terminate", "127.0.0.1:5353/udp", dryRun)
+		require.Equal(t, "revsk: 1 socket could not be destroyed", r.fails(exitPartly))
+		require.Regexp(t, `(?m) failed: no way into its network namespace$`, r.stdout)
+	}
+	var doc terminateDocument
+	r := p.run("terminate", "127.0.0.1:5353/udp", "-o", "json")
+	r.fails(exitPartly)
+	r.json(&doc)
+	require.Equal(t, 1, doc.Failed)
+	require.Equal(t, inspect.OutcomeFailed, doc.Sockets[0].Outcome)
+	require.Equal(t, inspect.ErrUnreachable.Error(), doc.Sockets[0].Error)
+}
+
+// inNewNetNS runs f on a thread of its own in a new network namespace.
+func inNewNetNS(t *testing.T, f func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	require.NoError(t, <-done)
+}
+
+func TestTerminateRefusesWhatIsNoBackend(t *testing.T) {
+	for _, arg := range []string{"127.0.0.1:5353", "127.0.0.1/udp", "[::ffff:127.0.0.1]:1/udp", "127.0.0.1:1/udp/internal", "x"} {
+		require.Regexp(t, `^revsk: backend ".*": expected ADDR:PORT/PROTO, such as `, runCommand(t, "terminate", arg).fails(exitUsage), arg)
+	}
+	for _, arg := range []string{"192.0.2.1", "192.0.2.1:53/udp", "[::ffff:192.0.2.1]:53"} {
+		require.Regexp(t, `^revsk: service ".*": expected ADDR:PORT, such as `,
+			runCommand(t, "terminate", "127.0.0.1:1/udp", "--service", arg).fails(exitUsage), arg)
+	}
+}
