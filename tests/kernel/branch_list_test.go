@@ -130,7 +130,7 @@ func readAll(t *testing.T, patterns ...string) string {
 
 // Every test that docs/differences.md names exists, and every test of a difference is named.
 func TestBranchDifferencesList(t *testing.T) {
-	functions := testFunctions(t, "tests/kernel", "tests/prog")
+	functions := testFunctions(t, "tests/kernel", "tests/prog", "inspect")
 	document := readAll(t, "docs/differences.md")
 	for _, m := range regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(document, -1) {
 		assert.True(t, functions[m[1]], "%s does not exist", m[1])
