@@ -29,6 +29,8 @@ var (
 	capResource = capability{unix.CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", "5.11"}
 	// The bpf system call refused even the use of an open map, where unprivileged_bpf_disabled is set.
 	capOldBPF = capability{capBPF.bit, capBPF.name, "5.19"}
+	// Sockets destroyed by sock_diag, where programs cannot.
+	capOldDestroy = capability{capNetAdmin.bit, capNetAdmin.name, "6.5"}
 )
 
 // need is a smallest set of capabilities with which a command works for root; CAP_SYS_ADMIN stands for
@@ -58,6 +60,10 @@ var privileges = map[string][]need{
 	"revsk list": {
 		{[]capability{capAdmin, capResource}, ""},
 		{[]capability{capAdmin, capResource, capPtrace}, "to name the processes that have more capabilities than that"},
+	},
+	"revsk terminate": {
+		{[]capability{capAdmin, capOldDestroy, capResource}, ""},
+		{[]capability{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes that have more capabilities than that"},
 	},
 	"revsk gc":             {{[]capability{capAdmin, capResource}, ""}},
 	"revsk service list":   {{[]capability{capOldBPF}, ""}},

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // What a process started by runWith is, in beCommandEnv.
@@ -88,8 +90,10 @@ func runWith(t *testing.T, caps []capability, environment string, args ...string
 func neededHere(t *testing.T, p place, caps []capability) []capability {
 	t.Helper()
 	asked := map[capability]bool{
-		capResource: runWith(t, []capability{capBPF}, memoryProbe).code != 0,
-		capOldBPF:   p.isLoaded() && runWith(t, nil, pinProbe, filepath.Join(p.pins(), "revsk_config")).code != 0,
+		capResource:   runWith(t, []capability{capBPF}, memoryProbe).code != 0,
+		capOldDestroy: probeKernelFunction("bpf_sock_destroy") != nil,
+
+		capOldBPF: p.isLoaded() && runWith(t, nil, pinProbe, filepath.Join(p.pins(), "revsk_config")).code != 0,
 	}
 	var needed []capability
 	for _, c := range caps {
@@ -123,6 +127,7 @@ func TestSmallestCapabilities(t *testing.T) {
 		"revsk mode to show it":               "mode",
 		"revsk mode to switch it":             "mode dual",
 		"revsk list":                          "list",
+		"revsk terminate":                     "terminate 127.0.0.1:5353/udp --dry-run",
 		"revsk gc":                            "gc",
 		"revsk service list":                  "service list",
 		"revsk service add":                   add,
@@ -135,8 +140,8 @@ func TestSmallestCapabilities(t *testing.T) {
 	for command, needs := range privileges {
 		for _, n := range needs {
 			title := strings.TrimSpace(command + " " + n.when)
-			if title == toNameOwners {
-				continue // is tested below
+			if title == toNameOwners || title == toReachNamespaces {
+				continue // are tested below
 			}
 			t.Run(title, func(t *testing.T) {
 				require.Contains(t, lines, title)
@@ -144,6 +149,9 @@ func TestSmallestCapabilities(t *testing.T) {
 				if n.when != "for a first load" {
 					p.load().ok()
 					p.run("service", "add", "192.0.2.8:80/tcp", "--no-backend").ok()
+				}
+				if command == "revsk terminate" {
+					connectUDP(t, p)
 				}
 				args := p.args(strings.Fields(lines[title])...)
 				before := state(t, p)
@@ -160,7 +168,10 @@ func TestSmallestCapabilities(t *testing.T) {
 	}
 }
 
-const toNameOwners = "revsk list to name the processes that have more capabilities than that"
+const (
+	toNameOwners      = "revsk list to name the processes that have more capabilities than that"
+	toReachNamespaces = "revsk terminate to reach the network namespaces of processes that have more capabilities than that"
+)
 
 func TestListNamesProcessesThatItMayLookInto(t *testing.T) {
 	p := newPlace(t)
@@ -173,6 +184,27 @@ func TestListNamesProcessesThatItMayLookInto(t *testing.T) {
 	require.NotContains(t, r.stdout, owner)
 	r = runWith(t, neededHere(t, p, with.caps), freshProcess, p.args("list")...).ok()
 	require.Contains(t, r.stdout, owner)
+}
+
+func TestTerminateReachesTheNamespacesOfProcessesThatItMayLookInto(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
+	var s socket
+	inNewNetNS(t, func() error {
+		if err := sandbox.LoopbackUp(); err != nil {
+			return err
+		}
+		s = newSocket(t)
+		return unix.Connect(s.fd, sockaddr(serviceAddr))
+	})
+	without, with := privileges["revsk terminate"][0], privileges["revsk terminate"][1]
+	args := p.args("terminate", "127.0.0.1:5353/udp")
+	r := runWith(t, neededHere(t, p, without.caps), freshProcess, args...)
+	require.Equal(t, "revsk: 1 socket could not be destroyed", r.fails(exitPartly))
+	require.Zero(t, s.error(t))
+	runWith(t, neededHere(t, p, with.caps), freshProcess, args...).ok()
+	require.Equal(t, unix.ECONNABORTED, s.error(t))
 }
 
 func TestEveryCommandSaysWhatItNeeds(t *testing.T) {

@@ -12,7 +12,8 @@ import (
 	"github.com/revsk/revsk/internal/proc"
 )
 
-// OfSocket returns the namespace of a socket that the caller has open. The caller closes it.
+// OfSocket returns the namespace of a socket that the caller has open. The caller closes it. Needs
+// CAP_NET_ADMIN.
 func OfSocket(fd int) (*Namespace, error) {
 	ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
@@ -23,7 +24,7 @@ func OfSocket(fd int) (*Namespace, error) {
 
 // OfProcessSocket returns the namespace of a socket that a process has open, named by its inode as
 // in /proc/PID/fd: the way to a namespace that only the socket keeps. The caller closes it. Needs
-// CAP_SYS_PTRACE.
+// CAP_NET_ADMIN and CAP_SYS_PTRACE.
 //
 // Returns an error wrapping [os.ErrNotExist] if the process is gone or has the socket no longer.
 func OfProcessSocket(pid int, inode uint64) (*Namespace, error) {
