@@ -442,6 +442,11 @@ func TestASocketThatTurnsAwayMeanwhileIsLeftAlone(t *testing.T) {
 			{"connect elsewhere", false, func(s *testSocket) { s.disconnect(g.T); s.connect(g.T, kept.front) }},
 			{"connect without service", true, func(s *testSocket) { s.disconnect(g.T); s.connect(g.T, gone.backend) }},
 			{"connect by another service", true, func(s *testSocket) { s.disconnect(g.T); s.connect(g.T, again.front) }},
+			{"connect by the service to another backend", false, func(s *testSocket) {
+				g.moveTo(gone, otherAddress(gone.backend))
+				s.disconnect(g.T)
+				s.connect(g.T, gone.front)
+			}},
 		} {
 			s := g.socket()
 			// The same port afterwards, so that nothing but what the kernel and the hooks know differs.
@@ -461,6 +466,28 @@ func TestASocketThatTurnsAwayMeanwhileIsLeftAlone(t *testing.T) {
 			s.abandon(g.T)
 		}
 	})
+}
+
+// otherAddress has the same port; IPv6 has one loopback address only.
+func otherAddress(a netip.AddrPort) netip.AddrPort {
+	if a.Addr().Is4() {
+		return netip.AddrPortFrom(a.Addr().Next(), a.Port())
+	}
+	return netip.AddrPortFrom(a.Addr(), a.Port()+10000)
+}
+
+// moveTo gives a service another backend.
+func (g *ground) moveTo(svc service, backend netip.AddrPort) {
+	g.Helper()
+	if g.protocol == lbmap.ProtocolTCP {
+		open(g.T, g.family, g.protocol).listen(g.T, backend)
+	}
+	_, err := g.tables.UpsertService(lbmap.Service{
+		Frontend: lbmap.Frontend{AddrPort: svc.front, Protocol: g.protocol},
+		RevNat:   svc.index,
+		Backends: []lbmap.Backend{{AddrPort: backend, Protocol: g.protocol}},
+	})
+	require.NoError(g, err)
 }
 
 // abandon closes the socket without leaving anything of its connection behind.
