@@ -61,12 +61,15 @@ static __always_inline bool left_to_packet_path(const struct lb_service *svc,
 static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_service *svc,
 					    const struct service_key *key, __u8 protocol)
 {
-	__u32 seed = protocol == IPPROTO_TCP ? bpf_get_prandom_u32() : (__u32)sock_cookie(s);
+	__u32 backends = svc->count;
 	struct lb_service *slot;
+	__u32 n;
 
-	if (!svc->count)
+	if (!backends)
 		return 0;
-	slot = service_entry(key, seed % svc->count + 1);
+	/* The whole cookie counts, but only that pays for a division of 64 bits. */
+	n = protocol == IPPROTO_TCP ? bpf_get_prandom_u32() % backends : sock_cookie(s) % backends;
+	slot = service_entry(key, n + 1);
 	return slot ? slot->word : 0;
 }
 

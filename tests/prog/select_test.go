@@ -85,7 +85,7 @@ func TestSelectBackend(t *testing.T) {
 			for cookie := uint64(1); cookie < 10; cookie++ {
 				for _, p := range []lbmap.Protocol{lbmap.ProtocolUDP, lbmap.ProtocolUDPLite} {
 					s.wantBackend(s.toService1().over(p).by(cookie), 10+int(cookie%3))
-					s.wantBackend(s.toService1().over(p).by(cookie|1<<40), 10+int(cookie%3))
+					s.wantBackend(s.toService1().over(p).by(cookie|1<<40), 10+int((cookie|1<<40)%3))
 				}
 			}
 		}},
