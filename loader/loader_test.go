@@ -189,6 +189,48 @@ func TestReadersAreReplacedBeforeWriters(t *testing.T) {
 	}, steps[len(steps)-12:])
 }
 
+// changes are what a call changes of its own objects, in order; pins of maps left out.
+func changes(opts loader.Options, call func(loader.Options) error) (made []loader.Change, err error) {
+	opts.OnChange = func(c loader.Change) {
+		switch c.Action {
+		case loader.ActionAttach, loader.ActionReplace, loader.ActionDetach, loader.ActionSwitch:
+			made = append(made, c)
+		}
+	}
+	return made, call(opts)
+}
+
+func TestModeIsSwitchedBeforeTheFirstHookIsAttachedAndAfterTheLastIsReplaced(t *testing.T) {
+	cleanUp(t)
+	loads := func(opts loader.Options) error { return loadAndClose(t, opts) }
+	first, err := changes(withMode(options(), loader.ModeDual), loads)
+	require.NoError(t, err)
+	require.Len(t, first, 1+len(attachTypes))
+	require.Equal(t, loader.Change{Action: loader.ActionSwitch, Object: "dual"}, first[0])
+	again, err := changes(withMode(options(), loader.ModeStorage), loads)
+	require.NoError(t, err)
+	require.Len(t, again, 1+len(attachTypes))
+	require.Equal(t, loader.Change{Action: loader.ActionSwitch, Object: "storage"}, again[len(again)-1])
+}
+
+func TestWritersAreDetachedBeforeReaders(t *testing.T) {
+	load(t, options())
+	made, err := changes(options(), func(opts loader.Options) error { return loader.Unload(t.Context(), opts, false) })
+	require.NoError(t, err)
+	var detached []string
+	for _, c := range made {
+		detached = append(detached, c.Action+" "+c.Object)
+	}
+	require.Equal(t, []string{
+		"detach revsk_post_bind6", "detach revsk_post_bind4",
+		"detach revsk_sendmsg6", "detach revsk_sendmsg4",
+		"detach revsk_connect6", "detach revsk_connect4",
+		"detach revsk_release",
+		"detach revsk_getpeername6", "detach revsk_getpeername4",
+		"detach revsk_recvmsg6", "detach revsk_recvmsg4",
+	}, detached)
+}
+
 // A failure at any step leaves what ran before running: nothing, an older load, or a half one.
 func TestFailureAtAnyStepChangesNothing(t *testing.T) {
 	injected := errors.New("injected")
