@@ -109,6 +109,11 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 		if err := dp.opts.step("set mode"); err != nil {
 			return err
 		}
+		former, err := dp.Mode()
+		if err != nil {
+			return err
+		}
+		undo.add(func() error { return dp.setMode(former, true) })
 		if err := dp.setMode(*dp.opts.Mode, dp.opts.Force); err != nil {
 			return err
 		}

@@ -278,6 +278,31 @@ func TestFailureAtAnyStepChangesNothing(t *testing.T) {
 	}
 }
 
+// The last thing that can fail: a hook that is not wanted any more, whose link is not what its name says.
+func TestFailureAfterTheModeIsSwitchedSwitchesBack(t *testing.T) {
+	f := loader.DefaultFeatures()
+	f.HealthCheck = true
+	opts := withMode(options(), loader.ModeDual)
+	opts.Features = &f
+	dp := load(t, opts)
+	links := pinsDir + "/links/"
+	swap := func() {
+		require.NoError(t, os.Rename(links+"revsk_bind4", links+"aside"))
+		require.NoError(t, os.Rename(links+"revsk_bind6", links+"revsk_bind4"))
+		require.NoError(t, os.Rename(links+"aside", links+"revsk_bind6"))
+	}
+	swap()
+	t.Cleanup(swap)
+	before, programs := pins(t), attached(t)
+	_, err := loader.Load(t.Context(), withMode(options(), loader.ModeStorage))
+	require.ErrorIs(t, err, loader.ErrForeignLink)
+	require.Equal(t, before, pins(t))
+	require.Equal(t, programs, attached(t))
+	mode, err := dp.Mode()
+	require.NoError(t, err)
+	require.Equal(t, loader.ModeDual, mode)
+}
+
 func TestCancelledContextChangesNothing(t *testing.T) {
 	cleanUp(t)
 	ctx, cancel := context.WithCancel(t.Context())
