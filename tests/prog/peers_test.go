@@ -314,3 +314,27 @@ func (x *subject) sendTimes(t tuple, n int) {
 		x.send(t)
 	}
 }
+
+// An entry that another has put there under the key of a socket without a chain is not noticed: the hash
+// is not asked.
+func TestWithoutAChainTheOverflowMapIsNotAsked(t *testing.T) {
+	holdForDatagrams(t, rule{"once the chain is gone", func(s *scene) {
+		s.sendToPeers(slots + 1)
+		inSlots, chain := s.layout(slots + 1)
+		alone := chain[0]
+		s.sendDirect(alone.peer)
+
+		key := harnessRevskOverflowKey{Cookie: s.subject.cookie}
+		peer := wireEndpoint(alone.peer)
+		key.Peer, key.PeerPort = peer.Addr, peer.Port
+		overflow := s.h.m(harnessMapRevskOverflow)
+		must(s.T, overflow.Put(key, harnessRevskOverflowValue{Tuple: alone.wire()}))
+		if s.withAddress("find", alone.peer).Result != 0 {
+			s.Error("the entry is found")
+		}
+		s.sendDirect(alone.peer)
+		must(s.T, overflow.Delete(key))
+		s.wantSlots(inSlots...)
+		s.wantChain()
+	}})
+}
