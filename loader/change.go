@@ -16,7 +16,7 @@ import (
 type Change struct {
 	// Action is one of the Action constants.
 	Action string `json:"action"`
-	// Object is the path of a directory or pin, the name of a program, or a mode.
+	// Object is the path of a directory or pin, the name of a program, ours or another agent's, or a mode.
 	Object string `json:"object"`
 }
 
@@ -28,6 +28,11 @@ const (
 	ActionDetach  = "detach"  // a program, and remove its link's pin
 	ActionRemove  = "remove"  // a directory or a map's pin
 	ActionSwitch  = "switch"  // to a mode
+
+	// Of another agent's program, by its name:
+	ActionTakeOver = "take over" // replace it by ours, and keep it
+	ActionHandBack = "hand back" // put it back in the place of ours
+	ActionLeave    = "leave"     // it alone: no feature needs the hook, or the agent has put it there since
 )
 
 func (o Options) changed(action, object string) {

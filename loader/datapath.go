@@ -17,6 +17,8 @@ import (
 type Datapath struct {
 	opts Options
 	maps map[string]*ebpf.Map
+	// dryMode is the mode that a dry run has come to.
+	dryMode *Mode
 }
 
 // Open opens the datapath behind the pins and changes nothing. Maps of the load balancer that do not
@@ -49,6 +51,9 @@ func (dp *Datapath) Map(name string) *ebpf.Map { return dp.maps[name] }
 
 // Mode returns the current mode.
 func (dp *Datapath) Mode() (Mode, error) {
+	if dp.dryMode != nil {
+		return *dp.dryMode, nil
+	}
 	var cfg sock.SockRevskConfigValue
 	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
 		return 0, fmt.Errorf("reading the mode: %w", err)
@@ -88,12 +93,29 @@ func (dp *Datapath) setMode(mode Mode, force bool) error {
 
 func (dp *Datapath) writeMode(mode Mode) error {
 	if dp.opts.DryRun {
+		dp.dryMode = &mode
 		dp.opts.changed(ActionSwitch, mode.String())
 		return nil
 	}
 	if err := allowMaps(); err != nil {
 		return err
 	}
+	if err := dp.opts.noteBefore(mode); err != nil {
+		return err
+	}
+	if err := dp.putMode(mode); err != nil {
+		return err
+	}
+	if err := dp.opts.noteAfter(mode); err != nil {
+		return err
+	}
+	dp.opts.changed(ActionSwitch, mode.String())
+	dp.opts.Logger.Info("switched mode", "mode", mode)
+	return nil
+}
+
+// putMode switches the mode and waits until no hook works in another.
+func (dp *Datapath) putMode(mode Mode) error {
 	cfg := sock.SockRevskConfigValue{Mode: uint32(mode)}
 	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
 		return fmt.Errorf("switching to mode %v: %w", mode, err)
@@ -101,8 +123,6 @@ func (dp *Datapath) writeMode(mode Mode) error {
 	if err := waitForPrograms(); err != nil {
 		return fmt.Errorf("waiting for running hooks: %w", err)
 	}
-	dp.opts.changed(ActionSwitch, mode.String())
-	dp.opts.Logger.Info("switched mode", "mode", mode)
 	return nil
 }
 

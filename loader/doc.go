@@ -7,7 +7,10 @@
 // All state lives in bpffs; there is no daemon. An agent calls [Load] at its start, as often as it
 // starts. A call that fails leaves what ran before running.
 //
-// Minimum kernel: Linux 5.10. Capabilities: CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON for a first load;
-// replacing a running version and its status need CAP_SYS_ADMIN too, because the kernel opens programs
-// by id for nobody else.
+// A node that runs a reference agent (Cilium) is taken over in place ([Options.TakeoverLinks]) and
+// given back ([HandBack]).
+//
+// Minimum kernel: Linux 5.10. Capabilities: CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON for a first load on a
+// cgroup without programs; all else needs CAP_SYS_ADMIN too, because the kernel opens programs by id for
+// nobody else.
 package loader

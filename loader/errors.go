@@ -25,6 +25,16 @@ var (
 	ErrForeignLink = errors.New("pinned link is not ours")
 	// ErrExclusive: a program without BPF_F_ALLOW_MULTI sits on the cgroup.
 	ErrExclusive = errors.New("another program is attached exclusively")
+	// ErrForeignProgram: another agent's program is on the hook, where ours cannot take its place.
+	ErrForeignProgram = errors.New("another agent's program is attached")
+	// ErrNothingToTakeOver: a takeover was asked for, but there is no other agent.
+	ErrNothingToTakeOver = errors.New("nothing to take over")
+	// ErrTakenOver: another agent's hooks were taken over, and wait to be handed back.
+	ErrTakenOver = errors.New("hooks were taken over from another agent")
+	// ErrNotTakenOver: there is nothing to hand back.
+	ErrNotTakenOver = errors.New("nothing was taken over")
+	// ErrTakenBack: the other agent has put a program of its own back on a hook that was taken over.
+	ErrTakenBack = errors.New("hook was taken back by another agent")
 	// ErrUnsafeMode: the mode asked for does not read state that live sockets have.
 	ErrUnsafeMode = errors.New("mode would forget live sockets")
 )

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -19,6 +18,8 @@ import (
 type hook struct {
 	program string // also the name of the link's pin
 	attach  ebpf.AttachType
+	// reference is the program that the reference agent has there, and its pin of the link.
+	reference string
 	// wanted tells whether the features need the hook; nil: always.
 	wanted func(*Features) bool
 }
@@ -34,102 +35,44 @@ const releaseHook = sock.SockProgRevskRelease
 // hooks in the order in which they are attached and replaced: readers of the state first, then its
 // writers, so that at no moment is a tuple written where the current readers do not look.
 var hooks = []hook{
-	{program: sock.SockProgRevskRecvmsg4, attach: ebpf.AttachCGroupUDP4Recvmsg},
-	{program: sock.SockProgRevskRecvmsg6, attach: ebpf.AttachCGroupUDP6Recvmsg},
-	{program: sock.SockProgRevskGetpeername4, attach: ebpf.AttachCgroupInet4GetPeername},
-	{program: sock.SockProgRevskGetpeername6, attach: ebpf.AttachCgroupInet6GetPeername},
-	{program: releaseHook, attach: ebpf.AttachCgroupInetSockRelease},
-	{program: sock.SockProgRevskConnect4, attach: ebpf.AttachCGroupInet4Connect},
-	{program: sock.SockProgRevskConnect6, attach: ebpf.AttachCGroupInet6Connect},
-	{program: sock.SockProgRevskSendmsg4, attach: ebpf.AttachCGroupUDP4Sendmsg},
-	{program: sock.SockProgRevskSendmsg6, attach: ebpf.AttachCGroupUDP6Sendmsg},
-	{program: sock.SockProgRevskPostBind4, attach: ebpf.AttachCGroupInet4PostBind, wanted: nodePort},
-	{program: sock.SockProgRevskPostBind6, attach: ebpf.AttachCGroupInet6PostBind, wanted: nodePort},
-	{program: sock.SockProgRevskBind4, attach: ebpf.AttachCGroupInet4Bind, wanted: healthCheck},
-	{program: sock.SockProgRevskBind6, attach: ebpf.AttachCGroupInet6Bind, wanted: healthCheck},
+	{program: sock.SockProgRevskRecvmsg4, attach: ebpf.AttachCGroupUDP4Recvmsg, reference: "cil_sock4_recvmsg"},
+	{program: sock.SockProgRevskRecvmsg6, attach: ebpf.AttachCGroupUDP6Recvmsg, reference: "cil_sock6_recvmsg"},
+	{program: sock.SockProgRevskGetpeername4, attach: ebpf.AttachCgroupInet4GetPeername, reference: "cil_sock4_getpeername"},
+	{program: sock.SockProgRevskGetpeername6, attach: ebpf.AttachCgroupInet6GetPeername, reference: "cil_sock6_getpeername"},
+	{program: releaseHook, attach: ebpf.AttachCgroupInetSockRelease, reference: "cil_sock_release"},
+	{program: sock.SockProgRevskConnect4, attach: ebpf.AttachCGroupInet4Connect, reference: "cil_sock4_connect"},
+	{program: sock.SockProgRevskConnect6, attach: ebpf.AttachCGroupInet6Connect, reference: "cil_sock6_connect"},
+	{program: sock.SockProgRevskSendmsg4, attach: ebpf.AttachCGroupUDP4Sendmsg, reference: "cil_sock4_sendmsg"},
+	{program: sock.SockProgRevskSendmsg6, attach: ebpf.AttachCGroupUDP6Sendmsg, reference: "cil_sock6_sendmsg"},
+	{program: sock.SockProgRevskPostBind4, attach: ebpf.AttachCGroupInet4PostBind, reference: "cil_sock4_post_bind", wanted: nodePort},
+	{program: sock.SockProgRevskPostBind6, attach: ebpf.AttachCGroupInet6PostBind, reference: "cil_sock6_post_bind", wanted: nodePort},
+	{program: sock.SockProgRevskBind4, attach: ebpf.AttachCGroupInet4Bind, reference: "cil_sock4_pre_bind", wanted: healthCheck},
+	{program: sock.SockProgRevskBind6, attach: ebpf.AttachCGroupInet6Bind, reference: "cil_sock6_pre_bind", wanted: healthCheck},
 }
 
-// openLink opens the pinned link of a hook; nil if there is none. It makes sure that the link is
-// what its name says: the kernel lets a link take a program of another hook (and nothing works).
-// A link that is not live was detached, by an unload that was cut short or with its cgroup.
-func openLink(opts Options, h hook) (l link.Link, live bool, err error) {
-	path := filepath.Join(opts.linksDir(), h.program)
-	l, err = link.LoadPinnedLink(path, nil)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, describe(fmt.Errorf("opening %s: %w", path, err))
-	}
-	live, err = checkLink(opts, h, l)
-	if err != nil {
-		l.Close()
-		return nil, false, fmt.Errorf("%s: %w", path, err)
-	}
-	return l, live, nil
-}
-
-// detach takes the program off its hook, at once: removing the last pin would do so some time later.
-func detach(l interface {
-	Detach() error
-	Unpin() error
-}) error {
-	return errors.Join(l.Detach(), l.Unpin())
-}
-
-func checkLink(opts Options, h hook, l link.Link) (live bool, err error) {
-	info, err := l.Info()
-	if err != nil {
-		return false, err
-	}
-	cgroup := info.Cgroup()
-	if cgroup == nil {
-		return false, fmt.Errorf("%w: a link of type %d", ErrForeignLink, info.Type)
-	}
-	if ebpf.AttachType(cgroup.AttachType) != h.attach {
-		return false, fmt.Errorf("%w: attached as %v", ErrForeignLink, ebpf.AttachType(cgroup.AttachType))
-	}
-	if cgroup.CgroupId == 0 {
-		return false, nil
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(opts.Cgroup, &st); err != nil {
-		return false, fmt.Errorf("cgroup %s: %w", opts.Cgroup, err)
-	}
-	// A cgroup's id is the inode number of its directory.
-	if cgroup.CgroupId != st.Ino {
-		return false, fmt.Errorf("%w: attached to another cgroup than %s", ErrForeignLink, opts.Cgroup)
-	}
-	return true, nil
-}
-
-// attachHook puts the program on its hook: the pinned link is updated in one atomic step, or a link
-// is made. It registers how to undo that.
-func attachHook(opts Options, h hook, prog *ebpf.Program, undo *undoer) error {
-	if err := opts.step("attach " + h.program); err != nil {
+// attachHook puts the program on its hook: into its seat in one atomic step, or into a link that is
+// made. It registers how to undo that.
+func attachHook(opts Options, s *seat, prog *ebpf.Program, undo *undoer) error {
+	if err := opts.step("attach " + s.program); err != nil {
 		return err
 	}
-	l, live, err := openLink(opts, h)
-	if err != nil {
-		return err
-	}
-	if l != nil {
-		undo.hold(l)
-	}
-	if live {
-		return replaceProgram(opts, h, l, prog, undo)
+	if s.live() {
+		return s.put(opts, prog, undo)
 	}
 	if opts.DryRun {
-		if err := checkNotExclusive(opts.Cgroup, h); err != nil {
+		if err := checkNotExclusive(opts.Cgroup, s.hook); err != nil {
 			return err
 		}
-		opts.changed(ActionAttach, h.program)
+		opts.changed(ActionAttach, s.program)
 		return nil
 	}
-	if l != nil {
-		if err := l.Unpin(); err != nil {
-			return fmt.Errorf("removing the dead link of %s: %w", h.program, err)
-		}
+	// What an earlier load has left of a seat that is gone.
+	if err := removeFormer(opts, s, undo); err != nil {
+		return err
+	}
+	path := opts.linkPath(s.hook)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the dead link of %s: %w", s.program, err)
 	}
 
 	cgroup, err := os.Open(opts.Cgroup)
@@ -140,63 +83,22 @@ func attachHook(opts Options, h hook, prog *ebpf.Program, undo *undoer) error {
 	raw, err := link.AttachRawLink(link.RawLinkOptions{
 		Target:  int(cgroup.Fd()),
 		Program: prog,
-		Attach:  h.attach,
+		Attach:  s.attach,
 	})
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("attaching %s to %s: %w: %w",
-			h.program, opts.Cgroup, ErrExclusive, err)
+			s.program, opts.Cgroup, ErrExclusive, err)
 	}
 	if err != nil {
-		return describe(fmt.Errorf("attaching %s to %s: %w", h.program, opts.Cgroup, err))
+		return describe(fmt.Errorf("attaching %s to %s: %w", s.program, opts.Cgroup, err))
 	}
 	// The pin keeps the link when this process ends.
 	undo.hold(raw)
-	path := filepath.Join(opts.linksDir(), h.program)
 	if err := raw.Pin(path); err != nil {
 		return errors.Join(fmt.Errorf("pinning %s: %w", path, err), raw.Detach())
 	}
-	undo.add(func() error { return detach(raw) })
-	opts.changed(ActionAttach, h.program)
-	opts.Logger.Debug("attached", "program", h.program)
-	return nil
-}
-
-// detachHook detaches a hook, if it is attached.
-func detachHook(opts Options, h hook) error {
-	l, _, err := openLink(opts, h)
-	if err != nil || l == nil {
-		return err
-	}
-	defer l.Close()
-	if !opts.DryRun {
-		if err := detach(l); err != nil {
-			return fmt.Errorf("detaching %s: %w", h.program, err)
-		}
-	}
-	opts.changed(ActionDetach, h.program)
-	opts.Logger.Debug("detached", "program", h.program)
-	return nil
-}
-
-func replaceProgram(opts Options, h hook, l link.Link, prog *ebpf.Program, undo *undoer) error {
-	info, err := l.Info()
-	if err != nil {
-		return fmt.Errorf("link of %s: %w", h.program, err)
-	}
-	// Held open until the call is over: the update drops the last reference to it.
-	old, err := ebpf.NewProgramFromID(info.Program)
-	if err != nil {
-		return describe(fmt.Errorf("opening the program that %s replaces: %w", h.program, err))
-	}
-	undo.hold(old)
-	if opts.DryRun {
-		opts.changed(ActionReplace, h.program)
-		return nil
-	}
-	if err := l.Update(prog); err != nil {
-		return fmt.Errorf("replacing %s: %w", h.program, err)
-	}
-	undo.add(func() error { return l.Update(old) })
-	opts.changed(ActionReplace, h.program)
+	undo.add(func() error { return errors.Join(raw.Detach(), raw.Unpin()) })
+	opts.changed(ActionAttach, s.program)
+	opts.Logger.Debug("attached", "program", s.program)
 	return nil
 }

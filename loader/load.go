@@ -25,7 +25,8 @@ import (
 // Close the Datapath when done with it; the hooks stay.
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
-// [ErrNotSupported], [ErrForeignLink], [ErrExclusive] or [ErrUnsafeMode].
+// [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrNothingToTakeOver], [ErrTakenBack],
+// [ErrExclusive] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	opts, err = opts.WithDefaults()
 	if err != nil {
@@ -76,6 +77,10 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 // loadAndAttach does what follows once the maps are there. The mode is set before the first hook is
 // attached, and after the last one is replaced.
 func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec, fresh bool, undo *undoer) error {
+	seats, err := dp.findSeats(undo)
+	if err != nil {
+		return err
+	}
 	if err := dp.opts.step("load programs"); err != nil {
 		return err
 	}
@@ -83,58 +88,73 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 	if err != nil {
 		return describe(fmt.Errorf("loading programs: %w", err))
 	}
-	defer progs.Close()
+	undo.hold(closer(progs.Close))
 
-	if fresh {
-		if err := dp.setFirstMode(); err != nil {
-			return err
-		}
-		// A load that is killed before leaves no mode, and the next one decides anew.
-		if err := pinMap(dp.opts, dp.maps[mapConfig], mapConfig, undo); err != nil {
-			return err
-		}
+	if err := dp.prepareTakeover(seats, fresh, undo); err != nil {
+		return err
 	}
-	for _, h := range hooks {
-		if !h.isWanted(dp.opts.Features) {
-			continue
-		}
+	for _, s := range seats {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := attachHook(dp.opts, h, progs.Programs[h.program], undo); err != nil {
+		if err := attachHook(dp.opts, s, progs.Programs[s.program], undo); err != nil {
 			return err
 		}
 	}
-	if dp.opts.Mode != nil && !fresh {
+	if dp.opts.Mode != nil {
 		if err := dp.opts.step("set mode"); err != nil {
 			return err
 		}
-		former, err := dp.Mode()
-		if err != nil {
+		if err := dp.restoreMode(undo); err != nil {
 			return err
 		}
-		undo.add(func() error { return dp.setMode(former, true) })
 		if err := dp.setMode(*dp.opts.Mode, dp.opts.Force); err != nil {
 			return err
 		}
 	}
-	// Hooks that only an earlier load wanted; last, since it is not undone.
+	return dp.dropUnwanted(undo)
+}
+
+// dropUnwanted frees the hooks that only an earlier load wanted. They have nothing to do with what
+// sockets remember, so that the mode does not matter to who gets them back.
+func (dp *Datapath) dropUnwanted(undo *undoer) error {
+	var unwanted []hook
+	back := make(map[string]bool)
 	for _, h := range hooks {
 		if h.isWanted(dp.opts.Features) {
 			continue
 		}
-		if err := detachHook(dp.opts, h); err != nil {
+		unwanted = append(unwanted, h)
+		s, err := findSeat(dp.opts, h)
+		if err != nil {
+			return err
+		}
+		undo.hold(s)
+		if !s.taken() || !s.ours() {
+			continue
+		}
+		if err := s.handBack(dp.opts, undo); err != nil {
+			return err
+		}
+		back[h.program] = true
+	}
+	// Last, since it is not undone.
+	for _, h := range unwanted {
+		if err := removeHook(dp.opts, h, back[h.program]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// setFirstMode decides the mode where nothing has run yet.
-func (dp *Datapath) setFirstMode() error {
+// setFirstMode decides the mode where nothing has run yet. A takeover begins in a mode that has the
+// hash; the mode asked for follows when the last writer is replaced.
+func (dp *Datapath) setFirstMode(takeover bool) error {
 	mode := ModeStorage
 	if dp.opts.Mode != nil {
 		mode = *dp.opts.Mode
+	} else if takeover {
+		mode = ModeDual
 	} else if err := dp.checkLegacyEmpty(); errors.Is(err, ErrUnsafeMode) {
 		mode = ModeDual
 	} else if err != nil {
@@ -144,6 +164,9 @@ func (dp *Datapath) setFirstMode() error {
 		if err := dp.checkLegacyEmpty(); err != nil {
 			return err
 		}
+	}
+	if takeover && mode == ModeStorage {
+		mode = ModeDual
 	}
 	return dp.writeMode(mode)
 }

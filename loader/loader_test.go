@@ -24,7 +24,12 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-func TestMain(m *testing.M) { os.Exit(sandbox.TestMain(m.Run)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(killAtEnv) != "" {
+		os.Exit(runUntilKilled())
+	}
+	os.Exit(sandbox.TestMain(m.Run))
+}
 
 const (
 	mapsDir = "/sys/fs/bpf/tc/globals"
@@ -54,7 +59,9 @@ func cleanUp(t *testing.T) {
 	t.Helper()
 	require.Empty(t, pins(t), "left by an earlier test")
 	t.Cleanup(func() {
-		if err := loader.Unload(context.Background(), options(), true); !errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, loader.ErrLayout) {
+		opts := options()
+		opts.Force = true
+		if err := loader.Unload(context.Background(), opts, true); !errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, loader.ErrLayout) {
 			require.NoError(t, err)
 		}
 		entries, err := os.ReadDir("/sys/fs/bpf")
@@ -90,6 +97,11 @@ func pins(t *testing.T) map[string]string {
 			found[path] = fmt.Sprintf("map %d", id)
 			return nil
 		}
+		if p, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
+			defer p.Close()
+			found[path] = fmt.Sprintf("program %d", programID(t, p))
+			return nil
+		}
 		l, err := link.LoadPinnedLink(path, nil)
 		require.NoError(t, err, path)
 		defer l.Close()
@@ -109,6 +121,7 @@ var attachTypes = []ebpf.AttachType{
 	ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername,
 	ebpf.AttachCgroupInetSockRelease,
 	ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind,
+	ebpf.AttachCGroupInet4Bind, ebpf.AttachCGroupInet6Bind,
 }
 
 // attached lists the ids of the programs on the sandbox's cgroup.
@@ -128,15 +141,35 @@ func attached(t *testing.T) map[ebpf.AttachType][]ebpf.ProgramID {
 	return found
 }
 
+func programID(t *testing.T, p *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := p.Info()
+	require.NoError(t, err)
+	id, _ := info.ID()
+	return id
+}
+
+// wantedHooks is how many hooks the default features want.
+const wantedHooks = 11
+
+// wantedByDefault tells whether a hook is attached with the default features.
+func wantedByDefault(a ebpf.AttachType) bool {
+	return a != ebpf.AttachCGroupInet4Bind && a != ebpf.AttachCGroupInet6Bind
+}
+
 func TestLoadAttachesEveryHookOnce(t *testing.T) {
 	dp := load(t, options())
 	status, err := dp.Status()
 	require.NoError(t, err)
 	require.True(t, status.Complete())
 	require.Equal(t, loader.ModeStorage, status.Mode)
-	for _, a := range attachTypes {
-		require.Len(t, attached(t)[a], 1, a)
-	}
+	requireOnce(t)
+	requirePrivate(t)
+}
+
+// requirePrivate checks that nobody but the owner has access to the pins.
+func requirePrivate(t *testing.T) {
+	t.Helper()
 	for path, what := range pins(t) {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
@@ -163,9 +196,20 @@ func TestLoadAgainReplacesProgramsAndKeepsMaps(t *testing.T) {
 		}
 		require.Equal(t, what, after[path], path)
 	}
+	requireOnce(t)
+	for a, ids := range attached(t) {
+		require.NotEqual(t, programs[a], ids, a)
+	}
+}
+
+// requireOnce checks that one program is on every hook.
+func requireOnce(t *testing.T) {
+	t.Helper()
+	found := attached(t)
 	for _, a := range attachTypes {
-		require.Len(t, attached(t)[a], 1, a)
-		require.NotEqual(t, programs[a], attached(t)[a], a)
+		if wantedByDefault(a) || len(found[a]) > 0 {
+			require.Len(t, found[a], 1, a)
+		}
 	}
 }
 
@@ -205,11 +249,11 @@ func TestModeIsSwitchedBeforeTheFirstHookIsAttachedAndAfterTheLastIsReplaced(t *
 	loads := func(opts loader.Options) error { return loadAndClose(t, opts) }
 	first, err := changes(withMode(options(), loader.ModeDual), loads)
 	require.NoError(t, err)
-	require.Len(t, first, 1+len(attachTypes))
+	require.Len(t, first, 1+wantedHooks)
 	require.Equal(t, loader.Change{Action: loader.ActionSwitch, Object: "dual"}, first[0])
 	again, err := changes(withMode(options(), loader.ModeStorage), loads)
 	require.NoError(t, err)
-	require.Len(t, again, 1+len(attachTypes))
+	require.Len(t, again, 1+wantedHooks)
 	require.Equal(t, loader.Change{Action: loader.ActionSwitch, Object: "storage"}, again[len(again)-1])
 }
 
@@ -231,9 +275,40 @@ func TestWritersAreDetachedBeforeReaders(t *testing.T) {
 	}, detached)
 }
 
+func anyStep(string) bool { return true }
+
+// failAtEachStep calls f again and again, each time failing at a later one of the steps that count, until
+// it succeeds, and checks that what failed has left everything as it was.
+func failAtEachStep(t *testing.T, counts func(step string) bool, atLeast int, opts loader.Options, f func(*testing.T, loader.Options) error) {
+	t.Helper()
+	injected := errors.New("injected")
+	before, programs := pins(t), attached(t)
+	for failAt := 0; ; failAt++ {
+		var n int
+		var failed string
+		err := f(t, opts.WithStep(func(step string) error {
+			if !counts(step) {
+				return nil
+			}
+			if n++; n > failAt {
+				failed = step
+				return injected
+			}
+			return nil
+		}))
+		if failed == "" {
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, failAt, atLeast, "steps")
+			return
+		}
+		require.ErrorIs(t, err, injected)
+		require.Equal(t, before, pins(t), "failed at %s", failed)
+		require.Equal(t, programs, attached(t), "failed at %s", failed)
+	}
+}
+
 // A failure at any step leaves what ran before running: nothing, an older load, or a half one.
 func TestFailureAtAnyStepChangesNothing(t *testing.T) {
-	injected := errors.New("injected")
 	for name, prepare := range map[string]func(t *testing.T){
 		"nothing ran": func(t *testing.T) { cleanUp(t) },
 		"a datapath ran": func(t *testing.T) {
@@ -251,29 +326,9 @@ func TestFailureAtAnyStepChangesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			prepare(t)
-			before, programs := pins(t), attached(t)
 			opts := withMode(options(), loader.ModeLegacy)
 			opts.Force = true
-			for failAt := 0; ; failAt++ {
-				var n int
-				var failed string
-				dp, err := loader.Load(t.Context(), opts.WithStep(func(step string) error {
-					if n++; n > failAt {
-						failed = step
-						return injected
-					}
-					return nil
-				}))
-				if failed == "" {
-					require.NoError(t, err)
-					require.Greater(t, failAt, 9, "steps")
-					dp.Close()
-					return
-				}
-				require.ErrorIs(t, err, injected)
-				require.Equal(t, before, pins(t), "failed at %s", failed)
-				require.Equal(t, programs, attached(t), "failed at %s", failed)
-			}
+			failAtEachStep(t, anyStep, 10, opts, loadAndClose)
 		})
 	}
 }

@@ -19,15 +19,25 @@ type Options struct {
 	// MapsDir holds the pinned service, backend and legacy maps.
 	// Default: /sys/fs/bpf/tc/globals.
 	MapsDir string
-	// PinsDir holds the pins of this datapath: maps, and links in the directory "links".
+	// PinsDir holds the pins of this datapath: maps, links in the directory "links", and in "former"
+	// what was taken over.
 	// Default: /sys/fs/bpf/revsk.
 	PinsDir string
 
 	// Mode to switch to; nil keeps the current one. On the first load nil means storage, or dual
 	// where the legacy maps hold entries that a migration has to move first.
 	Mode *Mode
-	// Force switches to Mode even if live sockets lose their service address by it.
+	// Force switches to Mode, or hands back, even if live sockets lose their service address by it. It
+	// makes [Unload] detach hooks that were taken over from another agent, too.
 	Force bool
+
+	// TakeoverLinks makes [Load] replace, in place, the programs of a reference agent that runs on the
+	// cgroup: those in links that are pinned in this directory under the names of its programs
+	// (cil_sock4_connect and so on), and those of these names that are attached without a link.
+	// What they were is kept, and [HandBack] puts it back. The mode is dual afterwards unless Mode says
+	// otherwise. Later loads find the hooks again, with or without this option.
+	// Default: take nothing over; with such programs on the cgroup Load then fails.
+	TakeoverLinks string
 
 	// LegacyMaxEntries is the size of a legacy map that has to be created. Default: 262144.
 	LegacyMaxEntries uint32

@@ -21,8 +21,8 @@ type Status struct {
 	Counters Counters     `json:"counters"`
 }
 
-// HookStatus is one hook of the cgroup. Attached is false, and the rest empty, where no link is
-// pinned. Tag and LoadedAt are empty for a process without CAP_SYS_ADMIN.
+// HookStatus is one hook of the cgroup. Attached is false, and the rest empty, where no program of this
+// datapath is. Tag and LoadedAt are empty for a process without CAP_SYS_ADMIN.
 type HookStatus struct {
 	Program   string    `json:"program"`
 	Attach    string    `json:"attach"`
@@ -31,6 +31,19 @@ type HookStatus struct {
 	ProgramID uint32    `json:"program_id,omitempty"`
 	Tag       string    `json:"tag,omitempty"`
 	LoadedAt  time.Time `json:"loaded_at,omitzero"`
+	// TakenOver is what another agent had on the hook; nil: the hook is this datapath's own.
+	TakenOver *TakenOver `json:"taken_over,omitempty"`
+}
+
+// TakenOver is the program that was replaced in a takeover, and is kept to be handed back.
+type TakenOver struct {
+	Program   string `json:"program"` // the reference's name of it
+	ProgramID uint32 `json:"program_id"`
+	Tag       string `json:"tag"`
+	// Link tells whether the hook is held by the agent's link, or attached without one.
+	Link bool `json:"link"`
+	// BackID is the id of a program that the agent has put back there since; 0: ours is there.
+	BackID uint32 `json:"back_id,omitempty"`
 }
 
 // MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays).
@@ -93,21 +106,25 @@ func (dp *Datapath) Status() (Status, error) {
 
 func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
 	hs := HookStatus{Program: h.program, Attach: h.attach.String(), Optional: h.wanted != nil}
-	l, live, err := openLink(dp.opts, h)
-	if err != nil || l == nil {
+	s, err := findSeat(dp.opts, h)
+	if err != nil {
 		return hs, err
 	}
-	defer l.Close()
-	if !live {
+	defer s.Close()
+	if s.taken() {
+		hs.TakenOver = &TakenOver{
+			Program: h.reference, ProgramID: uint32(s.formerly.id), Tag: s.formerly.tag, Link: s.link != nil,
+		}
+	}
+	if s.taken() && !s.ours() {
+		hs.TakenOver.BackID = uint32(s.now.id)
+	}
+	if !s.ours() {
 		return hs, nil
 	}
-	info, err := l.Info()
-	if err != nil {
-		return hs, fmt.Errorf("link of %s: %w", h.program, err)
-	}
 	hs.Attached = true
-	hs.ProgramID = uint32(info.Program)
-	prog, err := ebpf.NewProgramFromID(info.Program)
+	hs.ProgramID = uint32(s.now.id)
+	prog, err := ebpf.NewProgramFromID(s.now.id)
 	if errors.Is(err, unix.EPERM) {
 		return hs, nil
 	}

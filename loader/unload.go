@@ -4,7 +4,9 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -14,8 +16,24 @@ import (
 // Unload detaches the hooks. The maps stay pinned, so that sockets keep what they remember and a
 // later Load goes on with it. Purge removes this datapath's own maps too: what live sockets remember
 // is gone then, and their next answer shows a backend's address. The load balancer's maps stay in
-// either case. With [Options.DryRun] nothing changes. Returns an error wrapping [ErrNotLoaded] or [ErrLocked].
+// either case. With [Options.DryRun] nothing changes.
+//
+// Hooks that were taken over from another agent are for [HandBack]. With [Options.Force] they are
+// detached, too: the agent's links are dead then, and its programs gone.
+//
+// Returns an error wrapping [ErrNotLoaded], [ErrTakenOver] or [ErrLocked].
 func Unload(ctx context.Context, opts Options, purge bool) error {
+	return removing(ctx, opts, func(opts Options) error {
+		taken := func(h hook) bool { return exists(opts.formerPath(h)) }
+		if slices.ContainsFunc(hooks, taken) && !opts.Force {
+			return fmt.Errorf("%s: %w", opts.PinsDir, ErrTakenOver)
+		}
+		return remove(opts, nil, purge)
+	})
+}
+
+// removing calls f with the complete options and the lock of what is to be removed.
+func removing(ctx context.Context, opts Options, f func(Options) error) error {
 	opts, err := opts.WithDefaults()
 	if err != nil {
 		return err
@@ -28,18 +46,46 @@ func Unload(ctx context.Context, opts Options, purge bool) error {
 		return err
 	}
 	defer unlock()
+	return f(opts)
+}
+
+// remove detaches what is not back already, and removes the pins.
+func remove(opts Options, back map[string]bool, purge bool) error {
 	// Writers first, the reverse of attaching: what is written is read to the last.
 	for _, h := range slices.Backward(hooks) {
-		if err := detachHook(opts, h); err != nil {
+		if err := removeHook(opts, h, back[h.program]); err != nil {
 			return err
 		}
 	}
 	if err := opts.removePin(opts.linksDir()); err != nil {
 		return err
 	}
-	if !purge {
-		return nil
+	if purge {
+		if err := removeMaps(opts); err != nil {
+			return err
+		}
 	}
+	// After the maps: as long as it is there, a hand-back that was cut short can go on.
+	if err := removeFormerDir(opts); err != nil || !purge {
+		return err
+	}
+	return opts.removePin(opts.PinsDir)
+}
+
+func removeHook(opts Options, h hook, back bool) error {
+	s, err := findSeat(opts, h)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if back {
+		return opts.unpinSeat(s)
+	}
+	return s.detach(opts)
+}
+
+// removeMaps removes the pins of this datapath's own maps.
+func removeMaps(opts Options) error {
 	spec, err := sock.LoadSock()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
@@ -52,5 +98,24 @@ func Unload(ctx context.Context, opts Options, purge bool) error {
 			return err
 		}
 	}
-	return opts.removePin(opts.PinsDir)
+	return nil
+}
+
+// removeFormerDir removes the directory of the former programs, and what a call that was cut short has
+// left in it.
+func removeFormerDir(opts Options) error {
+	dir := opts.formerDir()
+	left, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range left {
+		if opts.DryRun {
+			break
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return opts.removePin(dir)
 }

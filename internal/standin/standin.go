@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package standin stands in for the reference agent in tests: programs under its names, on its hooks,
+// held by links that are pinned as it pins them or attached without a link.
+package standin
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/revsk/revsk/bpf/sock"
+)
+
+// Agent is a running stand-in. Its programs are by the names that the reference gives them.
+type Agent struct {
+	Programs map[string]*ebpf.Program
+
+	links    []link.Link
+	attached []link.RawDetachProgramOptions
+	closers  []func()
+}
+
+// own maps each of the reference's programs to the one of bpf/sock that does the same.
+var own = map[string]string{
+	"cil_sock4_recvmsg":     sock.SockProgRevskRecvmsg4,
+	"cil_sock6_recvmsg":     sock.SockProgRevskRecvmsg6,
+	"cil_sock4_getpeername": sock.SockProgRevskGetpeername4,
+	"cil_sock6_getpeername": sock.SockProgRevskGetpeername6,
+	"cil_sock_release":      sock.SockProgRevskReleaseBounded,
+	"cil_sock4_connect":     sock.SockProgRevskConnect4,
+	"cil_sock6_connect":     sock.SockProgRevskConnect6,
+	"cil_sock4_sendmsg":     sock.SockProgRevskSendmsg4,
+	"cil_sock6_sendmsg":     sock.SockProgRevskSendmsg6,
+	"cil_sock4_post_bind":   sock.SockProgRevskPostBind4,
+	"cil_sock6_post_bind":   sock.SockProgRevskPostBind6,
+	"cil_sock4_pre_bind":    sock.SockProgRevskBind4,
+	"cil_sock6_pre_bind":    sock.SockProgRevskBind6,
+}
+
+var attachTypes = map[string]ebpf.AttachType{
+	"cil_sock4_recvmsg":     ebpf.AttachCGroupUDP4Recvmsg,
+	"cil_sock6_recvmsg":     ebpf.AttachCGroupUDP6Recvmsg,
+	"cil_sock4_getpeername": ebpf.AttachCgroupInet4GetPeername,
+	"cil_sock6_getpeername": ebpf.AttachCgroupInet6GetPeername,
+	"cil_sock_release":      ebpf.AttachCgroupInetSockRelease,
+	"cil_sock4_connect":     ebpf.AttachCGroupInet4Connect,
+	"cil_sock6_connect":     ebpf.AttachCGroupInet6Connect,
+	"cil_sock4_sendmsg":     ebpf.AttachCGroupUDP4Sendmsg,
+	"cil_sock6_sendmsg":     ebpf.AttachCGroupUDP6Sendmsg,
+	"cil_sock4_post_bind":   ebpf.AttachCGroupInet4PostBind,
+	"cil_sock6_post_bind":   ebpf.AttachCGroupInet6PostBind,
+	"cil_sock4_pre_bind":    ebpf.AttachCGroupInet4Bind,
+	"cil_sock6_pre_bind":    ebpf.AttachCGroupInet6Bind,
+}
+
+// Program makes a program of that name for a hook that lets everything pass. Each uses the maps.
+func Program(name string, attach ebpf.AttachType, maps ...*ebpf.Map) (*ebpf.Program, error) {
+	kind := ebpf.CGroupSockAddr
+	switch attach {
+	case ebpf.AttachCgroupInetSockRelease, ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind:
+		kind = ebpf.CGroupSock
+	}
+	var code asm.Instructions
+	for _, m := range maps {
+		code = append(code, asm.LoadMapPtr(asm.R1, m.FD()))
+	}
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: name, Type: kind, AttachType: attach, License: "GPL",
+		Instructions: append(code, asm.Mov.Imm(asm.R0, 1), asm.Return()),
+	})
+}
+
+// Idle makes an agent with a program on every hook that lets everything pass. Each uses the maps.
+func Idle(maps ...*ebpf.Map) (*Agent, error) {
+	a := &Agent{Programs: make(map[string]*ebpf.Program)}
+	for name, attach := range attachTypes {
+		prog, err := Program(name, attach, maps...)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("loading %s: %w", name, err), a.Close())
+		}
+		a.add(name, prog)
+	}
+	return a, nil
+}
+
+// Hash makes an agent that translates, and remembers in the hash alone, as the reference does. It uses
+// the maps that are pinned in the directory, and pins those that are missing.
+func Hash(mapsDir string) (_ *Agent, err error) {
+	a := &Agent{Programs: make(map[string]*ebpf.Program)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, err
+	}
+	wanted := make(map[string]*ebpf.ProgramSpec)
+	for reference, name := range own {
+		prog := spec.Programs[name]
+		prog.Name = reference
+		// The kernel cuts names off; the whole one is that of the function in the type information.
+		btf.FuncMetadata(&prog.Instructions[0]).Name = reference
+		wanted[name] = prog
+	}
+	spec.Programs = wanted
+	shared, err := a.sharedMaps(spec, mapsDir)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		return nil, fmt.Errorf("loading the stand-in's programs: %w", err)
+	}
+	a.closers = append(a.closers, coll.Close)
+	mode := sock.SockRevskConfigValue{Mode: uint32(sock.SockRevskModeREVSK_MODE_LEGACY)}
+	if err := coll.Maps[sock.SockMapRevskConfig].Put(uint32(0), mode); err != nil {
+		return nil, err
+	}
+	for reference, name := range own {
+		a.add(reference, coll.DetachProgram(name))
+	}
+	return a, nil
+}
+
+// sharedMaps opens, or makes and pins, the maps that belong to the load balancer.
+func (a *Agent) sharedMaps(spec *ebpf.CollectionSpec, dir string) (map[string]*ebpf.Map, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	shared := make(map[string]*ebpf.Map)
+	for name, mapSpec := range spec.Maps {
+		if !strings.HasPrefix(name, "cilium_") {
+			continue
+		}
+		path := filepath.Join(dir, name)
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			if m, err = ebpf.NewMap(mapSpec); err == nil {
+				err = m.Pin(path)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("map %s: %w", path, err)
+		}
+		a.closers = append(a.closers, func() { m.Close() })
+		info, err := m.Info()
+		if err != nil {
+			return nil, err
+		}
+		mapSpec.MaxEntries, mapSpec.Flags = m.MaxEntries(), info.Flags
+		shared[name] = m
+	}
+	return shared, nil
+}
+
+func (a *Agent) add(name string, prog *ebpf.Program) {
+	a.Programs[name] = prog
+	a.closers = append(a.closers, func() { prog.Close() })
+}
+
+// Without leaves out some programs, as an agent of another configuration would.
+func (a *Agent) Without(names ...string) *Agent {
+	for _, name := range names {
+		delete(a.Programs, name)
+	}
+	return a
+}
+
+// Link attaches the programs to the cgroup by links, and pins those in the directory.
+func (a *Agent) Link(cgroup, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	target, err := os.Open(cgroup)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	for name, prog := range a.Programs {
+		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(target.Fd()), Program: prog, Attach: attachTypes[name]})
+		if err != nil {
+			return fmt.Errorf("linking %s: %w", name, err)
+		}
+		a.links = append(a.links, l)
+		if err := l.Pin(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Update puts the programs into the links that are pinned in the directory, as the reference does when
+// it starts again.
+func (a *Agent) Update(dir string) error {
+	for name, prog := range a.Programs {
+		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
+		if err != nil {
+			return err
+		}
+		a.links = append(a.links, l)
+		if err := l.Update(prog); err != nil {
+			return fmt.Errorf("updating the link of %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Attach attaches the programs to the cgroup without links.
+func (a *Agent) Attach(cgroup string, flags uint32) error {
+	target, err := os.Open(cgroup)
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, func() { target.Close() })
+	for name, prog := range a.Programs {
+		err := link.RawAttachProgram(link.RawAttachProgramOptions{
+			Target: int(target.Fd()), Program: prog, Attach: attachTypes[name], Flags: flags,
+		})
+		if err != nil {
+			return fmt.Errorf("attaching %s: %w", name, err)
+		}
+		a.attached = append(a.attached, link.RawDetachProgramOptions{
+			Target: int(target.Fd()), Program: prog, Attach: attachTypes[name],
+		})
+	}
+	return nil
+}
+
+// Close detaches what is left of the agent on the cgroup. It leaves the pins. It may be called twice.
+func (a *Agent) Close() error {
+	var errs []error
+	for _, l := range a.links {
+		errs = append(errs, l.Detach(), l.Close())
+	}
+	for _, d := range a.attached {
+		if err := link.RawDetachProgram(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	for _, f := range a.closers {
+		f()
+	}
+	a.links, a.attached, a.closers = nil, nil, nil
+	return errors.Join(errs...)
+}

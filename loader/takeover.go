@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
+
+// findSeats finds, before anything is changed, where each wanted hook's program is to go: into the seat
+// that it has, into another agent's if [Options.TakeoverLinks] asks for it, or into a new link.
+func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
+	found := false
+	for _, h := range hooks {
+		s, err := dp.chooseSeat(h)
+		if err != nil {
+			return nil, err
+		}
+		undo.hold(s)
+		found = found || s.foreign || s.taken()
+		switch {
+		case h.isWanted(dp.opts.Features):
+			seats = append(seats, s)
+		case s.foreign:
+			dp.opts.changed(ActionLeave, h.reference)
+		}
+	}
+	if dp.opts.TakeoverLinks != "" && !found {
+		return nil, fmt.Errorf("%w: no link in %s, no program on %s", ErrNothingToTakeOver, dp.opts.TakeoverLinks, dp.opts.Cgroup)
+	}
+	return seats, nil
+}
+
+func (dp *Datapath) chooseSeat(h hook) (*seat, error) {
+	s, err := findSeat(dp.opts, h)
+	if err != nil {
+		return nil, err
+	}
+	if !s.live() && dp.opts.TakeoverLinks != "" {
+		foreign, err := findForeign(dp.opts, h)
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
+		if foreign.live() {
+			// Kept already by a call that was cut short, or by one for a seat that is gone.
+			foreign.former, foreign.formerly, s.former = s.former, s.formerly, nil
+			s.Close()
+			s = foreign
+		}
+	}
+	if h.isWanted(dp.opts.Features) {
+		err = dp.checkSeat(s)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// findForeign finds the seat of the reference's program on a hook: the link that is pinned in the
+// directory, or else an attachment without a link. It is not live if there is none.
+func findForeign(opts Options, h hook) (_ *seat, err error) {
+	s := &seat{hook: h, foreign: true}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	path := filepath.Join(opts.TakeoverLinks, h.reference)
+	l, live, err := openLink(opts, h, path)
+	if err != nil {
+		return nil, err
+	}
+	if !live {
+		if l != nil {
+			l.Close()
+		}
+		return s, s.findAttachment(opts, h.isReference)
+	}
+	s.link = l
+	if err := s.readLink(); err != nil {
+		return nil, err
+	}
+	if !h.isReference(s.now) {
+		return nil, fmt.Errorf("%s: %w: it holds %v", path, ErrForeignProgram, s.now)
+	}
+	return s, nil
+}
+
+// checkSeat makes sure that our program may go to a seat, and that no program of the reference runs
+// beside it.
+func (dp *Datapath) checkSeat(s *seat) error {
+	if s.takenBack() && !s.foreign {
+		if dp.opts.TakeoverLinks == "" {
+			return fmt.Errorf("%s: %w: %v", s.program, ErrTakenBack, s.now)
+		}
+		if !s.isReference(s.now) {
+			return fmt.Errorf("%s: %w: %v", s.program, ErrForeignProgram, s.now)
+		}
+	}
+	if s.live() && !s.taken() && !s.foreign && dp.opts.TakeoverLinks == "" {
+		return nil // our own, and running
+	}
+	beside, err := referenceBeside(dp.opts, s)
+	if err != nil {
+		return err
+	}
+	if beside.id != 0 {
+		return fmt.Errorf("%s of %s: %w: %v would run beside it", s.program, dp.opts.Cgroup, ErrForeignProgram, beside)
+	}
+	if s.foreign || s.takenBack() {
+		return dp.checkSharesHash(s.now.id)
+	}
+	return nil
+}
+
+// referenceBeside returns a program of the reference's that is on the hook besides the one in the seat.
+// Both would run: each would see the addresses that the other has translated.
+func referenceBeside(opts Options, s *seat) (occupant, error) {
+	found, err := queryOwn(opts, s.hook)
+	if err != nil {
+		return occupant{}, err
+	}
+	for _, id := range found.programs {
+		if id == s.now.id {
+			continue
+		}
+		o, err := describeProgram(id)
+		if err != nil {
+			return occupant{}, err
+		}
+		if s.isReference(o) {
+			return o, nil
+		}
+	}
+	return occupant{}, nil
+}
+
+// checkSharesHash makes sure that another agent's program keeps what sockets remember in the very maps
+// that this datapath reads and writes. Returns an error wrapping [ErrForeignProgram].
+func (dp *Datapath) checkSharesHash(id ebpf.ProgramID) error {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return describe(fmt.Errorf("opening program %d: %w", id, err))
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return fmt.Errorf("reading about program %d: %w", id, err)
+	}
+	used, _ := info.MapIDs()
+	for _, name := range []string{mapReverse4, mapReverse6} {
+		ours := dp.maps[name]
+		if ours == nil {
+			continue
+		}
+		oursInfo, err := ours.Info()
+		if err != nil {
+			return fmt.Errorf("reading about %s: %w", name, err)
+		}
+		ourID, _ := oursInfo.ID()
+		for _, mapID := range used {
+			same, err := looksLike(mapID, ours)
+			if err != nil {
+				return err
+			}
+			if same && mapID != ourID {
+				return fmt.Errorf("%w: %s (program %d) uses another map than %s",
+					ErrForeignProgram, info.Name, id, dp.opts.pinPath(name))
+			}
+		}
+	}
+	return nil
+}
+
+// looksLike tells whether a map has the type and sizes of another, which tells the hash of a family
+// from all other maps of the reference.
+func looksLike(id ebpf.MapID, other *ebpf.Map) (bool, error) {
+	m, err := ebpf.NewMapFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, describe(fmt.Errorf("opening map %d: %w", id, err))
+	}
+	defer m.Close()
+	return m.Type() == other.Type() && m.KeySize() == other.KeySize() && m.ValueSize() == other.ValueSize(), nil
+}
+
+// prepareTakeover does what has to be done before the first program is attached: the mode becomes one
+// that reads what the other agent's writers write, and what is needed to hand back is pinned.
+func (dp *Datapath) prepareTakeover(seats []*seat, fresh bool, undo *undoer) error {
+	takeover := slices.ContainsFunc(seats, func(s *seat) bool { return s.live() && !s.ours() })
+	if takeover {
+		if err := makeDir(dp.opts, dp.opts.formerDir(), undo); err != nil {
+			return err
+		}
+	}
+	if fresh {
+		if err := dp.setFirstMode(takeover); err != nil {
+			return err
+		}
+		// A load that is killed before leaves no mode, and the next one decides anew.
+		if err := pinMap(dp.opts, dp.maps[mapConfig], mapConfig, undo); err != nil {
+			return err
+		}
+	} else if takeover {
+		first := !slices.ContainsFunc(seats, (*seat).taken)
+		if err := dp.leaveStorage(first, undo); err != nil {
+			return err
+		}
+	}
+	for _, s := range seats {
+		if !s.foreign && !s.takenBack() {
+			continue
+		}
+		if err := keep(dp.opts, s, undo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaveStorage switches a datapath that has been there before to mode dual, unless its mode has the hash.
+func (dp *Datapath) leaveStorage(first bool, undo *undoer) error {
+	if first && !dp.opts.DryRun {
+		if err := dp.noteGap(undo); err != nil {
+			return err
+		}
+	}
+	mode, err := dp.Mode()
+	if err != nil || mode != ModeStorage {
+		return err
+	}
+	if err := dp.opts.step("leave mode storage"); err != nil {
+		return err
+	}
+	if err := dp.restoreMode(undo); err != nil {
+		return err
+	}
+	return dp.writeMode(ModeDual)
+}
