@@ -14,13 +14,43 @@ type changes []loader.Change
 
 func (c *changes) add(change loader.Change) { *c = append(*c, change) }
 
-func (c changes) has(action string) bool {
+func (c changes) has(action string) bool { return len(c.objects(action)) > 0 }
+
+// objects are those of one action.
+func (c changes) objects(action string) []string {
+	var objects []string
 	for _, change := range c {
 		if change.Action == action {
-			return true
+			objects = append(objects, change.Object)
 		}
 	}
-	return false
+	return objects
+}
+
+// print prints the changes where they are all that is to be printed. Else it returns false.
+func (c changes) print(env *env, dryRun bool) (bool, error) {
+	switch {
+	case env.json():
+		return true, env.printJSON(c.document(dryRun, nil))
+	case dryRun:
+		return true, c.printPlan(env)
+	}
+	return env.quiet, nil
+}
+
+// partly is an error of a call that keeps what it has done before it fails.
+func (c changes) partly(err error) error {
+	if len(c) > 0 {
+		return exitError{exitPartly, err}
+	}
+	return err
+}
+
+// printLeft says which programs of another agent were left alone.
+func (c changes) printLeft(env *env) {
+	if left := c.objects(loader.ActionLeave); len(left) > 0 {
+		fmt.Fprintf(env.Stderr, "left alone: %s\n", strings.Join(left, ", "))
+	}
 }
 
 // printPlan says what a dry run would have done.

@@ -58,6 +58,11 @@ var advice = []struct {
 	{loader.ErrNoCgroup2, exitFailed, "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup"},
 	{loader.ErrForeignLink, exitFailed, "name the cgroup that it is attached to with --cgroup, or other pins with --pins, or remove the pin if nothing uses it"},
 	{loader.ErrExclusive, exitFailed, "find it with bpftool cgroup tree, and detach it or use another --cgroup"},
+	{loader.ErrTakenBack, exitFailed, "use --takeover-links to take it over once more, or revsk unload --hand-back"},
+	{loader.ErrForeignProgram, exitFailed, "use --takeover-links with the directory of its links to take over from it, after revsk unload if both run"},
+	{loader.ErrNothingToTakeOver, exitFailed, "load without --takeover-links, or name the directory where the other agent pins its links"},
+	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
+	{loader.ErrNotTakenOver, exitFailed, "use revsk unload without --hand-back"},
 	{loader.ErrUnsafeMode, exitFailed, "stay in mode dual until those sockets are closed, or use --force and let them forget it"},
 
 	{lbmap.ErrNoMap, exitFailed, "run revsk load, which creates the maps, or name their directory with --maps"},

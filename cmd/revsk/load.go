@@ -16,7 +16,7 @@ import (
 
 func newLoadCommand(env *env) *cobra.Command {
 	var (
-		mode            string
+		mode, takeover  string
 		force, dryRun   bool
 		legacy, further uint32
 		wait            time.Duration
@@ -33,13 +33,22 @@ is harmless. If anything fails, everything is as it was before.
 Without --mode a running datapath keeps its mode. A first load chooses storage,
 or dual where the legacy maps have entries.
 
+Where another agent (Cilium) runs on the cgroup, load refuses to run beside it.
+With --takeover-links its programs are replaced by revsk's, each in one atomic
+step: those in the links that it has pinned in that directory, and those that it
+has attached without a link. They are kept, and revsk unload --hand-back puts
+them back. The mode is dual then, unless --mode says otherwise. Later loads find
+the hooks again, with or without the flag; the flag is needed once more if the
+agent has started anew and taken its hooks back.
+
 Sizes count only for maps that do not exist yet. Features are those of this
 call: a later load without their flags is back at the defaults. One that is on by
 default is turned off by --NAME=false.`,
 		Example: `  revsk load
   revsk load --dry-run                        # check everything, change nothing
   revsk load --mode dual                      # keep the legacy maps up to date too
-  revsk load --cgroup /sys/fs/cgroup/test --nodeport=false`,
+  revsk load --cgroup /sys/fs/cgroup/test --nodeport=false
+  revsk load --takeover-links /sys/fs/bpf/cilium/socketlb/links/cgroup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := env.options()
@@ -51,6 +60,7 @@ default is turned off by --NAME=false.`,
 			}
 			opts.Force = force
 			opts.DryRun = dryRun
+			opts.TakeoverLinks = takeover
 			opts.LegacyMaxEntries = legacy
 			opts.OverflowMaxEntries = further
 			opts.Features = &features
@@ -63,6 +73,7 @@ default is turned off by --NAME=false.`,
 	addForceFlag(flags, &force)
 	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
+	flags.StringVar(&takeover, "takeover-links", "", "take over from another agent, whose links are pinned in this `directory`")
 	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
 	flags.Uint32Var(&further, "overflow-entries", 0, "`number` of tuples that all sockets together can have beyond their slots (default 65536)")
 	addFeatureFlags(flags, &features)
@@ -98,6 +109,7 @@ func runLoad(ctx context.Context, env *env, opts loader.Options, wait time.Durat
 	case env.quiet:
 		return nil
 	}
+	done.printLeft(env)
 	return status.print(env.Stdout)
 }
 

@@ -76,7 +76,7 @@ func newPlace(t *testing.T) place {
 	require.NoError(t, os.Mkdir(p.dir, 0o700))
 	t.Cleanup(func() {
 		if _, err := os.Stat(p.pins()); err == nil {
-			p.run("unload").ok()
+			require.Equal(t, 0, p.run("unload", "--force", "--quiet").code)
 		}
 		require.NoError(t, os.RemoveAll(p.dir))
 	})
@@ -203,6 +203,13 @@ func pinned(t *testing.T, path string) string {
 		info, err := l.Info()
 		require.NoError(t, err)
 		return fmt.Sprintf("link %d to program %d", info.ID, info.Program)
+	}
+	if prog, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
+		defer prog.Close()
+		info, err := prog.Info()
+		require.NoError(t, err)
+		id, _ := info.ID()
+		return fmt.Sprintf("program %d", id)
 	}
 	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: false})
 	require.NoError(t, err)

@@ -91,18 +91,15 @@ func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.
 		return err
 	}
 	err = waitForLock(ctx, wait, func() error { return dp.SetMode(ctx, mode, force) })
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case env.json():
-		return env.printJSON(done.document(opts.DryRun, nil))
-	case opts.DryRun:
-		return done.printPlan(env)
-	case env.quiet:
-		return nil
-	case len(done) == 0:
+	}
+	if printed, err := done.print(env, opts.DryRun); printed {
+		return err
+	}
+	if len(done) == 0 {
 		_, err = fmt.Fprintf(env.Stdout, "mode is %v already\n", mode)
-	default:
+	} else {
 		_, err = fmt.Fprintf(env.Stdout, "switched from mode %v to %v\n", before, mode)
 	}
 	return err

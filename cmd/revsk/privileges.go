@@ -46,11 +46,11 @@ type need struct {
 var privileges = map[string][]need{
 	"revsk load": {
 		{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
-		{[]capability{capAdmin, capResource}, "to replace what runs"},
+		{[]capability{capAdmin, capResource}, "to replace what runs, or to take it over"},
 	},
 	"revsk unload": {
 		{[]capability{capOldBPF}, ""},
-		{[]capability{capAdmin}, "with --purge"},
+		{[]capability{capAdmin}, "with --purge or --hand-back"},
 	},
 	"revsk status": {{[]capability{capAdmin}, ""}},
 	"revsk mode": {

@@ -119,10 +119,10 @@ func TestSmallestCapabilities(t *testing.T) {
 	const add = "service add 192.0.2.9:80/tcp --no-backend"
 	const delete = "service delete 192.0.2.8:80/tcp"
 	lines := map[string]string{
-		"revsk load for a first load":         "load --legacy-entries 1000 --overflow-entries 1000",
-		"revsk load to replace what runs":     "load",
-		"revsk unload":                        "unload",
-		"revsk unload with --purge":           "unload --purge --quiet",
+		"revsk load for a first load":                         "load --legacy-entries 1000 --overflow-entries 1000",
+		"revsk load to replace what runs, or to take it over": "load",
+		"revsk unload": "unload",
+		"revsk unload with --purge or --hand-back": "unload --purge --quiet",
 		"revsk status":                        "status",
 		"revsk mode to show it":               "mode",
 		"revsk mode to switch it":             "mode dual",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,7 +25,10 @@ func newStatusCommand(env *env) *cobra.Command {
 and the counters since the first load. At any moment "stored" is the sum of
 "released", the three "dropped", and the tuples that live sockets hold.
 
-A hook that only a feature needs is "off" where that feature is.
+A hook that only a feature needs is "off" where that feature is. One that was
+taken over from another agent shows what the agent had there, which is what
+revsk unload --hand-back puts back, and whether the agent has put a program of its
+own there since.
 
 Exits with 0 if every hook is attached that is needed, with 3 if some are
 missing, and with 1 if none is attached.`,
@@ -84,15 +88,20 @@ func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error
 
 func (s statusDocument) err() error {
 	attached := 0
-	var missing []string
+	var missing, back []string
 	for _, h := range s.Hooks {
 		if h.Attached {
 			attached++
+		} else if takenBack(h) {
+			back = append(back, hookName(h))
 		} else if !h.Optional {
 			missing = append(missing, hookName(h))
 		}
 	}
 	switch {
+	case len(back) > 0:
+		return exitError{exitPartly, fmt.Errorf("taken back by another agent: %s: run revsk load --takeover-links, or revsk unload --hand-back",
+			strings.Join(back, ", "))}
 	case attached == 0:
 		return exitError{exitFailed, errors.New("no hook is attached: run revsk load")}
 	case len(missing) > 0:
@@ -102,26 +111,19 @@ func (s statusDocument) err() error {
 }
 
 func (s statusDocument) print(w io.Writer) error {
-	var head, hooks, maps, counters table
-	head.row("mode", s.Mode)
-	head.row("cgroup", s.Cgroup)
-	head.row("kernel", s.Kernel)
-	head.row("tuples on live sockets", s.LiveTuples)
+	var general, hooks, maps, counters table
+	general.row("mode", s.Mode)
+	general.row("cgroup", s.Cgroup)
+	general.row("kernel", s.Kernel)
+	general.row("tuples on live sockets", s.LiveTuples)
 
-	hooks.row("HOOK", "PROGRAM ID", "TAG", "LOADED")
+	head := []any{"HOOK", "PROGRAM ID", "TAG", "LOADED"}
+	if slices.ContainsFunc(s.Hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil }) {
+		head = append(head, "TAKEN OVER FROM")
+	}
+	hooks.row(head...)
 	for _, h := range s.Hooks {
-		if !h.Attached && h.Optional {
-			hooks.row(hookName(h), "off")
-			continue
-		} else if !h.Attached {
-			hooks.row(hookName(h), "missing")
-			continue
-		}
-		loaded := ""
-		if !h.LoadedAt.IsZero() {
-			loaded = h.LoadedAt.Local().Format(time.DateTime)
-		}
-		hooks.row(hookName(h), h.ProgramID, h.Tag, loaded)
+		hooks.row(hookRow(h)...)
 	}
 
 	maps.row("MAP", "TYPE", "ENTRIES", "SIZE", "PIN")
@@ -143,7 +145,7 @@ func (s statusDocument) print(w io.Writer) error {
 		counters.row(strings.ReplaceAll(name, "_", " "), value.Uint())
 	}
 
-	for i, t := range []table{head, hooks, maps, counters} {
+	for i, t := range []table{general, hooks, maps, counters} {
 		if i > 0 {
 			if _, err := fmt.Fprintln(w); err != nil {
 				return err
@@ -155,6 +157,33 @@ func (s statusDocument) print(w io.Writer) error {
 	}
 	return nil
 }
+
+// hookRow is a row of the table of hooks.
+func hookRow(h loader.HookStatus) []any {
+	row := []any{hookName(h)}
+	switch {
+	case h.Attached && h.LoadedAt.IsZero():
+		row = append(row, h.ProgramID, h.Tag, "")
+	case h.Attached:
+		row = append(row, h.ProgramID, h.Tag, h.LoadedAt.Local().Format(time.DateTime))
+	case takenBack(h):
+		row = append(row, fmt.Sprintf("%d, not ours", h.TakenOver.BackID), "", "")
+	case h.Optional:
+		return append(row, "off")
+	default:
+		return append(row, "missing")
+	}
+	if h.TakenOver == nil {
+		return row
+	}
+	held := "link"
+	if !h.TakenOver.Link {
+		held = "no link"
+	}
+	return append(row, fmt.Sprintf("%s (%d, %s)", h.TakenOver.Program, h.TakenOver.ProgramID, held))
+}
+
+func takenBack(h loader.HookStatus) bool { return h.TakenOver != nil && h.TakenOver.BackID != 0 }
 
 func hookName(h loader.HookStatus) string { return strings.TrimPrefix(h.Program, "revsk_") }
 

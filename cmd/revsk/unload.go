@@ -14,7 +14,7 @@ import (
 )
 
 func newUnloadCommand(env *env) *cobra.Command {
-	var purge, dryRun bool
+	var purge, handBack, force, dryRun bool
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "unload",
@@ -26,10 +26,18 @@ load.
 The maps stay pinned, so that sockets keep what they remember and the next load
 goes on with it. With --purge revsk's own maps go too: every live socket forgets
 its service address for good, and shows its backend's from then on. --purge is
-not asked about again. The service, backend and legacy maps stay in either case.`,
+not asked about again. The service, backend and legacy maps stay in either case.
+
+Hooks that were taken over from another agent (load --takeover-links) are not
+detached, but given back with --hand-back: the programs that the agent had there
+are put back in place, each in one atomic step, and revsk's own maps and pins are
+removed. Those programs know the legacy maps only. So --hand-back is refused
+where those maps lack what live sockets remember: after mode storage, until a
+rollback. A hook on which the agent has put a new program since is left alone.`,
 		Example: `  revsk unload
   revsk unload --purge --dry-run     # how many sockets would forget?
-  revsk unload --purge`,
+  revsk unload --purge
+  revsk unload --hand-back`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := env.options()
@@ -37,10 +45,17 @@ not asked about again. The service, backend and legacy maps stay in either case.
 				return err
 			}
 			opts.DryRun = dryRun
+			opts.Force = force
+			if handBack {
+				return runHandBack(cmd.Context(), env, opts, wait)
+			}
 			return runUnload(cmd.Context(), env, opts, purge, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets forget their service address")
+	cmd.Flags().BoolVar(&handBack, "hand-back", false, "put the programs back that load --takeover-links has replaced")
+	cmd.Flags().BoolVar(&force, "force", false, "hand back even if live sockets forget by it; without --hand-back: detach what was taken over, too")
+	cmd.MarkFlagsMutuallyExclusive("purge", "hand-back")
 	addDryRunFlag(cmd.Flags(), &dryRun)
 	addWaitFlag(cmd.Flags(), &wait)
 	return cmd
@@ -58,10 +73,7 @@ func runUnload(ctx context.Context, env *env, opts loader.Options, purge bool, w
 	opts.OnChange = done.add
 	err := waitForLock(ctx, wait, func() error { return loader.Unload(ctx, opts, purge) })
 	if err != nil {
-		if len(done) > 0 {
-			return exitError{exitPartly, err}
-		}
-		return err
+		return done.partly(err)
 	}
 	if live > 0 && !env.quiet {
 		does := "forgot"
@@ -71,13 +83,11 @@ func runUnload(ctx context.Context, env *env, opts loader.Options, purge bool, w
 		fmt.Fprintf(env.Stderr, "live sockets %s %s: they show those of backends from now on\n",
 			does, count(live, "service address", "service addresses"))
 	}
+	if printed, err := done.print(env, opts.DryRun); printed {
+		return err
+	}
+	done.printLeft(env)
 	switch {
-	case env.json():
-		return env.printJSON(done.document(opts.DryRun, nil))
-	case opts.DryRun:
-		return done.printPlan(env)
-	case env.quiet:
-		return nil
 	case purge:
 		_, err = fmt.Fprintf(env.Stdout, "detached from %s, maps removed from %s\n", opts.Cgroup, opts.PinsDir)
 	case !done.has(loader.ActionDetach):

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/standin"
+	"github.com/revsk/revsk/loader"
+)
+
+// otherAgent starts another agent, which goes when the test ends, and returns the directory of its links.
+func otherAgent(t *testing.T, p place) (a *standin.Agent, links string) {
+	t.Helper()
+	a, err := standin.Idle()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, a.Close()) })
+	links = filepath.Join(p.dir, "cilium", "socketlb", "links", "cgroup")
+	require.NoError(t, a.Link(sandbox.Cgroup(), links))
+	return a, links
+}
+
+const leftAlone = "left alone: cil_sock4_pre_bind, cil_sock6_pre_bind\n"
+
+func TestTakeoverAndHandBack(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	before := state(t, p)
+
+	for _, line := range []string{"load", "load --dry-run"} {
+		require.Regexp(t, `^revsk: revsk_recvmsg4 of .*: another agent's program is attached: cil_sock4_recvm \(program \d+\) would run beside it: `+
+			"use --takeover-links with the directory of its links to take over from it, after revsk unload if both run$",
+			p.load(strings.Fields(line)[1:]...).fails(exitFailed))
+		require.Equal(t, before, state(t, p))
+	}
+
+	var plan, done changesDocument
+	p.load("--takeover-links", links, "--dry-run", "-o", "json").ok().json(&plan)
+	golden(t, "takeover-dry-run.txt", stable(p, p.load("--takeover-links", links, "--dry-run").ok().stdout))
+	require.Equal(t, before, state(t, p))
+
+	p.load("--takeover-links", links, "-o", "json").ok().json(&done)
+	require.Equal(t, plan.Changes, done.Changes)
+	golden(t, "takeover-status.txt", stable(p, p.run("status").ok().stdout))
+
+	r := p.load("--takeover-links", links)
+	require.Equal(t, 0, r.code)
+	require.Equal(t, leftAlone, r.stderr)
+	require.Empty(t, p.load("--takeover-links", links, "--quiet").ok().stdout)
+
+	taken := state(t, p)
+	require.Equal(t, "revsk: "+p.pins()+": hooks were taken over from another agent: "+
+		"use --hand-back to give them back, or --force to detach them", p.run("unload").fails(exitFailed))
+	p.run("unload", "--hand-back", "--dry-run", "-o", "json").ok().json(&plan)
+	golden(t, "hand-back-dry-run.txt", stable(p, p.run("unload", "--hand-back", "--dry-run").ok().stdout))
+	require.Equal(t, taken, state(t, p))
+
+	p.run("unload", "--hand-back", "-o", "json").ok().json(&done)
+	require.Equal(t, plan.Changes, done.Changes)
+	after := state(t, p)
+	for name, what := range before {
+		require.Equal(t, what, after[name], name)
+	}
+	require.NoDirExists(t, p.pins())
+}
+
+func TestHandBackSaysWhatItDid(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	p.load("--takeover-links", links, "--quiet").ok()
+	require.Equal(t, "handed back 11 hooks of "+sandbox.Cgroup()+", removed "+p.pins()+"\n", p.run("unload", "--hand-back").ok().stdout)
+
+	p.load("--takeover-links", links, "--quiet").ok()
+	require.Empty(t, p.run("unload", "--hand-back", "--quiet").ok().stdout)
+}
+
+func TestHandBackOfNothingIsSaid(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	require.Equal(t, "revsk: "+p.pins()+": nothing was taken over: use revsk unload without --hand-back",
+		p.run("unload", "--hand-back").fails(exitFailed))
+	require.Equal(t, exitUsage, p.run("unload", "--hand-back", "--purge").code)
+}
+
+func TestNothingToTakeOverIsSaid(t *testing.T) {
+	p := newPlace(t)
+	before := state(t, p)
+	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+		require.Equal(t, "revsk: nothing to take over: no link in /nowhere, no program on "+sandbox.Cgroup()+": "+
+			"load without --takeover-links, or name the directory where the other agent pins its links",
+			p.load("--takeover-links", "/nowhere", dryRun).fails(exitFailed))
+	}
+	require.Equal(t, before, state(t, p))
+}
+
+func TestHooksTakenBackAreSaid(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	p.load("--takeover-links", links, "--quiet").ok()
+	again, err := standin.Idle()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, again.Close()) })
+	require.NoError(t, again.Without("cil_sock_release", "cil_sock4_connect").Update(links))
+
+	r := p.run("status")
+	require.Regexp(t, "^revsk: taken back by another agent: recvmsg4, .*, post_bind6: "+
+		"run revsk load --takeover-links, or revsk unload --hand-back$", r.fails(exitPartly))
+	require.Regexp(t, `(?m)^recvmsg4 +\d+, not ours +- +- +cil_sock4_recvmsg \(\d+, link\)$`, r.stdout)
+	require.Regexp(t, `(?m)^release +\d+ +[0-9a-f]{16} .* cil_sock_release \(\d+, link\)$`, r.stdout)
+	require.Regexp(t, `: hook was taken back by another agent: cil_sock4_recvm \(program \d+\): `+
+		"use --takeover-links to take it over once more, or revsk unload --hand-back$", p.load().fails(exitFailed))
+
+	r = p.run("unload", "--hand-back")
+	require.Equal(t, 0, r.code)
+	require.Equal(t, "handed back 2 hooks of "+sandbox.Cgroup()+", removed "+p.pins()+"\n", r.stdout)
+	require.Regexp(t, "^left alone: cil_sock6_post_bind, .*, cil_sock4_recvmsg\n$", r.stderr)
+}
+
+// What sockets have got in mode storage, the programs that come back do not know.
+func TestHandBackThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	p.load("--takeover-links", links, "--mode", "storage", "--quiet").ok()
+	connectUDP(t, p)
+	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
+		p.run("mode", mode.String()).ok()
+		for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+			require.Regexp(t, "mode would forget live sockets: 1 tuples are on sockets only: ",
+				p.run("unload", "--hand-back", dryRun).fails(exitFailed))
+		}
+	}
+	p.run("unload", "--hand-back", "--force").ok()
+}
