@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/standin"
+	"github.com/revsk/revsk/loader"
+)
+
+// Applications ask for the peer of their sockets and receive datagrams without pause while the datapath
+// takes over from another agent, loses its hooks to it, takes them over once more, and hands them back.
+// They never see a backend's address.
+func TestTakeoverWithoutGap(t *testing.T) {
+	const agentLinks = "/sys/fs/bpf/agent/links"
+	for _, test := range []struct {
+		name    string
+		anchor  func(*standin.Agent) error
+		restart func(*standin.Agent) error // puts the agent's programs back; nil: it cannot
+	}{
+		{
+			"links",
+			func(a *standin.Agent) error { return a.Link(sandbox.Cgroup(), agentLinks) },
+			func(a *standin.Agent) error { return a.Update(agentLinks) },
+		},
+		{
+			"attached beside others",
+			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_MULTI) },
+			nil,
+		},
+		{
+			"attached alone",
+			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
+			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			require.NoError(t, loader.Unload(context.Background(), options(), false))
+			t.Cleanup(func() { reload(t, options()) })
+			full, err := options().WithDefaults()
+			require.NoError(t, err)
+			agent, err := standin.Hash(full.MapsDir)
+			require.NoError(t, err)
+			t.Cleanup(func() {
+				require.NoError(t, agent.Close())
+				require.NoError(t, os.RemoveAll("/sys/fs/bpf/agent"))
+			})
+			require.NoError(t, test.anchor(agent))
+
+			opts := options()
+			opts.PinsDir = "/sys/fs/bpf/takeover"
+			opts.TakeoverLinks = agentLinks
+			takenOver := func() {
+				dp, err := loader.Load(context.Background(), opts)
+				require.NoError(t, err)
+				defer dp.Close()
+				status, err := dp.Status()
+				require.NoError(t, err)
+				require.True(t, status.Complete())
+				require.Equal(t, loader.ModeDual, status.Mode)
+			}
+			gapless(t, func() {
+				takenOver()
+				if test.restart != nil {
+					require.NoError(t, test.restart(agent))
+					takenOver()
+				}
+				require.NoError(t, loader.HandBack(context.Background(), opts))
+			})
+		})
+	}
+}
+
+// gapless repeats the cycle until applications have got enough answers, every one of them translated.
+func gapless(t *testing.T, cycle func()) {
+	const applications = 2
+	leastAnswers, leastCycles := int64(scaled(200000)), scaled(3)
+	var count answers
+	var lives []func() error
+	for s := range everyKind(t, loader.ModeLegacy) {
+		s.mayLeak = true // the other agent's hooks leave entries behind
+		a := s.service()
+		lives = append(lives, func() error { return s.askAsConnected(a, &count) })
+		if s.datagram() {
+			lives = append(lives, func() error { return s.askAsSender(a, &count) })
+		}
+	}
+	var enough atomic.Bool
+	var wg sync.WaitGroup
+	for first := range applications {
+		wg.Go(func() {
+			for i := first; !enough.Load(); i++ {
+				if err := lives[i%len(lives)](); err != nil {
+					count.wrong.Add(1)
+					t.Log(err)
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer enough.Store(true)
+	cycles := 0
+	for cycles < leastCycles || count.peers.Load()+count.sources.Load() < leastAnswers {
+		cycle()
+		cycles++
+	}
+	enough.Store(true)
+	wg.Wait()
+	t.Logf("%d cycles beside %d answers of getpeername and %d of recvfrom on %d sockets, %d of them wrong",
+		cycles, count.peers.Load(), count.sources.Load(), count.sockets.Load(), count.wrong.Load())
+	assert.Zero(t, count.wrong.Load(), "answers that were not translated")
+}
+
+// answers counts what applications got.
+type answers struct {
+	sockets, peers, sources, wrong atomic.Int64
+}
+
+// lifetime is how often a socket asks before it makes way for another: some are older than a change of
+// hooks, some younger.
+const lifetime = 400
+
+// askAsConnected is the life of a socket that connects to a service.
+func (s *scene) askAsConnected(a *service, count *answers) error {
+	x, err := newSocket(s.family, s.protocol)
+	if err != nil {
+		return err
+	}
+	defer x.close()
+	count.sockets.Add(1)
+	if err := x.tryConnect(a.front); err != nil {
+		return err
+	}
+	if !s.datagram() {
+		// As connectOnce does.
+		if err := unix.SetsockoptLinger(x.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			return err
+		}
+	}
+	for i := range lifetime {
+		if err := x.shows(a); err != nil {
+			return err
+		}
+		count.peers.Add(1)
+		if !s.datagram() || i%4 != 0 {
+			continue
+		}
+		if err := x.trySend("question"); err != nil {
+			return err
+		}
+		if err := x.hears(a); err != nil {
+			return err
+		}
+		count.sources.Add(1)
+	}
+	return nil
+}
+
+// askAsSender is the life of a socket that sends to a service without connecting to it.
+func (s *scene) askAsSender(a *service, count *answers) error {
+	x, err := newSocket(s.family, s.protocol)
+	if err != nil {
+		return err
+	}
+	defer x.close()
+	count.sockets.Add(1)
+	for range lifetime / 4 {
+		if err := x.trySendTo(a.front, "question"); err != nil {
+			return err
+		}
+		if err := x.hears(a); err != nil {
+			return err
+		}
+		count.sources.Add(1)
+	}
+	return nil
+}
+
+// hears receives, and checks the source.
+func (x *socket) hears(a *service) error {
+	_, from, err := x.tryReceive(0)
+	if err != nil {
+		return err
+	}
+	if from != a.front {
+		return fmt.Errorf("received from %v, sent to %v", from, a.front)
+	}
+	return nil
+}
