@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"sync"
@@ -47,6 +48,19 @@ var haveDestroy = sync.OnceValue(func() bool {
 	at, err = x.address(name)
 	return err == nil && destroySocket(ipv4, unix.IPPROTO_UDP, at, netip.AddrPortFrom(ipv4.any(), 0), anyCookie) == nil
 })
+
+// haveUDPLite tells whether the kernel has UDP-Lite. It was removed from Linux 7.1.
+func haveUDPLite(t *testing.T) bool {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDPLITE)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		t.Log("this kernel has no UDP-Lite")
+		return false
+	}
+	require.NoError(t, err)
+	require.NoError(t, unix.Close(fd))
+	return true
+}
 
 // uptime is CLOCK_BOOTTIME.
 func uptime(t *testing.T) time.Duration {

@@ -3,7 +3,6 @@
 package kernel
 
 import (
-	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -14,13 +13,9 @@ import (
 // UDP-Lite shares the sendmsg, recvmsg, getpeername and sock_release hooks of UDP. Its connect has no
 // hook on any kernel, so a connected socket is connected to the service's own address.
 func TestUDPLite(t *testing.T) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDPLITE)
-	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		t.Log("this kernel was built without UDP-Lite, or is one that has removed it (7.1)")
+	if !haveUDPLite(t) {
 		return
 	}
-	require.NoError(t, err)
-	require.NoError(t, unix.Close(fd))
 
 	// server is a backend of the test's own.
 	server := func(s *scene) (*socket, *service) {

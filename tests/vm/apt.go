@@ -130,6 +130,8 @@ func aptConfig(dir, machine string) string {
 		{"APT::Architecture", "amd64"},
 		{"APT::Sandbox::User", "root"},
 		{"Acquire::Languages", "none"},
+		// A suite that cannot be fetched is otherwise a warning.
+		{"APT::Update::Error-Mode", "any"},
 	} {
 		fmt.Fprintf(&b, "%s %q;\n", s[0], s[1])
 	}
@@ -150,14 +152,11 @@ func (a *apt) env() []string {
 func (a *apt) index(ctx context.Context, refresh bool) ([]debPackage, error) {
 	stamp := filepath.Join(a.dir, "updated")
 	info, err := os.Stat(stamp)
+	old := refresh || err != nil || time.Since(info.ModTime()) > indexMaxAge
 	var failed error
-	if refresh || err != nil || time.Since(info.ModTime()) > indexMaxAge {
+	if old {
 		a.log("fetching package indexes")
-		if failed = a.update(ctx); failed == nil {
-			if err := os.WriteFile(stamp, nil, 0o644); err != nil {
-				return nil, fmt.Errorf("noting the age of the indexes: %w", err)
-			}
-		}
+		failed = a.update(ctx)
 	}
 	// apt serves these files only after checking them against the suite's signature.
 	targets, err := output(ctx, a.env(), "apt-get", "indextargets",
@@ -174,11 +173,15 @@ func (a *apt) index(ctx context.Context, refresh bool) ([]debPackage, error) {
 		}
 		all = append(all, packages...)
 	}
-	if len(all) == 0 {
-		return nil, errors.Join(errors.New("no index of Debian's packages could be fetched"), failed)
-	}
-	if failed != nil {
+	switch {
+	case len(all) == 0:
+		return nil, errors.Join(errors.New("no index of Debian's packages could be fetched: kernels are their packages"), failed)
+	case failed != nil:
 		a.log("going on with the indexes of earlier: %v", failed)
+	case old:
+		if err := os.WriteFile(stamp, nil, 0o644); err != nil {
+			return nil, fmt.Errorf("noting the age of the indexes: %w", err)
+		}
 	}
 	return all, nil
 }
