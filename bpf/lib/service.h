@@ -259,9 +259,10 @@ static __always_inline struct lb_service *service_lookup_next(struct service_key
 
 /*
  * The service of exactly this frontend, for the protocol or else for any; a service with two scopes
- * is looked up again in the internal one. Leaves in @k the key that was found.
+ * is looked up again in the internal one. Leaves in @k the key that was found. Inline, because one call
+ * more would be too much for the stack on Linux 5.10, which rounds every frame up to 32 bytes.
  */
-static __noinline struct lb_service *service_lookup_exact(struct service_key *k)
+static __always_inline struct lb_service *service_lookup_exact(struct service_key *k)
 {
 	return service_lookup_next(k, service_lookup_first(k));
 }
