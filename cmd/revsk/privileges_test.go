@@ -117,7 +117,6 @@ func TestSmallestCapabilities(t *testing.T) {
 	require.NotEqual(t, "0", strings.TrimSpace(string(setting)), "%s lets everybody do what is tested here", unprivilegedF)
 
 	const add = "service add 192.0.2.9:80/tcp --no-backend"
-	const delete = "service delete 192.0.2.8:80/tcp"
 	lines := map[string]string{
 		"revsk load for a first load":                         "load --legacy-entries 1000 --overflow-entries 1000",
 		"revsk load to replace what runs, or to take it over": "load",
@@ -132,11 +131,21 @@ func TestSmallestCapabilities(t *testing.T) {
 		"revsk service list":                  "service list",
 		"revsk service add":                   add,
 		"revsk service add with --dry-run":    add + " --dry-run",
-		"revsk service delete":                delete,
-		"revsk service delete with --dry-run": delete + " --dry-run",
+		"revsk service delete":                "service delete 192.0.2.8:80/tcp",
+		"revsk service delete with --dry-run": "service delete 192.0.2.7:80/tcp --dry-run",
 		"revsk features":                      "features --quiet",
 		"revsk selftest":                      "selftest",
 	}
+	loaded := func(t *testing.T) place {
+		t.Helper()
+		p := newPlace(t)
+		p.load().ok()
+		for _, addr := range []string{"192.0.2.7", "192.0.2.8"} {
+			p.run("service", "add", addr+":80/tcp", "--no-backend").ok()
+		}
+		return p
+	}
+	shared := loaded(t)
 	for command, needs := range privileges {
 		for _, n := range needs {
 			title := strings.TrimSpace(command + " " + n.when)
@@ -145,10 +154,12 @@ func TestSmallestCapabilities(t *testing.T) {
 			}
 			t.Run(title, func(t *testing.T) {
 				require.Contains(t, lines, title)
-				p := newPlace(t)
-				if n.when != "for a first load" {
-					p.load().ok()
-					p.run("service", "add", "192.0.2.8:80/tcp", "--no-backend").ok()
+				p := shared
+				switch {
+				case n.when == "for a first load":
+					p = newPlace(t)
+				case command == "revsk unload":
+					p = loaded(t)
 				}
 				if command == "revsk terminate" {
 					connectUDP(t, p)

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/revsk/revsk/tests/vm/plan"
 )
@@ -40,16 +41,17 @@ func (b *build) baseArchive() ([]byte, error) {
 				return err
 			}
 		}
+		dirs := slices.Clone(sources)
 		for _, s := range b.Suites {
-			dir, binary := placeInMachine(s)
+			_, binary := placeInMachine(s)
 			if err := addFile(c, binary, s.Binary); err != nil {
 				return err
 			}
-			if err := addTree(c, dir, s.Dir); err != nil {
-				return err
+			if top, _, _ := strings.Cut(s.Name, "/"); !slices.Contains(dirs, top) {
+				dirs = append(dirs, s.Name)
 			}
 		}
-		for _, dir := range otherSources {
+		for _, dir := range dirs {
 			if err := addTree(c, path.Join(sourceDir, dir), filepath.Join(b.Root, dir)); err != nil {
 				return err
 			}

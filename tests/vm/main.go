@@ -32,7 +32,7 @@ const (
 
 const (
 	defaultKernels  = "5.10 6.1 6.12 7.2"
-	defaultPackages = "./tests/prog ./tests/kernel ./loader ./migrate ./lbmap ./inspect"
+	defaultPackages = "./internal/probe ./tests/prog ./tests/kernel ./loader ./migrate ./lbmap ./inspect ./cmd/revsk"
 )
 
 type options struct {

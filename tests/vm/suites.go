@@ -129,8 +129,8 @@ const (
 	timeoutSlop = 30 * time.Second // for a test binary that timed out to say where
 )
 
-// otherSources are directories that tests compare with what they know, besides those of the suites.
-var otherSources = []string{"bpf", "docs"}
+// sources are directories that tests compare with what they know, besides the suites' own.
+var sources = []string{"bpf", "docs", "tests"}
 
 // Steps besides the suites.
 const (
@@ -140,7 +140,10 @@ const (
 
 // slowArgs make suites smaller for an emulated processor, tens of times slower than a real one.
 var slowArgs = map[string][]string{
-	"tests/kernel": {"-scale=10", "-stress.duration=5s"},
+	// What the programs' sizes are does not depend on the processor, and to load them takes most of the time.
+	"tests/kernel": {"-scale=10", "-stress.duration=5s", "-test.skip=^TestBranchSizes$"},
+	// Of the command, what depends on the kernel.
+	"cmd/revsk": {"-test.run=Capabilities|Names|Feature|Kernel"},
 }
 
 // A place says how a machine reaches what it runs.
