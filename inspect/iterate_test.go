@@ -3,9 +3,7 @@
 package inspect
 
 import (
-	"context"
 	"errors"
-	"io"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -15,34 +13,6 @@ import (
 
 	programs "github.com/revsk/revsk/bpf/iter"
 )
-
-// pausing is an iterator over so many sockets that the kernel pauses.
-type pausing struct{ pauses int }
-
-func (p *pausing) Read([]byte) (int, error) {
-	if p.pauses == 0 {
-		return 0, io.EOF
-	}
-	p.pauses--
-	return 0, unix.EAGAIN
-}
-
-func TestAnIteratorThatPausesIsReadToItsEnd(t *testing.T) {
-	for pauses := range 3 {
-		r := &pausing{pauses}
-		whole, err := drain(t.Context(), r)
-		require.NoError(t, err)
-		assert.Equal(t, pauses == 0, whole)
-		assert.Zero(t, r.pauses)
-	}
-}
-
-func TestAnIteratorStopsWithTheContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := drain(ctx, &pausing{1000})
-	assert.ErrorIs(t, err, context.Canceled)
-}
 
 func TestAnIteratorThatTheKernelHasNotIsNotSupported(t *testing.T) {
 	spec, err := programs.LoadSweep()

@@ -3,17 +3,13 @@
 package inspect
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/batch"
 	"github.com/revsk/revsk/revnat"
 )
-
-// overflowBatch is how many entries are read with one system call.
-const overflowBatch = 4096
 
 type overflowEntry struct {
 	key   revnat.OverflowKey
@@ -21,36 +17,20 @@ type overflowEntry struct {
 }
 
 // readOverflow returns the entries of revsk_overflow. One that is there all the time is in the
-// result, and once only: the kernel reads a bucket of the hash at a time, under its lock.
+// result, and once only.
 func readOverflow(m *ebpf.Map) ([]overflowEntry, error) {
-	var all []overflowEntry
-	var cursor ebpf.MapBatchCursor
-	for size := overflowBatch; ; {
-		keys := make([][revnat.OverflowKeySize]byte, size)
-		values := make([][revnat.OverflowValueSize]byte, size)
-		n, err := m.BatchLookup(&cursor, keys, values, nil)
-		if errors.Is(err, unix.ENOSPC) {
-			// A single bucket has more.
-			size *= 2
-			cursor = ebpf.MapBatchCursor{}
-			all = nil
-			continue
-		}
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	keys, values, err := batch.Read[[revnat.OverflowKeySize]byte, [revnat.OverflowValueSize]byte](m)
+	if err != nil {
+		return nil, fmt.Errorf("reading revsk_overflow: %w", err)
+	}
+	all := make([]overflowEntry, len(keys))
+	for i := range all {
+		if err := all[i].key.UnmarshalBinary(keys[i][:]); err != nil {
 			return nil, fmt.Errorf("reading revsk_overflow: %w", err)
 		}
-		for i := range n {
-			var e overflowEntry
-			if err := e.key.UnmarshalBinary(keys[i][:]); err != nil {
-				return nil, fmt.Errorf("reading revsk_overflow: %w", err)
-			}
-			if err := e.value.UnmarshalBinary(values[i][:]); err != nil {
-				return nil, fmt.Errorf("reading revsk_overflow: %w", err)
-			}
-			all = append(all, e)
-		}
-		if err != nil {
-			return all, nil
+		if err := all[i].value.UnmarshalBinary(values[i][:]); err != nil {
+			return nil, fmt.Errorf("reading revsk_overflow: %w", err)
 		}
 	}
+	return all, nil
 }

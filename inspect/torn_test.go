@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -92,7 +93,7 @@ func (p *dumpPrograms) readOften(t *testing.T, prog *ebpf.Program, m *ebpf.Map, 
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
 		r, err := it.Open()
 		require.NoError(t, err)
-		_, err = drain(t.Context(), r)
+		_, err = bpfiter.Drain(t.Context(), r)
 		require.NoError(t, err)
 		require.NoError(t, r.Close())
 	}

@@ -62,15 +62,15 @@ func (dp *Datapath) Mode() (Mode, error) {
 }
 
 // SetMode switches the mode and returns when no hook works in the old one any more. Without force it
-// refuses, with an error wrapping [ErrUnsafeMode], to stop reading a state that sockets rely on:
-// migrating or rolling back moves it first.
+// refuses, with an error wrapping [ErrUnsafeMode], to stop reading a state that sockets rely on, or to
+// read again a hash that nobody has kept up to date: migrating or rolling back moves it first.
 func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
-	unlock, err := lock(ctx, dp.opts.PinsDir, dp.opts.Wait)
+	locked, err := dp.Lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return dp.setMode(mode, force)
+	defer locked.Unlock()
+	return locked.SetMode(mode, force)
 }
 
 func (dp *Datapath) setMode(mode Mode, force bool) error {
@@ -79,9 +79,11 @@ func (dp *Datapath) setMode(mode Mode, force bool) error {
 		return err
 	}
 	if !force {
-		if mode == ModeStorage {
+		// In mode storage the hooks do not look after the hash, so what it holds is outdated.
+		if mode == ModeStorage || current == ModeStorage {
 			err = dp.checkLegacyEmpty()
-		} else if mode == ModeLegacy {
+		}
+		if err == nil && mode == ModeLegacy {
 			err = dp.checkStorageEmpty()
 		}
 		if err != nil {

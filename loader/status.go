@@ -76,12 +76,8 @@ func (dp *Datapath) Status() (Status, error) {
 	if s.Counters, err = dp.Counters(); err != nil {
 		return s, err
 	}
-	for _, h := range hooks {
-		hs, err := dp.hookStatus(h)
-		if err != nil {
-			return s, err
-		}
-		s.Hooks = append(s.Hooks, hs)
+	if s.Hooks, err = dp.Hooks(); err != nil {
+		return s, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(dp.maps)) {
 		m := dp.maps[name]
@@ -102,6 +98,19 @@ func (dp *Datapath) Status() (Status, error) {
 		s.Maps = append(s.Maps, ms)
 	}
 	return s, nil
+}
+
+// Hooks reports what is attached, readers of the state first.
+func (dp *Datapath) Hooks() ([]HookStatus, error) {
+	var all []HookStatus
+	for _, h := range hooks {
+		hs, err := dp.hookStatus(h)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, hs)
+	}
+	return all, nil
 }
 
 func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {

@@ -90,6 +90,9 @@ struct {
 	__type(value, struct revsk_ticket);
 } revsk_tickets SEC(".maps");
 
+/* Entries that have been judged, for who wants to watch. */
+__u64 revsk_judged = 0;
+
 /* Count the sockets that are connected to a backend and have no entry. */
 volatile const bool cfg_count_without_entry = false;
 
@@ -148,8 +151,10 @@ static __always_inline void fill_one(void *ctx, void *sk, __u64 cookie,
 	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
 
 	/* Once: another visit would find what this one has stored. */
-	if (e && e->fate == REVSK_FATE_NOT_MET)
-		e->fate = import_entry(&s, e, actual, protocol);
+	if (!e || e->fate != REVSK_FATE_NOT_MET)
+		return;
+	e->fate = import_entry(&s, e, actual, protocol);
+	__sync_fetch_and_add(&revsk_judged, 1);
 }
 
 static long fill_step(__u32 i, struct fill_loop *loop)
@@ -159,31 +164,42 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 }
 
 /* @c and @sk are the same socket; the programs come by it as pointers of different types. */
-static __always_inline int fill_from_table(void *ctx, void *sk, const struct sock_common *c,
-					   __u8 protocol)
+static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_common *c,
+					 __u8 protocol, const struct revsk_import_socket *found)
 {
 	struct fill_loop loop = {
 		.ctx = ctx,
 		.sk = sk,
-		.cookie = c->skc_cookie.counter, /* 0: it has none, so no entries */
+		.cookie = c->skc_cookie.counter,
 		.actual = actual_peer(c),
+		.first = found->first,
 		.protocol = protocol,
 	};
+
+	bpf_loop(found->count, fill_step, &loop, 0);
+}
+
+static __always_inline int fill_from_table(void *ctx, void *sk, const struct sock_common *c,
+					   __u8 protocol)
+{
+	__u64 cookie = c->skc_cookie.counter; /* 0: it has none, so no entries */
 	struct revsk_import_socket *found;
 
-	if (cfg_count_without_entry)
-		without_entry(loop.cookie, &loop.actual, protocol);
-	if (!loop.cookie)
+	if (cfg_count_without_entry) {
+		const struct endpoint actual = actual_peer(c);
+
+		without_entry(cookie, &actual, protocol);
+	}
+	if (!cookie)
 		return 0;
-	found = bpf_map_lookup_elem(&revsk_import_sockets, &loop.cookie);
+	found = bpf_map_lookup_elem(&revsk_import_sockets, &cookie);
 	if (!found)
 		return 0;
 	found->family = c->skc_family;
 	found->protocol = protocol;
 	found->state = c->skc_state;
 	found->seen |= REVSK_SEEN_TABLE;
-	loop.first = found->first;
-	bpf_loop(found->count, fill_step, &loop, 0);
+	fill_entries(ctx, sk, c, protocol, found);
 	return 0;
 }
 
@@ -245,6 +261,9 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	found->pid = task->tgid;
 	found->fd = ctx->fd;
 	found->seen |= REVSK_SEEN_FILE;
+	/* What only reads can do without the lock. */
+	if (cfg_dry_run)
+		fill_entries(ctx, sk, &sk->__sk_common, sk->sk_protocol, found);
 	return 0;
 }
 

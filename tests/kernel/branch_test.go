@@ -284,7 +284,7 @@ func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbma
 			clearMap(s.T, lbmap.Affinity6Map)
 		}
 	})
-	out := &service{front: at, revNat: svc.RevNat}
+	out := &service{front: at, revNat: svc.RevNat, protocol: s.protocol}
 	if len(backends) > 0 {
 		out.backend = backends[0].AddrPort
 	}

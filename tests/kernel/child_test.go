@@ -10,15 +10,19 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // A child is another process of the test, this executable in another role: it inherits a socket, or
 // opens sockets as it is told, says "ready", and holds them until it is killed or its standard input
-// ends.
+// ends. For each line of its standard input it says "ok" if its sockets are connected as it was told, as
+// getpeername has it.
 const childEnv = "REVSK_KERNEL_TEST_CHILD"
 
 // errand is what the child is to do. Its sockets are all of one kind.
@@ -26,48 +30,82 @@ type errand struct {
 	Domain, Protocol int
 	Sockets          int // to open
 	Connect, Send    netip.AddrPort
+	Inherited        bool    // its sockets are one that it has inherited, connected already
+	Namespaces       uintptr // of its own: flags of clone(2)
 }
 
 func childRole() string { return os.Getenv(childEnv) }
 
+// inheritedFD is the first that exec.Cmd.ExtraFiles has.
+const inheritedFD = 3
+
 func runChild() int {
 	var e errand
 	err := json.Unmarshal([]byte(childRole()), &e)
-	for range e.Sockets {
-		if err != nil {
-			break
-		}
-		err = e.open()
+	if err == nil && e.Namespaces&unix.CLONE_NEWNET != 0 {
+		err = sandbox.LoopbackUp()
+	}
+	var sockets []*socket
+	if e.Inherited {
+		sockets = append(sockets, &socket{family: e.family(), protocol: e.Protocol, fd: inheritedFD})
+	}
+	for i := 0; i < e.Sockets && err == nil; i++ {
+		var x *socket
+		x, err = e.open()
+		sockets = append(sockets, x)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if err := e.check(sockets); err != nil {
+			fmt.Println(err)
+		} else {
+			fmt.Println("ok")
+		}
+	}
 	return 0
 }
 
-func (e errand) open() error {
-	f := family{domain: e.Domain}
-	x, err := newSocket(f, e.Protocol)
+func (e errand) family() family {
+	return family{domain: e.Domain, mapped: e.Domain == unix.AF_INET6 && e.Connect.Addr().Is4()}
+}
+
+func (e errand) open() (*socket, error) {
+	x, err := newSocket(e.family(), e.Protocol)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if e.Connect.IsValid() {
 		if err := x.tryConnect(e.Connect); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if e.Send.IsValid() {
-		return x.trySendTo(e.Send, "from a child")
+		return x, x.trySendTo(e.Send, "from a child")
+	}
+	return x, nil
+}
+
+func (e errand) check(sockets []*socket) error {
+	for _, x := range sockets {
+		peer, err := x.tryPeername()
+		if err == nil && peer != e.Connect {
+			err = fmt.Errorf("connected to %v, getpeername shows %v", e.Connect, peer)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 type child struct {
 	cmd   *exec.Cmd
-	stdin io.Closer
+	stdin io.WriteCloser
+	says  *bufio.Reader
 }
 
 // spawn starts a child, which inherits the socket if there is one, and waits until it is ready.
@@ -90,13 +128,28 @@ func (s *scene) spawn(e errand, x *socket) *child {
 	require.NoError(s, err)
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(s, err)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: e.Namespaces}
 	require.NoError(s, cmd.Start())
-	c := &child{cmd: cmd, stdin: stdin}
+	c := &child{cmd: cmd, stdin: stdin, says: bufio.NewReader(stdout)}
 	s.Cleanup(c.kill)
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	require.NoError(s, err, "waiting for a child")
-	require.Equal(s, "ready\n", line)
+	s.hears(c, "ready")
 	return c
+}
+
+// hears waits for a child to say something.
+func (s *scene) hears(c *child, want string) {
+	s.Helper()
+	line, err := c.says.ReadString('\n')
+	require.NoError(s, err, "waiting for a child")
+	require.Equal(s, want+"\n", line)
+}
+
+// checks has a child look whether its sockets are connected as they were.
+func (s *scene) checks(c *child) {
+	s.Helper()
+	_, err := io.WriteString(c.stdin, "check\n")
+	require.NoError(s, err)
+	s.hears(c, "ok")
 }
 
 // exit lets the child end by itself.

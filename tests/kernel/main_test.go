@@ -19,6 +19,7 @@ import (
 
 var (
 	stressDuration = flag.Duration("stress.duration", 60*time.Second, "how long the stress test runs")
+	repeats        = flag.Int("repeats", 3, "how often tests of chance are repeated: kills, races")
 	scale          = flag.Int("scale", 100, "size of the large tests, in percent; for slow machines")
 )
 
@@ -51,6 +52,9 @@ func options() loader.Options {
 func TestMain(m *testing.M) {
 	if childRole() != "" {
 		os.Exit(runChild())
+	}
+	if workerRole() != "" {
+		os.Exit(runWorker())
 	}
 	os.Exit(sandbox.TestMain(func() int {
 		code, err := run(m)

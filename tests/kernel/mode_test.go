@@ -208,11 +208,7 @@ func TestSwitchingModes(t *testing.T) {
 func (s *scene) hashEnded(x *socket, peer netip.AddrPort) {
 	s.Helper()
 	var v lbmap.ReverseSKValue
-	name := lbmap.ReverseSK4Map
-	if peer.Addr().Is6() {
-		name = lbmap.ReverseSK6Map
-	}
-	require.NoError(s, datapath.Map(name).Lookup(lbmap.ReverseSKKey{Cookie: x.cookie(), Backend: peer}, &v))
+	require.NoError(s, legacyMap(peer).Lookup(lbmap.ReverseSKKey{Cookie: x.cookie(), Backend: peer}, &v))
 	require.Equal(s, lbmap.ReverseSKValue{Service: peer}, v)
 }
 

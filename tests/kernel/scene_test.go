@@ -81,9 +81,14 @@ type scene struct {
 
 // service is a service with one backend, or none.
 type service struct {
-	front   netip.AddrPort
-	backend netip.AddrPort
-	revNat  uint16
+	front    netip.AddrPort
+	backend  netip.AddrPort
+	revNat   uint16
+	protocol int
+}
+
+func (svc *service) frontend() lbmap.Frontend {
+	return lbmap.Frontend{AddrPort: svc.front, Protocol: lbmap.Protocol(svc.protocol)}
 }
 
 func newScene(t *testing.T, mode loader.Mode, f family, protocol int) *scene {
@@ -212,7 +217,7 @@ func (s *scene) serviceWithout() *service {
 func (s *scene) serviceAt(front, backend netip.AddrPort) *service {
 	s.Helper()
 	s.numbers++
-	svc := &service{front: front, backend: backend, revNat: uint16(s.numbers)}
+	svc := &service{front: front, backend: backend, revNat: uint16(s.numbers), protocol: s.protocol}
 	s.services = append(s.services, svc)
 	s.publish(svc)
 	return svc
@@ -223,21 +228,21 @@ func (s *scene) publish(svc *service) {
 	s.Helper()
 	var backends []lbmap.Backend
 	if svc.backend.IsValid() {
-		backends = []lbmap.Backend{{AddrPort: svc.backend, Protocol: lbmap.Protocol(s.protocol)}}
+		backends = []lbmap.Backend{{AddrPort: svc.backend, Protocol: lbmap.Protocol(svc.protocol)}}
 	}
 	_, err := tables.UpsertService(lbmap.Service{
-		Frontend: s.frontend(svc.front), RevNat: svc.revNat, Backends: backends,
+		Frontend: svc.frontend(), RevNat: svc.revNat, Backends: backends,
 	})
 	require.NoError(s, err)
 }
 
 func (s *scene) delete(svc *service) {
 	s.Helper()
-	require.NoError(s, tables.DeleteService(s.frontend(svc.front)))
+	require.NoError(s, tables.DeleteService(svc.frontend()))
 }
 
 func (s *scene) deleteIfThere(svc *service) {
-	err := tables.DeleteService(s.frontend(svc.front))
+	err := tables.DeleteService(svc.frontend())
 	if err != nil {
 		assert.ErrorIs(s, err, lbmap.ErrNotFound)
 	}

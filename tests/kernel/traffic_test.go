@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/lbmap"
@@ -63,13 +64,17 @@ func asked(x *socket, svc *service, q string) error {
 	return nil
 }
 
+// legacyMap is the one with the entries for a peer.
+func legacyMap(peer netip.AddrPort) *ebpf.Map {
+	if peer.Addr().Is4() {
+		return datapath.Map(lbmap.ReverseSK4Map)
+	}
+	return datapath.Map(lbmap.ReverseSK6Map)
+}
+
 // putHash writes an entry of the legacy maps.
 func (s *scene) putHash(cookie uint64, peer netip.AddrPort, svc *service) {
 	s.Helper()
-	name := lbmap.ReverseSK6Map
-	if s.unroutable.Is4() {
-		name = lbmap.ReverseSK4Map
-	}
 	key := lbmap.ReverseSKKey{Cookie: cookie, Backend: peer}
-	require.NoError(s, datapath.Map(name).Put(key, lbmap.ReverseSKValue{Service: svc.front, RevNat: svc.revNat}))
+	require.NoError(s, legacyMap(peer).Put(key, lbmap.ReverseSKValue{Service: svc.front, RevNat: svc.revNat}))
 }

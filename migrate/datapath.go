@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// datapath is the loaded one, locked, and its hash.
+type datapath struct {
+	*loader.Locked
+	hash hash
+}
+
+// openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
+func openDatapath(ctx context.Context, opts loader.Options) (_ *datapath, err error) {
+	dp, err := loader.Open(opts)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			dp.Close()
+		}
+	}()
+	d := &datapath{hash: hash{v4: dp.Map(lbmap.ReverseSK4Map), v6: dp.Map(lbmap.ReverseSK6Map)}}
+	if d.hash.v4 == nil || d.hash.v6 == nil {
+		return nil, fmt.Errorf("%s: %w", opts.MapsDir, ErrNoHash)
+	}
+	hooks, err := dp.Hooks()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkHooks(hooks); err != nil {
+		return nil, err
+	}
+	if d.Locked, err = dp.Lock(ctx); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func checkHooks(hooks []loader.HookStatus) error {
+	var missing []string
+	for _, h := range hooks {
+		if !h.Attached && !h.Optional {
+			missing = append(missing, h.Program)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: %s", ErrIncomplete, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+func (d *datapath) close() error {
+	d.Unlock()
+	return d.Close()
+}
+
+// programMaps are the maps of the datapath that the programs work on.
+func (d *datapath) programMaps() map[string]*ebpf.Map {
+	maps := make(map[string]*ebpf.Map)
+	for _, name := range []string{
+		iter.FillMapRevskConn, iter.FillMapRevskPeers, iter.FillMapRevskOverflow, iter.FillMapRevskMetrics,
+		iter.FillMapCiliumLb4ReverseSk, iter.FillMapCiliumLb6ReverseSk,
+	} {
+		maps[name] = d.Map(name)
+	}
+	return maps
+}
+
+// sockets lists what sockets hold.
+func (d *datapath) sockets(ctx context.Context, owners bool) ([]inspect.Socket, error) {
+	maps := inspect.Maps{
+		Conn:     d.Map(iter.FillMapRevskConn),
+		Peers:    d.Map(iter.FillMapRevskPeers),
+		Overflow: d.Map(iter.FillMapRevskOverflow),
+	}
+	return inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: !owners})
+}
+
+// tuples returns the entries that the hash would have of what sockets hold. Of a peer that a socket has
+// sent to and is connected to as well, the hash has one: the send was later.
+func tuples(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
+	all := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
+	for _, s := range sockets {
+		if s.Conn != nil {
+			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: s.Conn.Peer}] = lbmap.ReverseSKValue{Service: s.Conn.Service, RevNat: s.Conn.RevNATIndex}
+		}
+		for _, t := range s.Peers {
+			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
+		}
+	}
+	return all
+}
+
+// openServices reads the services of a node. Returns an error wrapping [lbmap.ErrNoMap].
+func openServices(dir string) (services, []lbmap.Service, error) {
+	tables, err := lbmap.OpenTables(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, all, err := readServices(tables)
+	return s, all, errors.Join(err, tables.Close())
+}

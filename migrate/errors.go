@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+)
+
+// Errors that callers can tell apart with errors.Is, besides those of package loader.
+var (
+	// ErrNoHash: a legacy map that is needed is not pinned.
+	ErrNoHash = errors.New("legacy map is not there")
+	// ErrLayout: a pinned legacy map has another layout. Nothing is read from it.
+	ErrLayout = errors.New("legacy map has another layout")
+	// ErrIncomplete: not every hook is attached, so live sockets would change behind the migrator's back.
+	ErrIncomplete = errors.New("hooks are missing")
+	// ErrEngine: the kernel cannot run the engine asked for.
+	ErrEngine = errors.New("engine is not supported by this kernel")
+	// ErrUnresolved: entries or tuples could not be moved; they are where they were, and still read.
+	ErrUnresolved = errors.New("not everything could be moved")
+	// ErrDoesNotFit: the legacy maps have no room for what sockets hold.
+	ErrDoesNotFit = errors.New("does not fit into the legacy map")
+)
+
+// refused tells a kernel that lacks something from other errors of loading programs.
+func refused(err error) bool {
+	verifier := new(ebpf.VerifierError)
+	return errors.As(err, &verifier) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, btf.ErrNotFound)
+}
+
+func engineError(engine Engine, err error) error {
+	if refused(err) {
+		return fmt.Errorf("engine %s: %w: %w", engine, ErrEngine, err)
+	}
+	return fmt.Errorf("engine %s: %w", engine, err)
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// The steps of a migration, in order.
+const (
+	stepDual     = "switch to mode dual"
+	stepSnapshot = "read the hash"
+	stepSweep    = "visit sockets"
+	stepVerify   = "verify"
+	stepStorage  = "switch to mode storage"
+	stepDelete   = "delete from the hash"
+	stepUnpin    = "unpin the hash"
+)
+
+// dualRounds is how often the hash is read again for entries that are new. Under traffic there always are
+// some: the hooks write those in mode dual, and the storage with them.
+const dualRounds = 3
+
+// verifyAttempts is how often a tuple is looked for that is not where it was put. An application may have
+// ended it before, and brought it back before its entry is looked up; it will not time that well again
+// and again.
+const verifyAttempts = 10
+
+// ctxInterval is after how many entries a loop looks whether it is to end.
+const ctxInterval = 1024
+
+// maxReported is how many entries a report names.
+const maxReported = 100
+
+// Report is what a migration has done.
+type Report struct {
+	// Engine is the one that was used, never EngineAuto.
+	Engine Engine
+	// Mode is the datapath's afterwards.
+	Mode loader.Mode
+	Counts
+	// Deleted is how many entries were removed from the hash.
+	Deleted int
+	// Rounds is how often the hash was read; Passes how often sockets were visited.
+	Rounds, Passes int
+	// Unresolved names entries of fate unknown, the first 100.
+	Unresolved []Unresolved
+	Steps      []Step
+}
+
+// Unresolved is an entry that could not be moved, or a tuple that could not be moved back.
+type Unresolved struct {
+	Key   lbmap.ReverseSKKey
+	Value lbmap.ReverseSKValue
+	Why   string
+}
+
+// migration is a migration under way.
+type migration struct {
+	worker
+	dp       *datapath
+	services services
+	sweeper  sweeper
+	entries  []*entry
+	known    map[lbmap.ReverseSKKey]bool
+	rounds   int
+	deleted  int
+}
+
+// Run moves the entries of the hash onto their sockets, verifies that, switches to mode storage and
+// deletes what has been moved and what was leaked. It can be interrupted at any point, and run again.
+// The report is there even after an error, if anything was done.
+//
+// If some entries cannot be moved the datapath stays in mode dual, in which they are still read, and the
+// error wraps [ErrUnresolved]. Other errors wrap [ErrNoHash], [ErrIncomplete], [ErrEngine] or those of
+// package loader.
+func Run(ctx context.Context, opts Options) (*Report, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	engine, err := opts.Engine.choose(false)
+	if err != nil {
+		return nil, err
+	}
+	svcs, _, err := openServices(opts.Loader.MapsDir)
+	if err != nil {
+		return nil, err
+	}
+	dp, err := openDatapath(ctx, opts.Loader)
+	if err != nil {
+		return nil, err
+	}
+	defer dp.close()
+	m := &migration{
+		worker:   worker{Options: opts},
+		dp:       dp,
+		services: svcs,
+		known:    make(map[lbmap.ReverseSKKey]bool),
+		sweeper: sweeper{
+			engine:       engine,
+			mayChange:    opts.Engine == EngineAuto,
+			cgroup:       opts.Loader.Cgroup,
+			replacements: dp.programMaps(),
+		},
+	}
+	m.sweeper.progress = func(done, total int) { m.report(stepSweep, done, total) }
+	err = m.run(ctx)
+	report, reportErr := m.finish()
+	return report, errors.Join(err, reportErr)
+}
+
+func (m *migration) run(ctx context.Context) error {
+	mode, err := m.dp.Mode()
+	if err != nil {
+		return err
+	}
+	// In mode storage an earlier run has come to the last steps.
+	if mode != loader.ModeStorage {
+		if err := m.moveAll(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.do(stepSnapshot, func() error { return m.outdated(ctx) }); err != nil {
+		return err
+	}
+	return m.cleanUp(ctx)
+}
+
+// moveAll moves everything and switches to mode storage.
+func (m *migration) moveAll(ctx context.Context) error {
+	if err := m.switchTo(stepDual, loader.ModeDual); err != nil {
+		return err
+	}
+	if err := m.move(ctx); err != nil {
+		return err
+	}
+	if err := m.do(stepVerify, func() error { return m.verify(ctx) }); err != nil {
+		return err
+	}
+	if unknown := countFates(m.entries).Unknown; unknown > 0 {
+		return fmt.Errorf("%d entries: %w", unknown, ErrUnresolved)
+	}
+	// What comes into the hash until then is written by hooks, which write storage as well.
+	return m.switchTo(stepStorage, loader.ModeStorage)
+}
+
+// switchTo switches the mode; the caller knows that nothing is forgotten by it.
+func (m *migration) switchTo(step string, mode loader.Mode) error {
+	return m.do(step, func() error { return m.dp.SetMode(mode, true) })
+}
+
+// move moves what is new in the hash, until there is nothing new.
+func (m *migration) move(ctx context.Context) error {
+	for range dualRounds {
+		var fresh []*entry
+		err := m.do(stepSnapshot, func() (err error) {
+			fresh, err = m.snapshot()
+			return err
+		})
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.do(stepSweep, func() error { return m.sweeper.sweep(ctx, fresh) }); err != nil {
+			return err
+		}
+		m.entries = append(m.entries, fresh...)
+	}
+	return nil
+}
+
+// snapshot returns the entries that have come into the hash since the last one. Those that a hook has
+// ended already need no visit.
+func (m *migration) snapshot() ([]*entry, error) {
+	m.rounds++
+	all, err := m.dp.hash.read()
+	if err != nil {
+		return nil, err
+	}
+	var fresh []*entry
+	for key, value := range all {
+		if m.known[key] {
+			continue
+		}
+		m.known[key] = true
+		e := &entry{key: key, value: value, stale: m.services.stale(value)}
+		if ended(key, value) {
+			e.fate = FateEnded
+			m.entries = append(m.entries, e)
+			continue
+		}
+		fresh = append(fresh, e)
+	}
+	return fresh, nil
+}
+
+// verify looks for what was moved by another way than it was moved.
+func (m *migration) verify(ctx context.Context) error {
+	open := m.entries
+	for range verifyAttempts {
+		list, err := m.dp.sockets(ctx, false)
+		if err != nil {
+			return err
+		}
+		held := tuples(list)
+		var missing []*entry
+		for _, e := range open {
+			if e.fate != FateConn && e.fate != FatePeers && e.fate != FatePresent {
+				continue
+			}
+			if _, ok := held[e.key]; ok {
+				continue
+			}
+			value, ok, err := m.dp.hash.lookup(e.key)
+			if err != nil {
+				return err
+			}
+			if !ok || ended(e.key, value) {
+				e.fate = FateEnded
+				continue
+			}
+			missing = append(missing, e)
+		}
+		open = missing
+		if len(open) == 0 {
+			return nil
+		}
+	}
+	for _, e := range open {
+		e.fate, e.why = FateUnknown, "its socket does not hold it"
+	}
+	return nil
+}
+
+// outdated takes stock of what is in the hash in mode storage. The hooks have not looked after it since
+// the mode was switched, so what sockets hold is the truth.
+func (m *migration) outdated(ctx context.Context) error {
+	fresh, err := m.snapshot()
+	if err != nil || len(fresh) == 0 {
+		return err
+	}
+	list, err := m.dp.sockets(ctx, false)
+	if err != nil {
+		return err
+	}
+	held := tuples(list)
+	for _, e := range fresh {
+		e.fate = FateEnded
+		if _, ok := held[e.key]; ok {
+			e.fate = FatePresent
+		}
+	}
+	m.entries = append(m.entries, fresh...)
+	return nil
+}
+
+// cleanUp deletes what nobody needs any more, in mode storage.
+func (m *migration) cleanUp(ctx context.Context) error {
+	err := m.do(stepDelete, func() error { return m.deleteEntries(ctx) })
+	if err != nil || !m.UnpinSource {
+		return err
+	}
+	for name, source := range m.dp.hash.maps() {
+		if key, err := source.NextKeyBytes(nil); err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		} else if key != nil {
+			return fmt.Errorf("%s is not empty, and stays pinned: %w", name, ErrUnresolved)
+		}
+	}
+	return m.do(stepUnpin, m.dp.UnpinLegacy)
+}
+
+func (m *migration) deleteEntries(ctx context.Context) error {
+	for i, e := range m.entries {
+		if i%ctxInterval == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			m.report(stepDelete, i, len(m.entries))
+		}
+		if e.fate == FateUnknown || e.fate == FateStale && m.KeepStale {
+			continue
+		}
+		if err := m.dp.hash.delete(e.key); err != nil {
+			return fmt.Errorf("deleting an entry of the hash: %w", err)
+		}
+		m.deleted++
+	}
+	m.report(stepDelete, len(m.entries), len(m.entries))
+	return nil
+}
+
+// finish makes the report of what was done.
+func (m *migration) finish() (*Report, error) {
+	mode, err := m.dp.Mode()
+	r := &Report{
+		Engine:  m.sweeper.engine,
+		Mode:    mode,
+		Counts:  countFates(m.entries),
+		Deleted: m.deleted,
+		Rounds:  m.rounds,
+		Passes:  m.sweeper.passes,
+		Steps:   m.steps,
+	}
+	for _, e := range m.entries {
+		if e.fate == FateUnknown && len(r.Unresolved) < maxReported {
+			r.Unresolved = append(r.Unresolved, Unresolved{e.key, e.value, e.why})
+		}
+	}
+	return r, err
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"reflect"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
+)
+
+var (
+	front   = netip.MustParseAddrPort("10.96.0.1:53")
+	backend = netip.MustParseAddrPort("10.0.1.1:5353")
+)
+
+func TestStale(t *testing.T) {
+	service := func(at string, revNat uint16, backends int, flags lbmap.ServiceFlags) lbmap.Service {
+		return lbmap.Service{
+			Frontend: lbmap.Frontend{AddrPort: netip.MustParseAddrPort(at)},
+			RevNat:   revNat, Flags: flags, Backends: make([]lbmap.Backend, backends),
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		svc   lbmap.Service
+		entry lbmap.ReverseSKValue
+		stale bool
+	}{
+		{"the service is there", service("10.96.0.1:53", 1, 1, 0), lbmap.ReverseSKValue{Service: front, RevNat: 1}, false},
+		{"another index", service("10.96.0.1:53", 2, 1, 0), lbmap.ReverseSKValue{Service: front, RevNat: 1}, true},
+		{"another address", service("10.96.0.2:53", 1, 1, 0), lbmap.ReverseSKValue{Service: front, RevNat: 1}, true},
+		{"another port", service("10.96.0.1:54", 1, 1, 0), lbmap.ReverseSKValue{Service: front, RevNat: 1}, true},
+		{"without backends", service("10.96.0.1:53", 1, 0, 0), lbmap.ReverseSKValue{Service: front, RevNat: 1}, true},
+		{"of an L7 proxy", service("10.96.0.1:53", 1, 0, lbmap.FlagL7LoadBalancer), lbmap.ReverseSKValue{Service: front, RevNat: 1}, false},
+		{"by its port only", service("0.0.0.0:53", 1, 1, lbmap.FlagNodePort), lbmap.ReverseSKValue{Service: front, RevNat: 1}, false},
+		{"by its port only, of the other family", service("[::]:53", 1, 1, lbmap.FlagNodePort), lbmap.ReverseSKValue{Service: front, RevNat: 1}, true},
+	} {
+		s := services{c.svc.RevNat: {c.svc}}
+		assert.Equal(t, c.stale, s.stale(c.entry), c.name)
+	}
+}
+
+func TestEveryFateIsCounted(t *testing.T) {
+	var entries []*entry
+	for f := range fates {
+		for range int(f) + 1 {
+			entries = append(entries, &entry{fate: f})
+		}
+	}
+	c := countFates(entries)
+	assert.Equal(t, Counts{
+		Entries: 28, Unknown: 1, MovedConn: 2, MovedPeers: 3, Present: 4, Stale: 5, Leaked: 6, Ended: 7,
+	}, c)
+	// The name of a fate is the name of its count in JSON.
+	fields := reflect.TypeFor[Counts]()
+	names := []string{"entries"}
+	for f := range fates {
+		names = append(names, f.String())
+	}
+	var tags []string
+	for i := range fields.NumField() {
+		tags = append(tags, fields.Field(i).Tag.Get("json"))
+	}
+	assert.ElementsMatch(t, names, tags)
+	assert.Equal(t, "fate(7)", fates.String())
+}
+
+func TestJudge(t *testing.T) {
+	for f, want := range map[iter.FillRevskFate]Fate{
+		iter.FillRevskFateREVSK_FATE_CONN:         FateConn,
+		iter.FillRevskFateREVSK_FATE_PEERS:        FatePeers,
+		iter.FillRevskFateREVSK_FATE_PRESENT:      FatePresent,
+		iter.FillRevskFateREVSK_FATE_ENDED:        FateEnded,
+		iter.FillRevskFateREVSK_FATE_DISCONNECTED: FateLeaked,
+		iter.FillRevskFateREVSK_FATE_STALE:        FateStale,
+		iter.FillRevskFateREVSK_FATE_NO_MEMORY:    FateUnknown,
+		iter.FillRevskFateREVSK_FATE_CONFLICT:     FateUnknown,
+	} {
+		e := entry{fate: fates}
+		assert.True(t, e.judge(f))
+		assert.Equal(t, want, e.fate)
+		assert.Equal(t, want == FateUnknown, e.why != "", "an entry that is kept says why")
+	}
+	assert.False(t, new(entry).judge(iter.FillRevskFateREVSK_FATE_NOT_MET))
+}
+
+func TestJudgeUnvisited(t *testing.T) {
+	key := lbmap.ReverseSKKey{Cookie: 1, Backend: backend}
+	connected := &sighting{protocol: lbmap.ProtocolTCP, remote: backend}
+	elsewhere := &sighting{protocol: lbmap.ProtocolTCP, remote: front}
+	datagram := &sighting{protocol: lbmap.ProtocolUDP}
+	for _, c := range []struct {
+		name   string
+		seen   *sighting
+		stale  bool
+		dryRun bool
+		want   Fate
+	}{
+		{"nobody has the socket", nil, false, false, FateLeaked},
+		{"nobody has the socket, in a plan", nil, false, true, FateLeaked},
+		{"somebody has it: the entry is kept", connected, false, false, FateUnknown},
+		{"a plan counts on reaching it", connected, false, true, FateConn},
+		{"a stream that is connected elsewhere", elsewhere, false, true, FateLeaked},
+		{"a datagram socket has sent to the backend", datagram, false, true, FatePeers},
+		{"its service is gone", connected, true, true, FateStale},
+	} {
+		e := entry{key: key, stale: c.stale, fate: fates}
+		e.judgeUnvisited(c.seen, c.dryRun)
+		assert.Equal(t, c.want, e.fate, c.name)
+	}
+}
+
+func TestTheEntriesOfASocketAreSideBySide(t *testing.T) {
+	var entries []*entry
+	for _, k := range []struct {
+		cookie uint64
+		port   uint16
+	}{{2, 1}, {1, 2}, {2, 3}, {1, 1}, {2, 2}} {
+		at := netip.AddrPortFrom(backend.Addr(), k.port)
+		entries = append(entries, &entry{key: lbmap.ReverseSKKey{Cookie: k.cookie, Backend: at}})
+	}
+	p := &programs{entries: entries, sockets: make(map[uint64]*iter.FillRevskImportSocket)}
+	p.sort()
+	assert.Equal(t, []uint64{1, 2}, p.cookies)
+	assert.Equal(t, &iter.FillRevskImportSocket{First: 0, Count: 2}, p.sockets[1])
+	assert.Equal(t, &iter.FillRevskImportSocket{First: 2, Count: 3}, p.sockets[2])
+	assert.True(t, p.has(2, netip.AddrPortFrom(backend.Addr(), 3)))
+	assert.False(t, p.has(1, netip.AddrPortFrom(backend.Addr(), 3)))
+	assert.False(t, p.has(3, netip.AddrPortFrom(backend.Addr(), 1)))
+}
+
+// A peer that a socket is connected to and has sent to as well has one entry, of the later of the two.
+func TestTheHashHasWhatWasSentLast(t *testing.T) {
+	other := netip.MustParseAddrPort("10.96.0.2:53")
+	list := []inspect.Socket{{
+		Cookie: 1,
+		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
+		Peers:  []revnat.Tuple{{Peer: backend, Service: other, RevNATIndex: 2}},
+	}, {
+		Cookie: 2,
+		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
+	}}
+	assert.Equal(t, map[lbmap.ReverseSKKey]lbmap.ReverseSKValue{
+		{Cookie: 1, Backend: backend}: {Service: other, RevNat: 2},
+		{Cookie: 2, Backend: backend}: {Service: front, RevNat: 1},
+	}, tuples(list))
+}
+
+func TestEnded(t *testing.T) {
+	key := lbmap.ReverseSKKey{Cookie: 1, Backend: backend}
+	assert.True(t, ended(key, lbmap.ReverseSKValue{Service: backend}))
+	assert.False(t, ended(key, lbmap.ReverseSKValue{Service: backend, RevNat: 1}), "a backend may have the service's address")
+	assert.False(t, ended(key, lbmap.ReverseSKValue{Service: front}))
+}
+
+func TestNetworkOrder(t *testing.T) {
+	var wire [2]byte
+	binary.NativeEndian.PutUint16(wire[:], networkOrder(0x1234))
+	assert.Equal(t, [2]byte{0x12, 0x34}, wire)
+	assert.Equal(t, uint16(0x1234), networkOrder(networkOrder(0x1234)))
+}
+
+func TestParseEngine(t *testing.T) {
+	for _, e := range []Engine{EngineAuto, EngineIter, EnginePidfd} {
+		got, err := ParseEngine(string(e))
+		require.NoError(t, err)
+		assert.Equal(t, e, got)
+	}
+	_, err := ParseEngine("fast")
+	assert.ErrorContains(t, err, "auto, iter or pidfd")
+}

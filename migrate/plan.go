@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// Plan says what a migration would do with the entries of the hash, and how healthy the hash is.
+type Plan struct {
+	Engine Engine
+	// Counts are by what would become of the entries now.
+	Counts
+	// Live are the entries that sockets still need, by kind of socket, sorted.
+	Live []LiveCount
+	// Maps are the legacy maps.
+	Maps []MapFill
+	// WithoutEntry are sockets that are connected to a backend of a service and have no entry for it:
+	// connected to the backend itself, or evicted from the hash; sorted by number.
+	WithoutEntry []BackendCount
+	// Leaks are the services of the leaked entries, sorted by number.
+	Leaks []ServiceCount
+	Steps []Step
+}
+
+// LiveCount is a number of entries.
+type LiveCount struct {
+	Protocol lbmap.Protocol
+	// Family of the socket, 4 or 6. An IPv6 socket may have IPv4 entries.
+	Family int
+	// Connected: the socket is connected to the backend of the entry.
+	Connected bool
+	Entries   int
+}
+
+// MapFill says how full a map is.
+type MapFill struct {
+	Name                string
+	Entries, MaxEntries int
+}
+
+// BackendCount is a number of sockets.
+type BackendCount struct {
+	Backend  netip.AddrPort
+	Protocol lbmap.Protocol
+	Sockets  int
+}
+
+// ServiceCount is a number of entries.
+type ServiceCount struct {
+	Service netip.AddrPort
+	RevNat  uint16
+	Entries int
+}
+
+// WithoutEntrySum is the number of sockets in WithoutEntry.
+func (p *Plan) WithoutEntrySum() int {
+	n := 0
+	for _, b := range p.WithoutEntry {
+		n += b.Sockets
+	}
+	return n
+}
+
+// MakePlan finds out what a migration would do. It changes nothing and needs no datapath of revsk's, only
+// the pinned maps of a load balancer. The node goes on meanwhile, so numbers are of no single moment.
+//
+// Returns an error wrapping [ErrNoHash], [ErrLayout], [ErrEngine] or [lbmap.ErrNoMap].
+func MakePlan(ctx context.Context, opts Options) (*Plan, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	engine, err := opts.Engine.choose(true)
+	if err != nil {
+		return nil, err
+	}
+	svcs, list, err := openServices(opts.Loader.MapsDir)
+	if err != nil {
+		return nil, err
+	}
+	source, err := openHash(opts.Loader.MapsDir)
+	if err != nil {
+		return nil, err
+	}
+	defer source.close()
+	replacements := source.maps()
+	// What sockets hold already, if a datapath is loaded.
+	if dp, err := loader.Open(opts.Loader); err == nil {
+		defer dp.Close()
+		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskPeers, iter.FillMapRevskOverflow} {
+			replacements[name] = dp.Map(name)
+		}
+	}
+	w := worker{Options: opts}
+	s := sweeper{
+		engine:       engine,
+		mayChange:    opts.Engine == EngineAuto,
+		dryRun:       true,
+		replacements: replacements,
+		backends:     backendsOf(list),
+		progress:     func(done, total int) { w.report(stepSweep, done, total) },
+	}
+	plan := &Plan{}
+	var entries []*entry
+	err = w.do(stepSnapshot, func() error {
+		all, err := source.read()
+		for key, value := range all {
+			entries = append(entries, &entry{key: key, value: value, stale: svcs.stale(value)})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := w.do(stepSweep, func() error { return s.sweep(ctx, entries) }); err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if ended(e.key, e.value) {
+			e.fate = FateEnded
+		}
+	}
+	plan.Engine, plan.Counts, plan.Steps = s.engine, countFates(entries), w.steps
+	plan.Live, plan.Leaks = liveCounts(entries), leakCounts(entries)
+	plan.WithoutEntry = backendCounts(s.withoutEntry)
+	plan.Maps = mapFills(source.maps(), entries)
+	return plan, nil
+}
+
+// backendsOf are the backends of services that sockets of the services' protocol may be connected to.
+func backendsOf(list []lbmap.Service) []backendKey {
+	all := make(map[backendKey]bool)
+	for _, svc := range list {
+		protocols := []lbmap.Protocol{svc.Frontend.Protocol}
+		if svc.Frontend.Protocol == lbmap.ProtocolAny {
+			protocols = []lbmap.Protocol{lbmap.ProtocolTCP, lbmap.ProtocolUDP}
+		}
+		for _, b := range svc.Backends {
+			for _, protocol := range protocols {
+				if b.AddrPort.IsValid() {
+					all[backendKey{b.AddrPort, protocol}] = true
+				}
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(all))
+}
+
+func liveCounts(entries []*entry) []LiveCount {
+	counts := make(map[LiveCount]int)
+	for _, e := range entries {
+		if e.fate != FateConn && e.fate != FatePeers {
+			continue
+		}
+		kind := LiveCount{Protocol: e.protocol, Family: 4, Connected: e.fate == FateConn}
+		if e.family == unix.AF_INET6 {
+			kind.Family = 6
+		}
+		counts[kind]++
+	}
+	var all []LiveCount
+	for kind, n := range counts {
+		kind.Entries = n
+		all = append(all, kind)
+	}
+	slices.SortFunc(all, func(a, b LiveCount) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Family, b.Family),
+			-cmp.Compare(fmt.Sprint(a.Connected), fmt.Sprint(b.Connected)))
+	})
+	return all
+}
+
+func leakCounts(entries []*entry) []ServiceCount {
+	counts := make(map[lbmap.ReverseSKValue]int)
+	for _, e := range entries {
+		if e.fate == FateLeaked {
+			counts[e.value]++
+		}
+	}
+	var all []ServiceCount
+	for v, n := range counts {
+		all = append(all, ServiceCount{v.Service, v.RevNat, n})
+	}
+	slices.SortFunc(all, func(a, b ServiceCount) int {
+		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Service.Compare(b.Service), cmp.Compare(a.RevNat, b.RevNat))
+	})
+	return all
+}
+
+func backendCounts(counts map[backendKey]int) []BackendCount {
+	var all []BackendCount
+	for b, n := range counts {
+		all = append(all, BackendCount{b.addr, b.protocol, n})
+	}
+	slices.SortFunc(all, func(a, b BackendCount) int {
+		return cmp.Or(cmp.Compare(b.Sockets, a.Sockets), a.Backend.Compare(b.Backend), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	return all
+}
+
+func mapFills(maps map[string]*ebpf.Map, entries []*entry) []MapFill {
+	var all []MapFill
+	for name, m := range maps {
+		fill := MapFill{Name: name, MaxEntries: int(m.MaxEntries())}
+		for _, e := range entries {
+			if e.key.Backend.Addr().Is4() == (name == lbmap.ReverseSK4Map) {
+				fill.Entries++
+			}
+		}
+		all = append(all, fill)
+	}
+	slices.SortFunc(all, func(a, b MapFill) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+	"github.com/revsk/revsk/revnat"
+)
+
+func migrateOptions(engine migrate.Engine) migrate.Options {
+	return migrate.Options{Loader: options(), Engine: engine}
+}
+
+// withEngines plays with each engine that the kernel has.
+func withEngines(t *testing.T, play func(t *testing.T, engine migrate.Engine)) {
+	t.Helper()
+	for _, engine := range []migrate.Engine{migrate.EngineIter, migrate.EnginePidfd} {
+		t.Run(string(engine), func(t *testing.T) {
+			_, err := migrate.Run(t.Context(), migrateOptions(engine))
+			if errors.Is(err, migrate.ErrEngine) && engine == migrate.EngineIter {
+				t.Skip("requires Linux 6.5: iterators that lock the sockets")
+			}
+			require.NoError(t, err)
+			play(t, engine)
+		})
+	}
+}
+
+// migrates moves everything, which has to work, and checks that the counts add up.
+func (s *scene) migrates(engine migrate.Engine) *migrate.Report {
+	s.Helper()
+	r, err := migrate.Run(s.Context(), migrateOptions(engine))
+	require.NoError(s, err, "%+v", r)
+	require.Equal(s, engine, r.Engine)
+	require.Equal(s, loader.ModeStorage, r.Mode)
+	s.addUp(r.Counts)
+	require.Zero(s, s.hashEntries(), "entries in the legacy maps")
+	return r
+}
+
+func (s *scene) rollsBack() *migrate.RollbackReport {
+	s.Helper()
+	r, err := migrate.Rollback(s.Context(), migrateOptions(migrate.EngineAuto))
+	require.NoError(s, err, "%+v", r)
+	require.Equal(s, loader.ModeLegacy, r.Mode)
+	require.Zero(s, r.Missing)
+	return r
+}
+
+func (s *scene) addUp(c migrate.Counts) {
+	s.Helper()
+	require.Equal(s, c.Entries, c.MovedConn+c.MovedPeers+c.Present+c.Stale+c.Leaked+c.Ended+c.Unknown, "%+v", c)
+}
+
+// leak writes entries of sockets that have never been.
+func (s *scene) leak(n int) {
+	s.Helper()
+	for i := range n {
+		svc := &service{front: netip.AddrPortFrom(s.family.services, 53), revNat: 1}
+		s.putHash(1<<60+uint64(i), s.backendAt(i%100), svc)
+	}
+}
+
+func TestMigrateSortsEntries(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		holdIn(t, legacy, udp[0], func(s *scene) {
+			gone, ended := s.service(), s.service()
+			x, y, z := s.socket(), s.socket(), s.socket()
+			x.connect(s.service().front)
+			s.asksService(y, gone)
+			s.asksService(z, ended)
+			s.leak(3)
+			s.delete(gone)
+
+			plan, err := migrate.MakePlan(s.Context(), migrateOptions(engine))
+			require.NoError(s, err)
+			s.addUp(plan.Counts)
+			assert.Equal(s, migrate.Counts{Entries: 6, MovedConn: 1, MovedPeers: 1, Stale: 1, Leaked: 3}, plan.Counts)
+			assert.Equal(s, 6, s.hashEntries(), "a plan changes nothing")
+			mode, err := datapath.Mode()
+			require.NoError(s, err)
+			assert.Equal(s, legacy, mode)
+
+			s.setMode(loader.ModeDual)
+			s.asks(z, ended.backend, ended.backend, ended.backend)
+			r := s.migrates(engine)
+			assert.Equal(s, migrate.Counts{Entries: 6, MovedConn: 1, Stale: 1, Ended: 1, Leaked: 3}, r.Counts)
+			assert.Equal(s, 6, r.Deleted)
+			s.asks(z, ended.backend, ended.backend, ended.backend)
+
+			// Again: there is nothing to do.
+			r = s.migrates(engine)
+			assert.Zero(s, r.Counts)
+		})
+	})
+}
+
+func TestMigrateKeepsStaleEntriesIfTold(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		holdIn(t, legacy, udp[0], func(s *scene) {
+			s.mayLeak = true
+			gone := s.service()
+			x := s.socket()
+			s.asksService(x, gone)
+			s.delete(gone)
+			opts := migrateOptions(engine)
+			opts.KeepStale = true
+			r, err := migrate.Run(s.Context(), opts)
+			require.NoError(s, err)
+			assert.Equal(s, migrate.Counts{Entries: 1, Stale: 1}, r.Counts)
+			assert.Zero(s, r.Deleted)
+			assert.Equal(s, 1, s.hashEntries())
+			assert.Zero(s, x.tuples())
+		})
+	})
+}
+
+// The snapshot has an entry, the hash has not any more: its socket needs it all the same.
+func TestMigrateMovesWhatTheHashHasEvictedMeanwhile(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		for _, protocol := range either {
+			holdIn(t, legacy, protocol, func(s *scene) {
+				a := s.service()
+				x := s.socket()
+				x.connect(a.front)
+				if s.datagram() {
+					x.sendTo(s.service().front, "to another")
+				}
+				want := s.hashEntries()
+				opts := migrateOptions(engine)
+				opts.BeforeStep = func(step string) error {
+					if step == "visit sockets" {
+						clearMap(s.T, lbmap.ReverseSK4Map)
+						clearMap(s.T, lbmap.ReverseSK6Map)
+					}
+					return nil
+				}
+				r, err := migrate.Run(s.Context(), opts)
+				require.NoError(s, err)
+				assert.Equal(s, want, r.MovedConn+r.MovedPeers)
+				s.connected(x, a)
+			})
+		}
+	})
+}
+
+func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		for _, protocol := range either {
+			holdIn(t, legacy, protocol, func(s *scene) {
+				a := s.service()
+				x := s.socket()
+				x.connect(a.front)
+				y := s.socket()
+				y.connect(s.service().front)
+				if s.datagram() {
+					for range 6 {
+						y.sendTo(s.service().front, "to another")
+					}
+				}
+				s.leak(2)
+				entries := s.hashEntries()
+				errCrash := errors.New("a crash")
+				// Before each step of one run after the other, until one comes to its end.
+				crash := func(run func(migrate.Options) error) (runs int) {
+					for {
+						runs++
+						n := 0
+						opts := migrateOptions(engine)
+						opts.BeforeStep = func(string) error {
+							if n++; n == runs {
+								return errCrash
+							}
+							return nil
+						}
+						err := run(opts)
+						s.connected(x, a)
+						if err == nil {
+							return runs
+						}
+						require.ErrorIs(s, err, errCrash)
+					}
+				}
+				runs := crash(func(opts migrate.Options) error {
+					r, err := migrate.Run(s.Context(), opts)
+					s.addUp(r.Counts)
+					return err
+				})
+				assert.Greater(s, runs, 4)
+				assert.Zero(s, s.hashEntries())
+				assert.Equal(s, entries-2, x.tuples()+y.tuples(), "tuples, each once")
+
+				runs = crash(func(opts migrate.Options) error {
+					_, err := migrate.Rollback(s.Context(), opts)
+					return err
+				})
+				assert.Greater(s, runs, 4)
+				assert.Equal(s, entries-2, s.hashEntries(), "entries, each once")
+				s.migrates(engine)
+			})
+		}
+	})
+}
+
+func TestRollbackThatDoesNotFitChangesNothing(t *testing.T) {
+	s := newScene(t, loader.ModeStorage, ipv4, unix.IPPROTO_UDP)
+	// As many as fill the slots of sockets, one more than there is room for. Backends need not answer.
+	room := int(datapath.Map(lbmap.ReverseSK4Map).MaxEntries())
+	var fronts []netip.AddrPort
+	for i := range revnat.Slots {
+		fronts = append(fronts, s.serviceTo(netip.AddrPortFrom(numbered(s.backends, i), 9)).front)
+	}
+	n := 0
+	for n <= room {
+		x := s.socket()
+		for _, front := range fronts {
+			x.sendTo(front, "x")
+			n++
+		}
+	}
+	r, err := migrate.Rollback(t.Context(), migrateOptions(migrate.EngineAuto))
+	require.ErrorIs(t, err, migrate.ErrDoesNotFit)
+	assert.Equal(t, n, r.Tuples)
+	mode, err := datapath.Mode()
+	require.NoError(t, err)
+	assert.Equal(t, loader.ModeStorage, mode)
+	assert.Zero(t, s.hashEntries())
+
+	// With force what fits is there, and what does not is counted.
+	opts := migrateOptions(migrate.EngineAuto)
+	opts.Force = true
+	r, err = migrate.Rollback(t.Context(), opts)
+	require.NoError(t, err)
+	assert.Equal(t, loader.ModeLegacy, r.Mode)
+	assert.Equal(t, n-legacyCount(t), r.Missing)
+	assert.Positive(t, r.Missing)
+	s.mayLeak = true
+}
+
+func TestMigrateUnpinsTheSource(t *testing.T) {
+	holdIn(t, legacy, tcp[0], func(s *scene) {
+		a := s.service()
+		x := s.socket()
+		x.connect(a.front)
+		opts := migrateOptions(migrate.EngineAuto)
+		opts.UnpinSource = true
+		_, err := migrate.Run(s.Context(), opts)
+		require.NoError(s, err)
+		s.connected(x, a)
+		full, err := opts.Loader.WithDefaults()
+		require.NoError(s, err)
+		for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
+			path := full.MapsDir + "/" + name
+			assert.NoFileExists(s, path)
+			again, err := datapath.Map(name).Clone()
+			require.NoError(s, err)
+			require.NoError(s, again.Pin(path))
+			require.NoError(s, again.Close())
+		}
+		_, err = migrate.Run(s.Context(), migrateOptions(migrate.EngineAuto))
+		require.NoError(s, err)
+	})
+}
