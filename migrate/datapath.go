@@ -23,8 +23,8 @@ type datapath struct {
 }
 
 // openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
-func openDatapath(ctx context.Context, opts loader.Options) (_ *datapath, err error) {
-	dp, err := loader.Open(opts)
+func openDatapath(ctx context.Context, opts Options) (_ *datapath, err error) {
+	dp, err := loader.Open(opts.Loader)
 	if err != nil {
 		return nil, err
 	}
@@ -35,13 +35,16 @@ func openDatapath(ctx context.Context, opts loader.Options) (_ *datapath, err er
 	}()
 	d := &datapath{hash: hash{v4: dp.Map(lbmap.ReverseSK4Map), v6: dp.Map(lbmap.ReverseSK6Map)}}
 	if d.hash.v4 == nil || d.hash.v6 == nil {
-		return nil, fmt.Errorf("%s: %w", opts.MapsDir, ErrNoHash)
+		return nil, fmt.Errorf("%s: %w", opts.Loader.MapsDir, ErrNoHash)
 	}
 	hooks, err := dp.Hooks()
 	if err != nil {
 		return nil, err
 	}
 	if err := checkHooks(hooks); err != nil {
+		return nil, err
+	}
+	if err := checkProcesses(opts.Logger); err != nil {
 		return nil, err
 	}
 	if d.Locked, err = dp.Lock(ctx); err != nil {

@@ -20,6 +20,8 @@ var (
 	ErrIncomplete = errors.New("hooks are missing")
 	// ErrEngine: the kernel cannot run the engine asked for.
 	ErrEngine = errors.New("engine is not supported by this kernel")
+	// ErrProcesses: the process lacks CAP_SYS_PTRACE, so sockets of other processes would not be seen.
+	ErrProcesses = errors.New("other processes cannot be looked into")
 	// ErrUnresolved: entries or tuples could not be moved; they are where they were, and still read.
 	ErrUnresolved = errors.New("not everything could be moved")
 	// ErrDoesNotFit: the legacy maps have no room for what sockets hold.

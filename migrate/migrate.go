@@ -77,8 +77,8 @@ type migration struct {
 // The report is there even after an error, if anything was done.
 //
 // If some entries cannot be moved the datapath stays in mode dual, in which they are still read, and the
-// error wraps [ErrUnresolved]. Other errors wrap [ErrNoHash], [ErrIncomplete], [ErrEngine] or those of
-// package loader.
+// error wraps [ErrUnresolved]. Other errors wrap [ErrNoHash], [ErrIncomplete], [ErrEngine], [ErrProcesses] or
+// those of package loader.
 func Run(ctx context.Context, opts Options) (*Report, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -92,7 +92,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	dp, err := openDatapath(ctx, opts.Loader)
+	dp, err := openDatapath(ctx, opts)
 	if err != nil {
 		return nil, err
 	}

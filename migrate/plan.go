@@ -77,7 +77,7 @@ func (p *Plan) WithoutEntrySum() int {
 // MakePlan finds out what a migration would do. It changes nothing and needs no datapath of revsk's, only
 // the pinned maps of a load balancer. The node goes on meanwhile, so numbers are of no single moment.
 //
-// Returns an error wrapping [ErrNoHash], [ErrLayout], [ErrEngine] or [lbmap.ErrNoMap].
+// Returns an error wrapping [ErrNoHash], [ErrLayout], [ErrEngine], [ErrProcesses] or [lbmap.ErrNoMap].
 func MakePlan(ctx context.Context, opts Options) (*Plan, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -96,6 +96,9 @@ func MakePlan(ctx context.Context, opts Options) (*Plan, error) {
 		return nil, err
 	}
 	defer source.close()
+	if err := checkProcesses(opts.Logger); err != nil {
+		return nil, err
+	}
 	replacements := source.maps()
 	// What sockets hold already, if a datapath is loaded.
 	if dp, err := loader.Open(opts.Loader); err == nil {

@@ -67,13 +67,13 @@ type difference struct{ hash, socket lbmap.ReverseSKValue }
 //
 // Returns an error wrapping [ErrDoesNotFit], with nothing changed, if the legacy maps have no room and
 // Options.Force is not set; or, with the datapath in mode dual, [ErrUnresolved]. Other errors wrap
-// [ErrNoHash], [ErrIncomplete] or those of packages loader and inspect.
+// [ErrNoHash], [ErrIncomplete], [ErrProcesses] or those of packages loader and inspect.
 func Rollback(ctx context.Context, opts Options) (*RollbackReport, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	dp, err := openDatapath(ctx, opts.Loader)
+	dp, err := openDatapath(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
