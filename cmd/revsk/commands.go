@@ -11,6 +11,8 @@ func commands(env *env) []*cobra.Command {
 		newUnloadCommand(env),
 		newStatusCommand(env),
 		newModeCommand(env),
+		newMigrateCommand(env),
+		newRollbackCommand(env),
 		newListCommand(env),
 		newServiceCommand(env),
 		newTerminateCommand(env),

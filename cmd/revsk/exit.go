@@ -12,6 +12,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
 )
 
 // Exit codes, which are part of the interface.
@@ -64,6 +65,14 @@ var advice = []struct {
 	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
 	{loader.ErrNotTakenOver, exitFailed, "use revsk unload without --hand-back"},
 	{loader.ErrUnsafeMode, exitFailed, "stay in mode dual until those sockets are closed, or use --force and let them forget it"},
+
+	{migrate.ErrUnresolved, exitPartly, "nothing is lost; see what is listed, and run the same command again later"},
+	{migrate.ErrEngine, exitNotSupported, "use --engine auto; revsk features says what is missing and which kernel has it"},
+	{migrate.ErrNoHash, exitFailed, "name the directory of the legacy maps with --maps; revsk load creates those that are missing"},
+	{migrate.ErrLayout, exitFailed, "name the directory of the legacy maps with --maps, or use the release that made this one"},
+	{migrate.ErrIncomplete, exitFailed, "run revsk load, which attaches them"},
+	{migrate.ErrProcesses, exitFailed, asRoot},
+	{migrate.ErrDoesNotFit, exitFailed, "wait until there are fewer sockets, or use --force and let some lose their service"},
 
 	{lbmap.ErrNoMap, exitFailed, "run revsk load, which creates the maps, or name their directory with --maps"},
 	{lbmap.ErrLayout, exitFailed, "use the release that made it, or name another directory with --maps"},

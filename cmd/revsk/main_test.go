@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -113,7 +114,14 @@ type result struct {
 func runCommand(t *testing.T, args ...string) result {
 	var stdout, stderr bytes.Buffer
 	code := run(context.Background(), &env{Stdout: &stdout, Stderr: &stderr}, args)
-	return result{t, code, stdout.String(), stderr.String()}
+	return newResult(t, code, stdout.String(), stderr.String())
+}
+
+// progressLine is what a command that takes long on a busy machine logs.
+var progressLine = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg=progress .*\n`)
+
+func newResult(t *testing.T, code int, stdout, stderr string) result {
+	return result{t, code, stdout, progressLine.ReplaceAllString(stderr, "")}
 }
 
 // ok requires that all went well, without a message.
@@ -217,7 +225,7 @@ func pinned(t *testing.T, path string) string {
 	info, err := m.Info()
 	require.NoError(t, err)
 	id, _ := info.ID()
-	if m.Type() != ebpf.Hash && m.Type() != ebpf.Array {
+	if m.Type() != ebpf.Hash && m.Type() != ebpf.LRUHash && m.Type() != ebpf.Array {
 		return fmt.Sprintf("map %d", id)
 	}
 	contents := make(map[string]string)

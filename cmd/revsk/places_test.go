@@ -24,11 +24,11 @@ import (
 // changing are command lines that would change something, and those that read what is loaded.
 var (
 	changing = []string{
-		"load", "load --dry-run", "unload", "unload --purge", "mode dual", "gc",
+		"load", "load --dry-run", "unload", "unload --purge", "mode dual", "gc", "migrate", "rollback",
 		"terminate 127.0.0.1:80/tcp", "terminate --all-gone",
 		"service add 10.96.0.1:80/tcp --no-backend", "service delete 10.96.0.1:80/tcp",
 	}
-	reading = []string{"status", "mode", "list", "service list"}
+	reading = []string{"status", "mode", "list", "service list", "migrate --dry-run"}
 )
 
 func TestNothingLoadedIsSaid(t *testing.T) {
@@ -203,5 +203,5 @@ func runAs(t *testing.T, environment string, attr *syscall.SysProcAttr, args ...
 	if err != nil && !errors.As(err, &exit) {
 		require.NoError(t, err)
 	}
-	return result{t, cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+	return newResult(t, cmd.ProcessState.ExitCode(), stdout.String(), stderr.String())
 }

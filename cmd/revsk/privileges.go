@@ -65,6 +65,8 @@ var privileges = map[string][]need{
 		{[]capability{capAdmin, capOldDestroy, capResource}, ""},
 		{[]capability{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes that have more capabilities than that"},
 	},
+	"revsk migrate":        {{[]capability{capAdmin, capPtrace, capResource}, ""}},
+	"revsk rollback":       {{[]capability{capAdmin, capPtrace, capResource}, ""}},
 	"revsk gc":             {{[]capability{capAdmin, capResource}, ""}},
 	"revsk service list":   {{[]capability{capOldBPF}, ""}},
 	"revsk service add":    {{[]capability{capOldBPF}, ""}, {[]capability{capBPF, capResource}, "with --dry-run"}},

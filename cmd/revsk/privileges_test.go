@@ -127,6 +127,8 @@ func TestSmallestCapabilities(t *testing.T) {
 		"revsk mode to switch it":             "mode dual",
 		"revsk list":                          "list",
 		"revsk terminate":                     "terminate 127.0.0.1:5353/udp --dry-run",
+		"revsk migrate":                       "migrate",
+		"revsk rollback":                      "rollback",
 		"revsk gc":                            "gc",
 		"revsk service list":                  "service list",
 		"revsk service add":                   add,

@@ -32,6 +32,7 @@ output names its schema and version in the field "schema".`,
   revsk service add 10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080
   revsk status
   revsk list                      # sockets that talk to a service
+  revsk migrate --dry-run         # how much of the legacy maps is leaked?
   revsk unload`,
 		SilenceErrors: true,
 		SilenceUsage:  true,

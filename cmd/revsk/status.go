@@ -145,17 +145,7 @@ func (s statusDocument) print(w io.Writer) error {
 		counters.row(strings.ReplaceAll(name, "_", " "), value.Uint())
 	}
 
-	for i, t := range []table{general, hooks, maps, counters} {
-		if i > 0 {
-			if _, err := fmt.Fprintln(w); err != nil {
-				return err
-			}
-		}
-		if err := t.print(w); err != nil {
-			return err
-		}
-	}
-	return nil
+	return printSections(w, general, hooks, maps, counters)
 }
 
 // hookRow is a row of the table of hooks.

@@ -49,3 +49,21 @@ func (t *table) print(w io.Writer) error {
 	}
 	return nil
 }
+
+// printSections prints tables with an empty line between them. One that has a heading at most is left out.
+func printSections(w io.Writer, sections ...table) error {
+	separator := ""
+	for _, t := range sections {
+		if len(t.rows) <= 1 {
+			continue
+		}
+		if _, err := fmt.Fprint(w, separator); err != nil {
+			return err
+		}
+		if err := t.print(w); err != nil {
+			return err
+		}
+		separator = "\n"
+	}
+	return nil
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
 )
 
 func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
@@ -28,6 +29,9 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 		"load --nodeport-range 2-1":           `invalid argument "2-1" for "--nodeport-range" flag: expected FIRST-LAST, such as 30000-32767: see revsk load --help`,
 		"load --legacy-entries -1":            `invalid argument "-1" for "--legacy-entries" flag: strconv.ParseUint: parsing "-1": invalid syntax: see revsk load --help`,
 		"load --nonsense":                     `unknown flag: --nonsense: see revsk load --help`,
+		"migrate --engine bpf":                `invalid argument "bpf" for "--engine" flag: use one of auto, iter, pidfd: see revsk migrate --help`,
+		"migrate now":                         `unknown command "now" for "revsk migrate": see revsk migrate --help`,
+		"rollback --engine iter":              `unknown flag: --engine: see revsk rollback --help`,
 		"mode both":                           `invalid argument "both" for "revsk mode": see revsk mode --help`,
 		"mode dual legacy":                    `accepts at most 1 arg(s), received 2: see revsk mode --help`,
 		"status -o yaml":                      `invalid argument "yaml" for "-o, --output" flag: use one of table, json: see revsk status --help`,
@@ -63,6 +67,9 @@ func TestExplainKnowsEveryErrorOfTheLibraries(t *testing.T) {
 		inspect.ErrNotSupported: 4, inspect.ErrIncomplete: 1, inspect.ErrNoMap: 1,
 		inspect.ErrNoProof: 1, inspect.ErrNoBackends: 1, inspect.ErrCannotDestroy: 4,
 
+		migrate.ErrUnresolved: 3, migrate.ErrEngine: 4, migrate.ErrNoHash: 1, migrate.ErrLayout: 1,
+		migrate.ErrIncomplete: 1, migrate.ErrProcesses: 1, migrate.ErrDoesNotFit: 1,
+
 		unix.EPERM: 1, unix.EACCES: 1, unix.ENOMEM: 1, errors.New("anything else"): 1,
 	} {
 		text, got := explain("revsk load", fmt.Errorf("doing something: %w", errors.Join(err, errors.New("and failing to undo it"))))
@@ -83,6 +90,7 @@ func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 	for _, line := range []string{
 		"--help", "version", "version -o json", "status", "status -o json", "mode", "list", "list -o json",
 		"service list", "service list -o json", "features", "gc", "load --dry-run", "unload --dry-run",
+		"migrate --dry-run", "migrate --dry-run -o json", "migrate", "migrate -o json", "rollback --dry-run", "rollback", "rollback -o json",
 	} {
 		var stderr strings.Builder
 		code := run(context.Background(), &env{Stdout: errWriter{}, Stderr: &stderr}, p.args(strings.Fields(line)...))

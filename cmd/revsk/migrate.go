@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+)
+
+func newMigrateCommand(env *env) *cobra.Command {
+	var opts migrate.Options
+	engine := string(migrate.EngineAuto)
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Move what live sockets need from the legacy maps onto the sockets",
+		Long: `Moves the entries of the legacy maps (the hash) onto their sockets while
+applications go on, verifies that, switches to mode storage, and deletes what was
+moved and what was leaked. At no moment does an application see a backend's
+address. The hooks must be attached: run revsk load first, which begins in mode
+dual where the hash has entries.
+
+With --dry-run it is an audit, which needs no hooks: on any node with such maps it
+says how many entries belong to live sockets, how many are leaked, how full the
+maps are and which sockets have lost their entry. It says what to do next.
+
+Every entry is accounted for. If some cannot be moved, they are listed, the mode
+stays dual, in which they are still read, and the exit code is 3. A run that is
+interrupted, at whatever point, is continued by running the same command again.
+
+Engines, that is, ways to come to the sockets:
+
+  iter   iterators in the kernel; needs Linux 6.5
+  pidfd  the descriptors of all processes, one by one; slower, and does not reach
+         sockets in no process, such as those in flight in a message
+  auto   iter where the kernel can, else pidfd`,
+		Example: `  revsk migrate --dry-run                     # audit: what is live, what is leaked?
+  revsk migrate
+  revsk migrate -o json | jq .counts
+  revsk migrate --unpin-source                # and remove the pins of the legacy maps`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.Engine = migrate.Engine(engine)
+			if opts.DryRun {
+				return runPlan(cmd.Context(), env, opts)
+			}
+			return runMigrate(cmd.Context(), env, opts, wait)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	addChoice(cmd, flags, &engine,
+		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to come to the sockets")
+	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "leave entries in the hash whose service is gone")
+	flags.BoolVar(&opts.UnpinSource, "unpin-source", false, "remove the pins of the legacy maps once they are empty")
+	flags.BoolVar(&opts.DryRun, "dry-run", false, "audit: say what would become of every entry, but change nothing")
+	addWaitFlag(flags, &wait)
+	return cmd
+}
+
+// prepare fills in what the global flags say. The caller calls stop when the work has ended.
+func (e *env) prepare(opts *migrate.Options) (stop func(), err error) {
+	if err := unlimitMemory(); err != nil {
+		return nil, err
+	}
+	if opts.Loader, err = e.options(); err != nil {
+		return nil, err
+	}
+	opts.Logger = e.logger()
+	opts.Progress, stop = e.startProgress()
+	return stop, nil
+}
+
+func runPlan(ctx context.Context, env *env, opts migrate.Options) error {
+	stop, err := env.prepare(&opts)
+	if err != nil {
+		return err
+	}
+	plan, err := migrate.MakePlan(ctx, opts)
+	stop()
+	if errors.Is(err, context.Canceled) {
+		return exitError{exitFailed, errors.New("interrupted: nothing was changed")}
+	}
+	if err != nil {
+		return err
+	}
+	at, err := findSituation(opts.Loader)
+	if err != nil {
+		return err
+	}
+	doc := newPlanDocument(plan, at)
+	if env.json() {
+		return env.printJSON(doc)
+	}
+	return doc.print(env.Stdout)
+}
+
+func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.Duration) error {
+	stop, err := env.prepare(&opts)
+	if err != nil {
+		return err
+	}
+	var report *migrate.Report
+	err = waitForLock(ctx, wait, func() (err error) {
+		report, err = migrate.Run(ctx, opts)
+		return err
+	})
+	stop()
+	if report == nil {
+		return err
+	}
+	doc := newReportDocument(report, err == nil)
+	return env.printReport(doc, interrupted(err, report.Mode))
+}
+
+// printReport prints what was done, and returns the error with which that ended, if any.
+func (e *env) printReport(doc interface{ print(*env) error }, err error) error {
+	var printErr error
+	switch {
+	case e.json():
+		printErr = e.printJSON(doc)
+	case err == nil && e.quiet:
+	default:
+		printErr = doc.print(e)
+	}
+	if err == nil {
+		return printErr
+	}
+	return err
+}
+
+// interrupted says of an interruption how to go on after it.
+func interrupted(err error, mode loader.Mode) error {
+	if !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return exitError{exitFailed, fmt.Errorf("interrupted in mode %v: nothing is lost, run the same command again to continue", mode)}
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+)
+
+// topRows is how many rows of a long list a table has. JSON has all.
+const topRows = 10
+
+// fullPercent is from where on a map is called full: the LRU begins to evict somewhat before the end.
+const fullPercent = 90
+
+// situation is what of revsk there is already.
+type situation struct {
+	mode     *loader.Mode // nil: not loaded
+	complete bool         // every hook is attached
+}
+
+// findSituation looks at what is loaded.
+func findSituation(opts loader.Options) (situation, error) {
+	dp, err := loader.Open(opts)
+	if errors.Is(err, loader.ErrNotLoaded) {
+		return situation{}, nil
+	}
+	if err != nil {
+		return situation{}, err
+	}
+	defer dp.Close()
+	mode, err := dp.Mode()
+	if err != nil {
+		return situation{}, err
+	}
+	hooks, err := dp.Hooks()
+	return situation{&mode, loader.Status{Hooks: hooks}.Complete()}, err
+}
+
+func (s situation) is(mode loader.Mode) bool { return s.mode != nil && *s.mode == mode }
+
+// planDocument is the JSON output of migrate --dry-run.
+type planDocument struct {
+	Schema string `json:"schema"` // revsk/migrate-plan/v1
+	// Mode of revsk; missing if it is not loaded.
+	Mode   *loader.Mode   `json:"mode,omitempty"`
+	Engine migrate.Engine `json:"engine"`
+	// Counts are by what a migration would do with the entries.
+	Counts        migrate.Counts `json:"counts"`
+	LeakedPercent float64        `json:"leaked_percent"`
+	Live          []liveDocument `json:"live"`
+	Maps          []fillDocument `json:"maps"`
+	// WithoutEntry are sockets that are connected to a service's backend and have no entry for it. In
+	// mode storage the hooks write none.
+	WithoutEntry []backendCountDocument `json:"without_entry"`
+	// WithoutEntrySockets is their sum.
+	WithoutEntrySockets int                    `json:"without_entry_sockets"`
+	Leaks               []serviceCountDocument `json:"leaks"` // most first
+	Seconds             float64                `json:"seconds"`
+	Steps               []stepDocument         `json:"steps"`
+
+	at situation
+}
+
+type liveDocument struct {
+	Protocol lbmap.Protocol `json:"protocol"`
+	Family   string         `json:"family"` // of the socket: ipv4 or ipv6
+	// Connected to the backend of the entry; else it has sent to it.
+	Connected bool `json:"connected"`
+	Entries   int  `json:"entries"`
+}
+
+type fillDocument struct {
+	Name       string  `json:"name"`
+	Entries    int     `json:"entries"`
+	MaxEntries int     `json:"max_entries"`
+	Percent    float64 `json:"percent"`
+}
+
+type backendCountDocument struct {
+	Backend  string         `json:"backend"` // ADDR:PORT
+	Protocol lbmap.Protocol `json:"protocol"`
+	Sockets  int            `json:"sockets"`
+}
+
+type serviceCountDocument struct {
+	Service string `json:"service"` // ADDR:PORT
+	RevNat  uint16 `json:"rev_nat"`
+	Entries int    `json:"entries"`
+}
+
+func newPlanDocument(plan *migrate.Plan, at situation) planDocument {
+	doc := planDocument{
+		Schema:              "revsk/migrate-plan/v1",
+		Mode:                at.mode,
+		Engine:              plan.Engine,
+		Counts:              plan.Counts,
+		LeakedPercent:       percent(plan.Leaked, plan.Entries),
+		Live:                []liveDocument{},
+		Maps:                newFillDocuments(plan.Maps),
+		WithoutEntry:        []backendCountDocument{},
+		WithoutEntrySockets: plan.WithoutEntrySum(),
+		Leaks:               []serviceCountDocument{},
+		at:                  at,
+	}
+	doc.Steps, doc.Seconds = newStepDocuments(plan.Steps)
+	for _, l := range plan.Live {
+		doc.Live = append(doc.Live, liveDocument{l.Protocol, fmt.Sprintf("ipv%d", l.Family), l.Connected, l.Entries})
+	}
+	for _, b := range plan.WithoutEntry {
+		doc.WithoutEntry = append(doc.WithoutEntry, backendCountDocument{b.Backend.String(), b.Protocol, b.Sockets})
+	}
+	for _, s := range plan.Leaks {
+		doc.Leaks = append(doc.Leaks, serviceCountDocument{s.Service.String(), s.RevNat, s.Entries})
+	}
+	return doc
+}
+
+func newFillDocuments(maps []migrate.MapFill) []fillDocument {
+	docs := []fillDocument{}
+	for _, m := range maps {
+		docs = append(docs, fillDocument{m.Name, m.Entries, m.MaxEntries, percent(m.Entries, m.MaxEntries)})
+	}
+	return docs
+}
+
+func (d planDocument) print(w io.Writer) error {
+	var head, entries, live, fill, without, leaks table
+	mode := "not loaded"
+	if d.Mode != nil {
+		mode = "mode " + d.Mode.String()
+	}
+	head.row("revsk", mode)
+	head.row("engine", d.Engine)
+
+	c := d.Counts
+	entries.row("ENTRIES", "COUNT", "SHARE", "A MIGRATION")
+	for _, row := range []struct {
+		name, does string
+		count      int
+	}{
+		{"live, connected", "moves them onto their sockets", c.MovedConn},
+		{"live, sent to", "moves them onto their sockets", c.MovedPeers},
+		{"live, moved already", "deletes them: the sockets have them", c.Present},
+		{"stale", "deletes them: the service is gone (not with --keep-stale)", c.Stale},
+		{"leaked", "deletes them: no such socket, or it is connected elsewhere", c.Leaked},
+		{"ended", "deletes them: the application has turned to the backend itself", c.Ended},
+		{"unknown", "keeps them, and stays in mode dual", c.Unknown},
+	} {
+		entries.row(row.name, row.count, share(percent(row.count, c.Entries)), row.does)
+	}
+	entries.row("all", c.Entries)
+
+	live.row("LIVE", "FAMILY", "CONNECTED", "ENTRIES")
+	for _, l := range d.Live {
+		connected := "no"
+		if l.Connected {
+			connected = "yes"
+		}
+		live.row(l.Protocol, l.Family, connected, l.Entries)
+	}
+	addFill(&fill, d.Maps, "ENTRIES")
+
+	without.row("CONNECTED WITHOUT AN ENTRY", "PROTOCOL", "SOCKETS")
+	addTop(&without, d.WithoutEntry, func(b backendCountDocument) { without.row(b.Backend, b.Protocol, b.Sockets) })
+	leaks.row("LEAKS OF SERVICE", "REV-NAT", "ENTRIES")
+	addTop(&leaks, d.Leaks, func(s serviceCountDocument) { leaks.row(s.Service, s.RevNat, s.Entries) })
+
+	if d.at.is(loader.ModeStorage) {
+		without.rows = nil // they have it themselves
+	}
+	if err := printSections(w, head, entries, live, fill, without, leaks); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\n%s %s\n", d.health(), d.next())
+	return err
+}
+
+// health says in a sentence what the numbers mean.
+func (d planDocument) health() string {
+	c := d.Counts
+	if d.at.is(loader.ModeStorage) {
+		if c.Entries == 0 {
+			return "The hash is empty, and sockets keep their services themselves."
+		}
+		return "In mode storage nobody reads the hash or looks after it: what it holds is outdated."
+	}
+	var parts []string
+	switch {
+	case c.Entries == 0:
+		parts = append(parts, "the hash is empty")
+	case c.Leaked == 0:
+		parts = append(parts, "no entry is leaked")
+	default:
+		parts = append(parts, fmt.Sprintf("%d of %s leaked (%s)", c.Leaked, count(c.Entries, "entry is", "entries are"), share(d.LeakedPercent)))
+	}
+	for _, m := range d.Maps {
+		if m.Percent >= fullPercent {
+			parts = append(parts, fmt.Sprintf("%s is full (%s) and evicts entries of live sockets", m.Name, share(m.Percent)))
+		}
+	}
+	if n := d.WithoutEntrySockets; n > 0 {
+		parts = append(parts, count(n, "socket has", "sockets have")+" no entry: connected to the backend itself, or evicted and without service since")
+	}
+	if c.Unknown > 0 {
+		parts = append(parts, count(c.Unknown, "entry", "entries")+" cannot be judged")
+	}
+	text := strings.Join(parts, "; ")
+	return strings.ToUpper(text[:1]) + text[1:] + "."
+}
+
+// next says what to do.
+func (d planDocument) next() string {
+	c := d.Counts
+	if d.at.is(loader.ModeStorage) && d.at.complete {
+		if c.Entries == 0 {
+			return "Nothing to do."
+		}
+		return "Next: revsk migrate, which deletes it."
+	}
+	if d.at.mode == nil && c.Entries == 0 {
+		return "Next: revsk load."
+	}
+	does := fmt.Sprintf("moves %d and deletes %d", c.MovedConn+c.MovedPeers, c.Present+c.Stale+c.Leaked+c.Ended)
+	if c.Entries == 0 || d.at.is(loader.ModeStorage) {
+		does = "ends in mode storage"
+	}
+	switch {
+	case d.at.mode == nil:
+		return "Next: revsk load --mode dual, then revsk migrate, which " + does + "."
+	case !d.at.complete:
+		return "Next: revsk load, which attaches the hooks that are missing, then revsk migrate, which " + does + "."
+	}
+	return "Next: revsk migrate, which " + does + "."
+}
+
+func addFill(t *table, maps []fillDocument, heading string) {
+	t.row("MAP", heading, "SIZE", "FULL")
+	for _, m := range maps {
+		t.row(m.Name, m.Entries, m.MaxEntries, share(m.Percent))
+	}
+}
+
+// addTop adds the first rows of a list, and says how many are left out.
+func addTop[T any](t *table, list []T, add func(T)) {
+	for _, item := range list[:min(len(list), topRows)] {
+		add(item)
+	}
+	if more := len(list) - topRows; more > 0 {
+		t.row(fmt.Sprintf("and %d more: -o json has all", more))
+	}
+}
+
+// percent of nothing is 0.
+func percent(part, of int) float64 {
+	if of == 0 {
+		return 0
+	}
+	return 100 * float64(part) / float64(of)
+}
+
+func share(percent float64) string { return fmt.Sprintf("%.1f%%", percent) }

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+)
+
+// reportDocument is the JSON output of migrate.
+type reportDocument struct {
+	Schema string `json:"schema"` // revsk/migrate-report/v1
+	// Complete: it came to its end, and every entry is accounted for.
+	Complete bool           `json:"complete"`
+	Mode     loader.Mode    `json:"mode"` // afterwards
+	Engine   migrate.Engine `json:"engine"`
+	Counts   migrate.Counts `json:"counts"`
+	Deleted  int            `json:"deleted"` // from the hash
+	Rounds   int            `json:"rounds"`  // how often the hash was read
+	Passes   int            `json:"passes"`  // how often sockets were visited
+	// Unresolved are entries of fate unknown, the first 100.
+	Unresolved []unresolvedDocument `json:"unresolved"`
+	Seconds    float64              `json:"seconds"`
+	Steps      []stepDocument       `json:"steps"`
+}
+
+// unresolvedDocument is an entry, or what should be one, that could not be moved.
+type unresolvedDocument struct {
+	Cookie  uint64 `json:"cookie,string"` // a number too large for many readers of JSON
+	Backend string `json:"backend"`       // ADDR:PORT
+	Service string `json:"service"`       // ADDR:PORT
+	RevNat  uint16 `json:"rev_nat"`
+	Reason  string `json:"reason"`
+}
+
+// stepDocument is a part of the work.
+type stepDocument struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+}
+
+func newReportDocument(r *migrate.Report, complete bool) reportDocument {
+	doc := reportDocument{
+		Schema:     "revsk/migrate-report/v1",
+		Complete:   complete,
+		Mode:       r.Mode,
+		Engine:     r.Engine,
+		Counts:     r.Counts,
+		Deleted:    r.Deleted,
+		Rounds:     r.Rounds,
+		Passes:     r.Passes,
+		Unresolved: newUnresolvedDocuments(r.Unresolved),
+	}
+	doc.Steps, doc.Seconds = newStepDocuments(r.Steps)
+	return doc
+}
+
+func newUnresolvedDocuments(list []migrate.Unresolved) []unresolvedDocument {
+	docs := []unresolvedDocument{}
+	for _, u := range list {
+		docs = append(docs, unresolvedDocument{u.Key.Cookie, u.Key.Backend.String(), u.Value.Service.String(), u.Value.RevNat, u.Why})
+	}
+	return docs
+}
+
+func newStepDocuments(steps []migrate.Step) (docs []stepDocument, seconds float64) {
+	docs = []stepDocument{}
+	for _, s := range steps {
+		docs = append(docs, stepDocument{s.Name, s.Duration.Seconds()})
+		seconds += s.Duration.Seconds()
+	}
+	return docs, seconds
+}
+
+func (d reportDocument) print(env *env) error {
+	var head, entries table
+	head.row("mode", d.Mode)
+	head.row("engine", d.Engine)
+	head.row("hash read", count(d.Rounds, "time", "times"))
+	head.row("sockets visited", count(d.Passes, "time", "times"))
+
+	c := d.Counts
+	entries.row("ENTRIES", "COUNT", "MEANING")
+	for _, row := range []struct {
+		name, meaning string
+		count         int
+	}{
+		{"moved, connected", "their sockets are connected to the backend, and hold them now", c.MovedConn},
+		{"moved, sent to", "their sockets have sent to the backend, and hold them now", c.MovedPeers},
+		{"present", "their sockets had them already", c.Present},
+		{"stale", "the socket lives, the service is gone", c.Stale},
+		{"leaked", "no such socket, or it is connected elsewhere", c.Leaked},
+		{"ended", "the socket was closed meanwhile, or has turned to the backend itself", c.Ended},
+		{"unknown", "could not be moved, and are kept", c.Unknown},
+	} {
+		entries.row(row.name, row.count, row.meaning)
+	}
+	entries.row("all", c.Entries)
+	entries.row("deleted", d.Deleted, "from the hash")
+
+	if err := printSections(env.Stdout, head, entries, stepTable(d.Steps, d.Seconds), unresolvedTable(d.Unresolved)); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(env.Stdout, "\n%s\n", d.verdict())
+	return err
+}
+
+// verdict says what it means, and what to do next.
+func (d reportDocument) verdict() string {
+	switch {
+	case d.Complete && d.Deleted < d.Counts.Entries:
+		return fmt.Sprintf("Done: sockets keep their services themselves; %s left in the hash, as asked for. Next: revsk status.",
+			count(d.Counts.Entries-d.Deleted, "stale entry is", "stale entries are"))
+	case d.Complete:
+		return "Done: sockets keep their services themselves, and every entry of the hash is accounted for. Next: revsk status."
+	case d.Mode == loader.ModeDual && d.Counts.Unknown > 0:
+		return fmt.Sprintf("%s could not be moved. Mode dual still reads them, so no socket has lost its service. "+
+			"Next: revsk migrate, once their sockets are closed or the reason is gone.", count(d.Counts.Unknown, "entry", "entries"))
+	}
+	return fmt.Sprintf("Not finished, in mode %v: no socket has lost its service. Next: revsk migrate, again.", d.Mode)
+}
+
+func stepTable(steps []stepDocument, seconds float64) table {
+	var t table
+	t.row("STEP", "SECONDS")
+	for _, s := range steps {
+		t.row(s.Name, fmt.Sprintf("%.3f", s.Seconds))
+	}
+	t.row("all", fmt.Sprintf("%.3f", seconds))
+	return t
+}
+
+func unresolvedTable(list []unresolvedDocument) table {
+	var t table
+	t.row("UNRESOLVED: COOKIE", "BACKEND", "SERVICE", "REV-NAT", "REASON")
+	addTop(&t, list, func(u unresolvedDocument) { t.row(u.Cookie, u.Backend, u.Service, u.RevNat, u.Reason) })
+	return t
+}

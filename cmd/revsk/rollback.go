@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+)
+
+func newRollbackCommand(env *env) *cobra.Command {
+	var opts migrate.Options
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "rollback",
+		Short: "Bring what sockets hold back into the legacy maps, and switch to mode legacy",
+		Long: `The way back from revsk migrate: writes what live sockets hold into the legacy maps
+(the hash) while applications go on, verifies that, and switches to mode legacy,
+in which the hooks work as those did that came before. After that the programs of
+another agent can take over without any socket losing its service.
+
+If the legacy maps have no room for everything, nothing is changed and it says
+so. With --force it goes on: what does not fit is evicted, and those sockets show
+their backend's address from then on.
+
+A run that is interrupted, at whatever point, is continued by running the same
+command again.`,
+		Example: `  revsk rollback --dry-run                    # does everything fit?
+  revsk rollback
+  revsk rollback -o json | jq .missing`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runRollback(cmd.Context(), env, opts, wait)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&opts.Force, "force", false, "go on even if sockets lose their service for want of room in the legacy maps")
+	addDryRunFlag(flags, &opts.DryRun)
+	addWaitFlag(flags, &wait)
+	return cmd
+}
+
+func runRollback(ctx context.Context, env *env, opts migrate.Options, wait time.Duration) error {
+	stop, err := env.prepare(&opts)
+	if err != nil {
+		return err
+	}
+	var report *migrate.RollbackReport
+	err = waitForLock(ctx, wait, func() (err error) {
+		report, err = migrate.Rollback(ctx, opts)
+		return err
+	})
+	stop()
+	if report == nil {
+		return err
+	}
+	doc := newRollbackDocument(report, opts.DryRun, err == nil)
+	return env.printReport(doc, interrupted(err, report.Mode))
+}
+
+// rollbackDocument is the JSON output of rollback.
+type rollbackDocument struct {
+	Schema string `json:"schema"` // revsk/rollback-report/v1
+	DryRun bool   `json:"dry_run"`
+	// Complete: it came to its end; what is missing then was forced.
+	Complete bool        `json:"complete"`
+	Mode     loader.Mode `json:"mode"` // afterwards
+	// Tuples are those that sockets held at the beginning, one for each socket and backend.
+	Tuples  int `json:"tuples"`
+	Written int `json:"written"` // to the hash
+	Present int `json:"present"` // there already
+	Removed int `json:"removed"` // written, but the socket was closed meanwhile
+	// Outdated entries were deleted: of a hash that nobody had looked after.
+	Outdated   int                  `json:"outdated"`
+	Missing    int                  `json:"missing"` // from the hash, for want of room
+	Passes     int                  `json:"passes"`  // how often hash and sockets were compared
+	Maps       []fillDocument       `json:"maps"`    // with the tuples that are to go there
+	Unresolved []unresolvedDocument `json:"unresolved"`
+	Seconds    float64              `json:"seconds"`
+	Steps      []stepDocument       `json:"steps"`
+}
+
+func newRollbackDocument(r *migrate.RollbackReport, dryRun, complete bool) rollbackDocument {
+	doc := rollbackDocument{
+		Schema:     "revsk/rollback-report/v1",
+		DryRun:     dryRun,
+		Complete:   complete,
+		Mode:       r.Mode,
+		Tuples:     r.Tuples,
+		Written:    r.Written,
+		Present:    r.Present,
+		Removed:    r.Removed,
+		Outdated:   r.Outdated,
+		Missing:    r.Missing,
+		Passes:     r.Passes,
+		Maps:       newFillDocuments(r.Maps),
+		Unresolved: newUnresolvedDocuments(r.Unresolved),
+	}
+	doc.Steps, doc.Seconds = newStepDocuments(r.Steps)
+	return doc
+}
+
+func (d rollbackDocument) print(env *env) error {
+	var head, tuples, fill table
+	head.row("mode", d.Mode)
+	head.row("compared", count(d.Passes, "time", "times"))
+	tuples.row("TUPLES", "COUNT", "MEANING")
+	for _, row := range []struct {
+		name, meaning string
+		count         int
+	}{
+		{"on sockets", "when it began", d.Tuples},
+		{"written", "to the hash", d.Written},
+		{"present", "in the hash already", d.Present},
+		{"removed", "written, but the socket was closed meanwhile", d.Removed},
+		{"outdated", "entries that nobody had looked after, deleted first", d.Outdated},
+		{"missing", "not in the hash, for want of room", d.Missing},
+	} {
+		tuples.row(row.name, row.count, row.meaning)
+	}
+	if len(d.Maps) > 0 {
+		addFill(&fill, d.Maps, "TUPLES")
+	}
+	if err := printSections(env.Stdout, head, tuples, fill, stepTable(d.Steps, d.Seconds), unresolvedTable(d.Unresolved)); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(env.Stdout, "\n%s\n", d.verdict())
+	return err
+}
+
+// verdict says what it means, and what to do next.
+func (d rollbackDocument) verdict() string {
+	switch {
+	case !d.Complete && len(d.Steps) <= 1: // the first one only looks
+		return fmt.Sprintf("Nothing was changed, the mode is %v.", d.Mode)
+	case !d.Complete:
+		return fmt.Sprintf("Not finished, in mode %v: no socket has lost its service. Next: revsk rollback, again.", d.Mode)
+	case d.Mode == loader.ModeLegacy && len(d.Steps) == 0:
+		return "The mode is legacy already: nothing to do."
+	case d.DryRun:
+		return fmt.Sprintf("Everything fits. Next: revsk rollback, which makes the hash hold these %s and switches to mode legacy.",
+			count(d.Tuples, "tuple", "tuples"))
+	case d.Missing > 0:
+		return fmt.Sprintf("Done, with --force: %s not in the hash, and their sockets have lost their service. Next: revsk status.",
+			count(d.Missing, "tuple is", "tuples are"))
+	}
+	return "Done: the hash has what live sockets need, and the hooks read nothing else. Next: hand over to the other agent, or revsk migrate to return."
+}
