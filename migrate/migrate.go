@@ -122,6 +122,9 @@ func (m *migration) run(ctx context.Context) error {
 	}
 	// In mode storage an earlier run has come to the last steps.
 	if mode != loader.ModeStorage {
+		if err := m.sweeper.check(); err != nil {
+			return err
+		}
 		if err := m.moveAll(ctx); err != nil {
 			return err
 		}

@@ -59,6 +59,21 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 	}
 }
 
+// check finds out whether the kernel runs the engine, before anything is changed.
+func (s *sweeper) check() error {
+	p, err := s.load(nil)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	d, err := newDescriptors(p, s.cgroup)
+	if err != nil {
+		return err
+	}
+	d.close()
+	return nil
+}
+
 func (s *sweeper) load(entries []*entry) (*programs, error) {
 	p, err := loadPrograms(s.programOptions(), entries)
 	if err != nil && refused(err) && s.engine == EngineIter && s.mayChange {
