@@ -227,6 +227,13 @@ func TestSelectFamily(t *testing.T) {
 				s.wantUntranslated(s.toService1())
 			}
 		}},
+		selection{"an address that only ends like a v4-mapped one is not IPv4", nil, func(s *scene) {
+			s.put(service{backends: []int{1}})
+			a := s.family.service(1)
+			wide := a.Addr().As16()
+			wide[0] = 0x20
+			s.wantUntranslated(s.to(netip.AddrPortFrom(netip.AddrFrom16(wide), a.Port())))
+		}},
 		selection{"IPv6 off leaves IPv6 alone", off("ipv6"), func(s *scene) {
 			s.put(service{backends: []int{1}})
 			if v6(s) {
