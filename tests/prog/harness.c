@@ -317,6 +317,27 @@ SEC("tc") int run_flip(struct __sk_buff *skb)
 	return DONE;
 }
 
+/* overflow.h */
+
+/* Whether the entry for the peer of the tuple is another one after its tuple was replaced. */
+static __always_inline long test_overflow_replace(struct sock_ref *s)
+{
+	const struct revsk_tuple t = input.tuple;
+	const struct endpoint peer = tuple_peer(&t);
+	struct revsk_peers_value *p = peers_get(s);
+	void *before, *after;
+
+	if (!p)
+		return -ENOENT;
+	before = overflow_find(p, &peer);
+	if (overflow_replace(p, &t))
+		return -ENOMEM;
+	after = overflow_find(p, &peer);
+	return before && after && before != after;
+}
+
+SOCKET_PROGRAM(overflow_replace)
+
 /* legacy.h */
 
 /* Whether the entry for the peer of the tuple is another one after it was stored. */

@@ -202,6 +202,7 @@ const (
 	harnessProgRunHealthBind             = "run_health_bind"
 	harnessProgRunLbSelect               = "run_lb_select"
 	harnessProgRunLegacyStore            = "run_legacy_store"
+	harnessProgRunOverflowReplace        = "run_overflow_replace"
 	harnessProgRunPeername               = "run_peername"
 	harnessProgRunPeernameOwn            = "run_peername_own"
 	harnessProgRunRelease                = "run_release"
@@ -287,6 +288,7 @@ type harnessProgramSpecs struct {
 	RunHealthBind         *ebpf.ProgramSpec `ebpf:"run_health_bind"`
 	RunLbSelect           *ebpf.ProgramSpec `ebpf:"run_lb_select"`
 	RunLegacyStore        *ebpf.ProgramSpec `ebpf:"run_legacy_store"`
+	RunOverflowReplace    *ebpf.ProgramSpec `ebpf:"run_overflow_replace"`
 	RunPeername           *ebpf.ProgramSpec `ebpf:"run_peername"`
 	RunPeernameOwn        *ebpf.ProgramSpec `ebpf:"run_peername_own"`
 	RunRelease            *ebpf.ProgramSpec `ebpf:"run_release"`
@@ -456,6 +458,7 @@ type harnessPrograms struct {
 	RunHealthBind         *ebpf.Program `ebpf:"run_health_bind"`
 	RunLbSelect           *ebpf.Program `ebpf:"run_lb_select"`
 	RunLegacyStore        *ebpf.Program `ebpf:"run_legacy_store"`
+	RunOverflowReplace    *ebpf.Program `ebpf:"run_overflow_replace"`
 	RunPeername           *ebpf.Program `ebpf:"run_peername"`
 	RunPeernameOwn        *ebpf.Program `ebpf:"run_peername_own"`
 	RunRelease            *ebpf.Program `ebpf:"run_release"`
@@ -481,6 +484,7 @@ func (p *harnessPrograms) Close() error {
 		p.RunHealthBind,
 		p.RunLbSelect,
 		p.RunLegacyStore,
+		p.RunOverflowReplace,
 		p.RunPeername,
 		p.RunPeernameOwn,
 		p.RunRelease,

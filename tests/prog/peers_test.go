@@ -338,3 +338,14 @@ func TestWithoutAChainTheOverflowMapIsNotAsked(t *testing.T) {
 		s.wantChain()
 	}})
 }
+
+// Who walks the overflow map without a lock sees the old tuple or the new one: an
+// entry is never changed in place.
+func TestChainEntryIsReplacedWhole(t *testing.T) {
+	holdForDatagrams(t, rule{"another service of a peer in the chain makes another entry", func(s *scene) {
+		s.sendToPeers(slots + 1)
+		if out := s.withTuple("overflow_replace", s.tuple(9, slots+1)); out.Result != 1 {
+			s.Errorf("the same entry was written again, or none: %d", out.Result)
+		}
+	}})
+}
