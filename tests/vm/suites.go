@@ -142,6 +142,8 @@ const (
 var slowArgs = map[string][]string{
 	// What the programs' sizes are does not depend on the processor, and to load them takes most of the time.
 	"tests/kernel": {"-scale=10", "-stress.duration=5s", "-test.skip=^TestBranchSizes$"},
+	// Most of it is loading the programs, again for every step that may fail.
+	"loader": {"-test.skip=AnyStep"},
 	// Of the command, what depends on the kernel.
 	"cmd/revsk": {"-test.run=Capabilities|Names|Feature|Kernel"},
 }
