@@ -9,7 +9,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -53,6 +57,36 @@ func TestRed(t *testing.T) {
 			}
 			require.NotContains(t, stdout.String(), "smoke: ", "smoke failed, too")
 		})
+	}
+}
+
+// TestRedWithoutTheReleaseHook breaks the loader: it leaves out the hook that frees what a closed socket
+// has in the maps. Both the selftest and the suites are to notice on every kernel.
+func TestRedWithoutTheReleaseHook(t *testing.T) {
+	const file = "../../loader/hooks.go"
+	source, err := os.ReadFile(file)
+	require.NoError(t, err)
+	line := regexp.MustCompile(`(?m)^\t\{program: releaseHook, .*\n`)
+	require.Len(t, line.FindAll(source, -1), 1)
+	broken := filepath.Join(t.TempDir(), "hooks.go")
+	require.NoError(t, os.WriteFile(broken, line.ReplaceAll(source, nil), 0o644))
+	original, err := filepath.Abs(file)
+	require.NoError(t, err)
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: broken}})
+	require.NoError(t, err)
+	list := filepath.Join(t.TempDir(), "overlay.json")
+	require.NoError(t, os.WriteFile(list, overlay, 0o644))
+	t.Setenv("GOFLAGS", "-overlay="+list)
+
+	for _, args := range [][]string{
+		{"-pkgs", "./internal/probe"}, // and the selftest
+		{"-pkgs", "./tests/kernel", "-run", "^TestReleaseOfManySockets$"},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), append([]string{"-kernels", *redKernel}, args...), &stdout, &stderr)
+		t.Logf("%s\n%s", &stdout, &stderr)
+		require.Equal(t, exitFailed, code)
+		require.Regexp(t, "FAIL "+*redKernel+": (selftest: revsk selftest|tests/kernel: TestReleaseOfManySockets)", stdout.String())
 	}
 }
 
