@@ -30,7 +30,7 @@ test: ## Run all tests on the running kernel (root)
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
 	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(VARIANTS),-variants "$(VARIANTS)") $(if $(RUN),-run "$(RUN)") \
-		$(if $(DOCS),-docs $(DOCS)) $(if $(PARALLEL),-parallel $(PARALLEL))
+		$(if $(PKGS),-pkgs "$(PKGS)") $(if $(DOCS),-docs $(DOCS)) $(if $(PARALLEL),-parallel $(PARALLEL))
 
 .PHONY: bench
 bench: ## Measure what the hooks cost, into docs/benchmarks.json (root)
