@@ -3,12 +3,16 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -147,21 +151,24 @@ func TestSmallestCapabilities(t *testing.T) {
 		}
 		return p
 	}
-	shared := loaded(t)
-	for command, needs := range privileges {
-		for _, n := range needs {
+	// Not loaded before the first load, which would have to take over from it.
+	shared := sync.OnceValue(func() place { return loaded(t) })
+	for _, command := range slices.SortedFunc(maps.Keys(privileges), firstLoad) {
+		for _, n := range privileges[command] {
 			title := strings.TrimSpace(command + " " + n.when)
 			if title == toNameOwners || title == toReachNamespaces {
 				continue // are tested below
 			}
 			t.Run(title, func(t *testing.T) {
 				require.Contains(t, lines, title)
-				p := shared
+				var p place
 				switch {
 				case n.when == "for a first load":
 					p = newPlace(t)
-				case command == "revsk unload":
+				case command == "revsk unload", command == "revsk terminate":
 					p = loaded(t)
+				default:
+					p = shared()
 				}
 				if command == "revsk terminate" {
 					connectUDP(t, p)
@@ -179,6 +186,17 @@ func TestSmallestCapabilities(t *testing.T) {
 			})
 		}
 	}
+}
+
+// firstLoad sorts commands, the one with a first load before all others.
+func firstLoad(a, b string) int {
+	rank := func(command string) int {
+		if command == "revsk load" {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
 }
 
 const (

@@ -98,6 +98,9 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 		return err
 	}
 	defer dp.Close()
+	if err := unlimitMemory(); err != nil {
+		return err
+	}
 	maps := inspectMaps(dp)
 	if args.allGone {
 		if args.backends, err = goneBackends(ctx, env, maps); err != nil {
