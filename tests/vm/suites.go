@@ -130,7 +130,7 @@ const (
 )
 
 // sources are directories that tests compare with what they know, besides the suites' own.
-var sources = []string{"bpf", "docs", "tests"}
+var sources = []string{"bpf", "docs", "inspect", "loader", "migrate", "tests"}
 
 // Steps besides the suites.
 const (
