@@ -36,6 +36,10 @@ test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [V
 bench: ## Measure what the hooks cost, into docs/benchmarks.json (root)
 	$(GO) run ./tests/bench -json docs/benchmarks.json
 
+.PHONY: bench-plots
+bench-plots: ## Draw docs/benchmarks.json
+	cd tests/bench/plots && $(GO) run . ../../../docs/benchmarks.json ../../../docs
+
 .PHONY: bench-check
 bench-check: ## A short measurement: fails where a figure is not what it must be (root)
 	$(GO) run ./tests/bench -rounds 40 -sections hooks -check

@@ -75,12 +75,13 @@ var peers = PeersValue{
 	Head:      netip.MustParseAddrPort("10.9.8.7:4369"),
 	Victim:    2,
 	ChainHits: 15,
+	HasConn:   true,
 }
 
 const (
 	hexNone48 = "00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000"
 	hexPeers  = hex4 + " " + hexNone48 + " " + hex6 + ` 00000000 =31323334 =4142434445464748
-		00000000 00000000 0000ffff 0a090807 1111 02 0f 00000000`
+		00000000 00000000 0000ffff 0a090807 1111 02 0f 01 000000`
 )
 
 func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
@@ -174,6 +175,7 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		field{"head_port", unsafe.Offsetof(peers.HeadPort), 2, PeersValue{Head: netip.AddrPortFrom(none, 0x1234)}},
 		field{"victim", unsafe.Offsetof(peers.Victim), 1, PeersValue{Victim: 1}},
 		field{"chain_hits", unsafe.Offsetof(peers.ChainHits), 1, PeersValue{ChainHits: 1}},
+		field{"has_conn", unsafe.Offsetof(peers.HasConn), 1, PeersValue{HasConn: true}},
 	))
 	var key sock.SockRevskOverflowKey
 	fields(t, "overflow key", unsafe.Sizeof(key), OverflowKey{}, []field{

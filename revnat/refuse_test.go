@@ -41,7 +41,7 @@ func TestALockOrPaddingThatIsNotZeroIsRefused(t *testing.T) {
 	}{
 		{ConnValueSize, 48, 56, &ConnValue{}},
 		{PeersValueSize, 144, 148, &PeersValue{}},
-		{PeersValueSize, 180, 184, &PeersValue{}},
+		{PeersValueSize, 181, 184, &PeersValue{}},
 		{OverflowKeySize, 26, 32, &OverflowKey{}},
 		{OverflowValueSize, 84, 88, &OverflowValue{}},
 	} {
@@ -67,6 +67,12 @@ func TestAnUnknownFlagIsRefused(t *testing.T) {
 		assert.ErrorIs(t, err, lbmap.ErrInvalid, "bit %d", bit)
 		assert.Equal(t, before, got, "nothing is decoded after an error")
 	}
+}
+
+func TestAFlagThatIsNeitherSetNorClearIsRefused(t *testing.T) {
+	b := make([]byte, PeersValueSize)
+	b[180] = 2
+	assert.ErrorIs(t, new(PeersValue).UnmarshalBinary(b), lbmap.ErrInvalid)
 }
 
 func TestAnAddressWithoutAFormInTheMapIsRefused(t *testing.T) {

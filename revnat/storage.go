@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"github.com/revsk/revsk/lbmap"
 )
 
 // Sizes in bytes of the values of the storage maps.
@@ -56,6 +58,8 @@ type PeersValue struct {
 	// Victim is the slot whose tuple leaves for the chain at the next exchange, which the hooks
 	// decide upon by ChainHits.
 	Victim, ChainHits uint8
+	// HasConn is true if the socket has a value in revsk_conn, or had one.
+	HasConn bool
 }
 
 // Tuples returns the tuples in the slots, leaving out free ones.
@@ -84,6 +88,9 @@ func (v PeersValue) MarshalBinary() ([]byte, error) {
 			return fmt.Errorf("head of the chain: %w", err)
 		}
 		b[178], b[179] = v.Victim, v.ChainHits
+		if v.HasConn {
+			b[180] = 1
+		}
 		return nil
 	})
 }
@@ -104,8 +111,11 @@ func (v *PeersValue) UnmarshalBinary(data []byte) error {
 		v.ChainLen = binary.NativeEndian.Uint32(b[148:152])
 		v.Cookie = binary.NativeEndian.Uint64(b[152:160])
 		v.Head = getEndpoint(b[160:176], b[176:178])
-		v.Victim, v.ChainHits = b[178], b[179]
-		return zero(b[180:184])
+		v.Victim, v.ChainHits, v.HasConn = b[178], b[179], b[180] == 1
+		if b[180] > 1 {
+			return fmt.Errorf("has_conn is %d: %w", b[180], lbmap.ErrInvalid)
+		}
+		return zero(b[181:184])
 	})
 }
 

@@ -62,7 +62,8 @@ static __always_inline void copy_chain(struct revsk_peers_value *to,
 	to->head_port = from->head_port;
 	to->victim = from->victim;
 	to->chain_hits = from->chain_hits;
-	to->pad = 0;
+	to->has_conn = from->has_conn;
+	__builtin_memset(to->pad, 0, sizeof(to->pad));
 }
 
 SEC("iter/bpf_sk_storage_map") int dump_peers(struct bpf_iter__bpf_sk_storage_map *ctx)

@@ -24,7 +24,7 @@ struct endpoint {
 
 static __always_inline union ip_addr ip_from_v4(__be32 v4)
 {
-	union ip_addr a = { .words = { 0, 0, V4_MAPPED_PREFIX, v4 } };
+	union ip_addr a = { .halves = { 0, LONG_OF(V4_MAPPED_PREFIX, v4) } };
 
 	return a;
 }

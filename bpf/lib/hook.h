@@ -43,10 +43,8 @@ static __always_inline struct endpoint hook_address(const struct bpf_sock_addr *
 	struct endpoint ep = { .port = (__be16)ctx->user_port };
 
 	if (v6) {
-		ep.addr.words[0] = ctx->user_ip6[0];
-		ep.addr.words[1] = ctx->user_ip6[1];
-		ep.addr.words[2] = ctx->user_ip6[2];
-		ep.addr.words[3] = ctx->user_ip6[3];
+		ep.addr.halves[0] = *(const __u64 *)&ctx->user_ip6[0];
+		ep.addr.halves[1] = *(const __u64 *)&ctx->user_ip6[2];
 	} else {
 		ep.addr = ip_from_v4(ctx->user_ip4);
 	}
@@ -58,10 +56,8 @@ static __always_inline void hook_set_address(struct bpf_sock_addr *ctx, const st
 					     bool v6)
 {
 	if (v6) {
-		ctx->user_ip6[0] = ep->addr.words[0];
-		ctx->user_ip6[1] = ep->addr.words[1];
-		ctx->user_ip6[2] = ep->addr.words[2];
-		ctx->user_ip6[3] = ep->addr.words[3];
+		*(__u64 *)&ctx->user_ip6[0] = ep->addr.halves[0];
+		*(__u64 *)&ctx->user_ip6[2] = ep->addr.halves[1];
 	} else {
 		ctx->user_ip4 = ip_to_v4(&ep->addr);
 	}

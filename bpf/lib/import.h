@@ -83,18 +83,15 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	if (connected) {
 		new.tuple.flags |= REVSK_TUPLE_FROM_CONNECT;
 		if (!conn) {
-			if (!bpf_sk_storage_get(&revsk_conn, s->sk, &new,
-						BPF_SK_STORAGE_GET_F_CREATE))
+			if (conn_create(s, &new, p))
 				return REVSK_FATE_NO_MEMORY;
-			count(REVSK_STORED);
 			return REVSK_FATE_CONN;
 		}
 		/* A hook has replaced the connection, but the kernel has rejected the new one. */
 		if (protocol == IPPROTO_TCP)
 			return REVSK_FATE_CONFLICT;
 	}
-	if (!p)
-		p = peers_get_or_create(s);
+	p = peers_get_or_create(s, p);
 	if (!p || peers_add(p, sock_cookie(s), &new.tuple))
 		return REVSK_FATE_NO_MEMORY;
 	count(REVSK_STORED);

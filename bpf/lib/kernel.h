@@ -27,6 +27,21 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
+/*
+ * What is written in small parts and read as a whole soon after makes the processor wait until the
+ * parts have left its store buffer: longer than a lookup takes to find something. So keys of maps,
+ * which the kernel hashes by words, and addresses are put together in registers.
+ */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define WORD_OF(first, second) ((__u16)(first) | (__u32)(__u16)(second) << 16)
+#define HALF_OF(first, second) ((__u16)(__u8)(first) | (__u16)(__u8)(second) << 8)
+#define LONG_OF(first, second) ((__u32)(first) | (__u64)(__u32)(second) << 32)
+#else
+#define WORD_OF(first, second) ((__u32)(__u16)(first) << 16 | (__u16)(second))
+#define HALF_OF(first, second) ((__u16)(__u8)(first) << 8 | (__u8)(second))
+#define LONG_OF(first, second) ((__u64)(__u32)(first) << 32 | (__u32)(second))
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -138,6 +138,20 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 	return LB_TRANSLATED;
 }
 
+static __always_inline bool service_is_of(const struct lb_service *svc, const struct revsk_tuple *t)
+{
+	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_is_l7(svc));
+}
+
+/* Whatever the service is found by. Out of the way of what service_lookup_first answers. */
+static __noinline bool tuple_is_current_by_any(struct sock_ref *s, const struct revsk_tuple *t)
+{
+	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
+	struct lb_service *svc = service_lookup(s, &key);
+
+	return svc && service_is_of(svc, t);
+}
+
 /*
  * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
  * index, and has backends.
@@ -145,7 +159,9 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t)
 {
 	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
-	struct lb_service *svc = service_lookup(s, &key);
+	struct lb_service *svc = service_lookup_first(&key);
 
-	return svc && svc->rev_nat_index == t->rev_nat_index && (svc->count || service_is_l7(svc));
+	if (unlikely(!svc) || unlikely(svc->flags2 & SVC_TWO_SCOPES))
+		return tuple_is_current_by_any(s, t);
+	return service_is_of(svc, t);
 }

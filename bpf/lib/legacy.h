@@ -11,8 +11,7 @@
 struct reverse4_key {
 	__u64 cookie;
 	__be32 address;
-	__be16 port;
-	__u16 pad;
+	__u32 port; /* __be16 port, __u16 pad: see WORD_OF */
 };
 
 struct reverse4_value {
@@ -24,9 +23,8 @@ struct reverse4_value {
 struct reverse6_key {
 	__u64 cookie;
 	union ip_addr address;
-	__be16 port;
-	__u16 pad;
-	__u32 pad2;
+	__u32 port; /* __be16 port, __u16 pad: see WORD_OF */
+	__u32 pad;
 };
 
 /* Not aligned for 8-byte access: 20 bytes. */
@@ -51,7 +49,7 @@ static __always_inline struct reverse4_key reverse4_key(__u64 cookie, const stru
 	struct reverse4_key key = {
 		.cookie = cookie,
 		.address = ip_to_v4(&peer->addr),
-		.port = peer->port,
+		.port = WORD_OF(peer->port, 0),
 	};
 
 	return key;
@@ -62,7 +60,7 @@ static __always_inline struct reverse6_key reverse6_key(__u64 cookie, const stru
 	struct reverse6_key key = {
 		.cookie = cookie,
 		.address = peer->addr,
-		.port = peer->port,
+		.port = WORD_OF(peer->port, 0),
 	};
 
 	return key;
@@ -94,7 +92,8 @@ static __always_inline int legacy_store(__u64 cookie, const struct revsk_tuple *
 		};
 		struct reverse4_value *old = bpf_map_lookup_elem(&cilium_lb4_reverse_sk, &key);
 
-		if (!old || __builtin_memcmp(old, &new, sizeof(new)))
+		if (!old || old->address != new.address || old->port != new.port ||
+		    old->rev_nat_index != new.rev_nat_index)
 			err = bpf_map_update_elem(&cilium_lb4_reverse_sk, &key, &new, BPF_ANY);
 	} else {
 		struct reverse6_key key = reverse6_key(cookie, &peer);

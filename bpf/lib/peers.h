@@ -19,16 +19,6 @@ static __always_inline struct revsk_peers_value *peers_get(struct sock_ref *s)
 	return bpf_sk_storage_get(&revsk_peers, s->sk, NULL, 0);
 }
 
-/* Creates the storage empty; NULL if there is no memory for it. */
-static __always_inline struct revsk_peers_value *peers_get_or_create(struct sock_ref *s)
-{
-	struct revsk_peers_value *p;
-
-	p = bpf_sk_storage_get(&revsk_peers, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	/* NULL too if another has created it in between. */
-	return p ? p : peers_get(s);
-}
-
 static __always_inline struct revsk_tuple *slot_find(struct revsk_peers_value *p,
 						     const struct endpoint *peer)
 {

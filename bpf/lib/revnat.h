@@ -16,6 +16,10 @@
  * tuple, hooks change a tuple under the value's own bpf_spin_lock, and those readers copy it under
  * that lock (BPF_F_LOCK from user space). Creating and deleting a storage is atomic by itself (RCU).
  * Hash entries of the chain are replaced whole (overflow.h).
+ *
+ * A socket that has peers and was never connected by way of a service is not asked for revsk_conn again
+ * with every datagram of a stranger: whoever creates one of the two storages, under the lock of the
+ * socket, notes in revsk_peers that both are there (has_conn).
  */
 #pragma once
 
@@ -27,6 +31,30 @@
 static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
 {
 	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
+}
+
+/* The socket's peers, created empty if it has none; NULL if there is no memory for it. */
+static __always_inline struct revsk_peers_value *peers_get_or_create(struct sock_ref *s,
+								     struct revsk_peers_value *p)
+{
+	if (p)
+		return p;
+	p = bpf_sk_storage_get(&revsk_peers, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (p)
+		p->has_conn = !!conn_get(s);
+	return p;
+}
+
+/* Stores what the socket, which has no conn, is connected to. Returns 0 or -ENOMEM. */
+static __always_inline int conn_create(struct sock_ref *s, struct revsk_conn_value *new,
+				       struct revsk_peers_value *p)
+{
+	if (!bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE))
+		return -ENOMEM;
+	if (p)
+		p->has_conn = true;
+	count(REVSK_STORED);
+	return 0;
 }
 
 /* The socket's tuple for @peer is no longer true. Returns whether there was one. */
@@ -87,11 +115,10 @@ static __noinline int conn_keep_former(struct revsk_peers_value *p, __u64 cookie
 }
 
 static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_value *conn,
-					const struct revsk_tuple *t, bool datagram,
-					enum revsk_mode mode)
+					const struct revsk_tuple *t, struct revsk_peers_value *p,
+					bool datagram, enum revsk_mode mode)
 {
 	const struct endpoint old_peer = tuple_peer(&conn->tuple);
-	struct revsk_peers_value *p;
 	int err = 0;
 
 	if (tuple_has_peer(t, &old_peer)) {
@@ -99,7 +126,7 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 			return 0;
 		count(REVSK_UPDATED);
 	} else if (datagram) {
-		p = peers_get_or_create(s);
+		p = peers_get_or_create(s, p);
 		err = p ? conn_keep_former(p, sock_cookie(s), &conn->tuple) : -ENOMEM;
 		if (err)
 			return err;
@@ -117,22 +144,15 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 }
 
 static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_value *new,
-				      bool datagram, enum revsk_mode mode)
+				      struct revsk_peers_value *p, bool datagram,
+				      enum revsk_mode mode)
 {
 	struct revsk_conn_value *conn = conn_get(s);
 
 	new->tuple.created = ctx_seconds_since_boot();
-	if (!conn) {
-		if (bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE)) {
-			count(REVSK_STORED);
-			return 0;
-		}
-		/* No memory, or the migrator was first. */
-		conn = conn_get(s);
-		if (!conn)
-			return -ENOMEM;
-	}
-	return conn_replace(s, conn, &new->tuple, datagram, mode);
+	if (!conn)
+		return conn_create(s, new, p);
+	return conn_replace(s, conn, &new->tuple, p, datagram, mode);
 }
 
 /* connect to a service: overwrite conn; drop a peers tuple with the same peer. 0 or -ENOMEM. */
@@ -150,7 +170,7 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 		/* Asked for before: on a socket without any storage this costs nothing. */
 		if (datagram)
 			p = peers_get(s);
-		err = conn_store(s, new, datagram, mode);
+		err = conn_store(s, new, p, datagram, mode);
 		if (!err && p && peers_remove(p, &peer))
 			count(REVSK_DROPPED_REPLACED);
 	} else {
@@ -176,14 +196,15 @@ static __always_inline void revnat_connect_direct(struct sock_ref *s, const stru
 		legacy_drop_direct(s, dst, dropped);
 }
 
-static __always_inline int peers_store(struct sock_ref *s, struct revsk_tuple *t)
+static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_value *p,
+				       struct revsk_tuple *t)
 {
-	struct revsk_peers_value *p = peers_get_or_create(s);
 	const struct endpoint peer = tuple_peer(t);
 	struct revsk_overflow_value *v;
 	struct revsk_tuple *slot;
 	int err;
 
+	p = peers_get_or_create(s, p);
 	if (!p)
 		return -ENOMEM;
 	slot = slot_find(p, &peer);
@@ -214,17 +235,22 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_tuple *t
 	return err;
 }
 
-/* sendmsg to a service: upsert the tuple for that peer, the latest service wins. 0 or -ENOMEM. */
-static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_tuple *t)
+/*
+ * sendmsg to a service: upsert the tuple for that peer, the latest service wins. 0 or -ENOMEM. @p is
+ * what peers_get says, asked for before the service is: then the processor need not wait for one
+ * after the other.
+ */
+static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers_value *p,
+					  struct revsk_tuple *t)
 {
 	const struct endpoint peer = tuple_peer(t);
 	enum revsk_mode mode = current_mode();
 	int err = 0;
 
 	if (mode_has_storage(mode))
-		err = peers_store(s, t);
-	else
-		peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+		err = peers_store(s, p, t);
+	else if (p && peers_remove(p, &peer))
+		count(REVSK_DROPPED_REPLACED);
 	if (!err && mode_has_hash(mode))
 		err = legacy_store(sock_cookie(s), t);
 	return err;
@@ -282,12 +308,26 @@ static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const stru
 		legacy_store(sock_cookie(s), &conn->tuple);
 }
 
+/* The service by which the hash knows @peer; false if it knows none. */
+static __always_inline bool legacy_service(struct sock_ref *s, const struct endpoint *peer,
+					   __u8 protocol, struct endpoint *service)
+{
+	struct revsk_tuple t = {};
+
+	if (!legacy_find(sock_cookie(s), peer, protocol, &t))
+		return false;
+	*service = tuple_service(&t);
+	if (tuple_is_current(s, &t))
+		return true;
+	legacy_delete(sock_cookie(s), peer);
+	return false;
+}
+
 /* recvmsg: the service under which the socket knows @src; false if it knows none. */
 static __always_inline bool revnat_source(struct sock_ref *s, const struct endpoint *src,
 					  __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
-	struct revsk_tuple from_hash = {};
 	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
@@ -303,7 +343,7 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 				legacy_delete(sock_cookie(s), src);
 			peers_drop(s, src, REVSK_DROPPED_STALE);
 		}
-		conn = conn_get(s);
+		conn = !p || p->has_conn ? conn_get(s) : NULL;
 		if (conn && tuple_has_peer(&conn->tuple, src)) {
 			*service = tuple_service(&conn->tuple);
 			if (tuple_is_current(s, &conn->tuple))
@@ -313,13 +353,7 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 			conn_drop(s, src, REVSK_DROPPED_STALE);
 		}
 	}
-	if (!mode_has_hash(mode) || !legacy_find(sock_cookie(s), src, protocol, &from_hash))
-		return false;
-	*service = tuple_service(&from_hash);
-	if (tuple_is_current(s, &from_hash))
-		return true;
-	legacy_delete(sock_cookie(s), src);
-	return false;
+	return mode_has_hash(mode) && legacy_service(s, src, protocol, service);
 }
 
 /*
@@ -330,7 +364,6 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 					    __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
-	struct revsk_tuple from_hash = {};
 	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
@@ -361,11 +394,5 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 			return false;
 		}
 	}
-	if (!mode_has_hash(mode) || !legacy_find(sock_cookie(s), peer, protocol, &from_hash))
-		return false;
-	*service = tuple_service(&from_hash);
-	if (tuple_is_current(s, &from_hash))
-		return true;
-	legacy_delete(sock_cookie(s), peer);
-	return false;
+	return mode_has_hash(mode) && legacy_service(s, peer, protocol, service);
 }

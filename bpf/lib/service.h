@@ -40,22 +40,17 @@ enum service_flags2 {
 	SVC_QUARANTINED = 1 << 6,
 };
 
+/* The words of the keys are made with WORD_OF, see there. */
 struct lb4_key {
 	__be32 address;
-	__be16 port;
-	__u16 slot; /* 0: the service itself */
-	__u8 protocol;
-	__u8 scope;
-	__u8 pad[2];
+	__u32 port_slot; /* __be16 port, __u16 slot; slot 0: the service itself */
+	__u32 protocol_scope; /* __u8 protocol, __u8 scope, __u8 pad[2] */
 };
 
 struct lb6_key {
 	union ip_addr address;
-	__be16 port;
-	__u16 slot;
-	__u8 protocol;
-	__u8 scope;
-	__u8 pad[2];
+	__u32 port_slot;
+	__u32 protocol_scope;
 };
 
 struct lb_service {
@@ -210,20 +205,16 @@ static __always_inline struct lb_service *service_entry(const struct service_key
 	if (ip_is_v4(&k->frontend.addr)) {
 		struct lb4_key key = {
 			.address = ip_to_v4(&k->frontend.addr),
-			.port = k->frontend.port,
-			.slot = slot,
-			.protocol = k->protocol,
-			.scope = k->scope,
+			.port_slot = WORD_OF(k->frontend.port, slot),
+			.protocol_scope = WORD_OF(HALF_OF(k->protocol, k->scope), 0),
 		};
 
 		return bpf_map_lookup_elem(&cilium_lb4_services_v2, &key);
 	} else {
 		struct lb6_key key = {
 			.address = k->frontend.addr,
-			.port = k->frontend.port,
-			.slot = slot,
-			.protocol = k->protocol,
-			.scope = k->scope,
+			.port_slot = WORD_OF(k->frontend.port, slot),
+			.protocol_scope = WORD_OF(HALF_OF(k->protocol, k->scope), 0),
 		};
 
 		return bpf_map_lookup_elem(&cilium_lb6_services_v2, &key);
@@ -361,12 +352,12 @@ static __always_inline struct lb_service *service_lookup(struct sock_ref *s, str
 	struct lb_service *svc = service_lookup_first(k);
 	struct service_key found;
 
-	if (likely(svc && !(svc->flags2 & SVC_TWO_SCOPES)))
-		return svc;
-	/* A copy, so that the key of the others need not be in memory. */
-	found = *k;
-	svc = service_lookup_rest(s, &found, svc);
-	*k = found;
+	if (unlikely(!svc) || unlikely(svc->flags2 & SVC_TWO_SCOPES)) {
+		/* A copy, so that the key of the others need not be in memory. */
+		found = *k;
+		svc = service_lookup_rest(s, &found, svc);
+		*k = found;
+	}
 	return svc;
 }
 

@@ -55,7 +55,8 @@ struct revsk_peers_value {
 	__be16 head_port; /* 0: no chain */
 	__u8 victim; /* slot whose tuple leaves for the chain next */
 	__u8 chain_hits; /* sends found in the chain since the last exchange */
-	__u32 pad;
+	__u8 has_conn; /* the socket has a revsk_conn, or had one: see revnat.h */
+	__u8 pad[3];
 };
 
 _Static_assert(sizeof(struct revsk_peers_value) == 184, "fits the 256-byte bucket");

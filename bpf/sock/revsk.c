@@ -73,18 +73,20 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		.dst = hook_address(ctx, v6),
 		.protocol = ctx->protocol,
 	};
+	struct revsk_peers_value *p;
 	struct revsk_tuple t = {};
 	int verdict;
 
 	if (!s.sk)
 		return HOOK_PROCEED;
+	p = peers_get(&s);
 	verdict = lb_select(&s, &req, &t);
 	if (verdict == LB_UNTRANSLATED) {
 		revnat_sendmsg_direct(&s, &req.dst);
 		return HOOK_PROCEED;
 	}
 	if (verdict == LB_TRANSLATED)
-		verdict = revnat_sendmsg(&s, &t);
+		verdict = revnat_sendmsg(&s, p, &t);
 	return finish(ctx, &t, verdict, v6);
 }
 

@@ -99,7 +99,8 @@ type SockRevskPeersValue struct {
 	HeadPort  uint16
 	Victim    uint8
 	ChainHits uint8
-	Pad       uint32
+	HasConn   uint8
+	Pad       [3]uint8
 }
 
 type SockRevskTuple struct {

@@ -26,9 +26,10 @@ var hookTypes = map[string]ebpf.AttachType{
 }
 
 // attachFloor attaches an empty program to each hook. That, and the clock of the kernel's statistics,
-// is the floor under every program.
-func attachFloor(cgroup string) (map[string]*ebpf.Program, error) {
+// is the floor under every program. It is attached until the links are closed, or garbage.
+func attachFloor(cgroup string) (map[string]*ebpf.Program, []link.Link, error) {
 	progs := make(map[string]*ebpf.Program)
+	var links []link.Link
 	for hook, attach := range hookTypes {
 		spec := &ebpf.ProgramSpec{
 			Type:         ebpf.CGroupSockAddr,
@@ -42,13 +43,14 @@ func attachFloor(cgroup string) (map[string]*ebpf.Program, error) {
 		}
 		prog, err := ebpf.NewProgram(spec)
 		if err != nil {
-			return nil, fmt.Errorf("loading an empty program for %s: %w", hook, err)
+			return nil, nil, fmt.Errorf("loading an empty program for %s: %w", hook, err)
 		}
-		// Kept attached until the process ends.
-		if _, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: attach, Program: prog}); err != nil {
-			return nil, fmt.Errorf("attaching to %s: %w", hook, err)
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: attach, Program: prog})
+		if err != nil {
+			return nil, nil, fmt.Errorf("attaching to %s: %w", hook, err)
 		}
 		progs[hook] = prog
+		links = append(links, l)
 	}
-	return progs, nil
+	return progs, links, nil
 }

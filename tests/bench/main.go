@@ -24,6 +24,7 @@ import (
 var (
 	jsonPath = flag.String("json", "", "write the results to this file")
 	rounds   = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
+	most     = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
 	only     = flag.String("sections", "", "only these, separated by commas")
 	variants = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
 	check    = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
@@ -38,6 +39,12 @@ type section struct {
 
 var sections = []section{
 	{"hooks", benchHooks},
+	{"peers", benchPeers},
+	{"contention", benchContention},
+	{"scale", benchScale},
+	{"memory", benchMemory},
+	{"loss", benchLoss},
+	{"passes", benchPasses},
 }
 
 func sectionNames() []string {
@@ -51,6 +58,12 @@ func sectionNames() []string {
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench: ")
+	if role := os.Getenv(holderEnv); role != "" {
+		if err := runHolder(role); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -95,6 +108,7 @@ func run(ctx context.Context) error {
 		if !slices.Contains(wanted, s.name) {
 			continue
 		}
+		log.Printf("%s (load %s)", s.name, thisMachine().Load)
 		if err := s.run(ctx, b); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}

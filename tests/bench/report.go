@@ -17,6 +17,9 @@ type report struct {
 	Machine  machine   `json:"machine"`
 	Programs []program `json:"programs"`
 	Figures  []figure  `json:"figures"`
+	Memory   []memory  `json:"memory,omitempty"`
+	Loss     []loss    `json:"loss,omitempty"`
+	Passes   []pass    `json:"passes,omitempty"`
 }
 
 // program is the size of one of the programs.
@@ -95,6 +98,9 @@ func (r *report) addResults(section string, res *results) {
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s\n\n", r.Machine)
 	r.printHooks(w)
+	r.printMemory(w)
+	r.printLoss(w)
+	r.printPasses(w)
 	r.printGoals(w)
 }
 

@@ -59,7 +59,7 @@ func openSocket(domain, protocol int) int {
 	if protocol == unix.IPPROTO_TCP {
 		kind = unix.SOCK_STREAM
 	}
-	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(domain), uintptr(kind), uintptr(protocol))
+	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(domain), uintptr(kind|unix.SOCK_CLOEXEC), uintptr(protocol))
 	must("socket", errno)
 	if protocol == unix.IPPROTO_TCP {
 		// Closed with a reset, so that no port is kept waiting.

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -38,8 +37,10 @@ const legacyEntries = 262144
 type variant struct {
 	name   string
 	cgroup string
+	dir    string           // of its pins
 	dp     *loader.Datapath // nil: the floor
 	progs  map[string]*ebpf.Program
+	links  []link.Link // the floor's, which nothing else keeps
 	// full: the hash is kept full, as it is on a node whose hash leaks.
 	full bool
 }
@@ -49,6 +50,7 @@ type bench struct {
 	servers  *servers
 	report   *report
 	stats    interface{ Close() error }
+	made     int      // variants, of whatever kind
 	inside   *variant // whose cgroup the process is in
 }
 
@@ -109,12 +111,9 @@ func (b *bench) variant(name string) *variant {
 }
 
 func (b *bench) newVariant(name string) (*variant, error) {
-	v := &variant{name: name, cgroup: filepath.Join(sandbox.Cgroup(), strconv.Itoa(len(b.variants)))}
-	if err := os.Mkdir(v.cgroup, 0o755); err != nil {
-		return nil, err
-	}
-	b.variants = append(b.variants, v)
-	return v, nil
+	b.made++
+	v := &variant{name: name, cgroup: filepath.Join(sandbox.Cgroup(), strconv.Itoa(b.made))}
+	return v, os.Mkdir(v.cgroup, 0o755)
 }
 
 func (b *bench) addFloor() error {
@@ -122,46 +121,23 @@ func (b *bench) addFloor() error {
 	if err != nil {
 		return err
 	}
-	v.progs, err = attachFloor(v.cgroup)
+	v.progs, v.links, err = attachFloor(v.cgroup)
+	b.variants = append(b.variants, v)
 	return err
 }
 
 func (b *bench) add(name string, mode loader.Mode, full bool, object string) error {
-	v, err := b.newVariant(name)
+	v, err := b.load(name, mode, legacyEntries)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join("/sys/fs/bpf", filepath.Base(v.cgroup))
-	opts := loader.Options{
-		Cgroup:  v.cgroup,
-		MapsDir: filepath.Join(dir, "maps"), PinsDir: filepath.Join(dir, "revsk"),
-		Mode: &mode, Force: true, LegacyMaxEntries: legacyEntries,
-	}
-	first := b.first()
-	if first != nil {
-		if err := os.MkdirAll(opts.MapsDir, 0o700); err != nil {
-			return err
-		}
-		for _, name := range sharedMaps {
-			if err := pinAgain(first.dp.Map(name), filepath.Join(opts.MapsDir, name)); err != nil {
-				return err
-			}
-		}
-	}
-	if v.dp, err = loader.Load(context.Background(), opts); err != nil {
-		return err
-	}
-	if first == nil {
-		if err := publish(v.dp); err != nil {
-			return err
-		}
-	}
+	links := filepath.Join(v.dir, "links")
 	if object != "" {
-		if err := v.replacePrograms(object, filepath.Join(opts.PinsDir, "links")); err != nil {
+		if err := v.replacePrograms(object, links); err != nil {
 			return err
 		}
 	}
-	if err := v.openPrograms(filepath.Join(opts.PinsDir, "links")); err != nil {
+	if err := v.openPrograms(links); err != nil {
 		return err
 	}
 	v.full = full
@@ -172,7 +148,40 @@ func (b *bench) add(name string, mode loader.Mode, full bool, object string) err
 			}
 		}
 	}
+	b.variants = append(b.variants, v)
 	return nil
+}
+
+// load makes a variant that is not one of those that take turns.
+func (b *bench) load(name string, mode loader.Mode, entries uint32) (*variant, error) {
+	v, err := b.newVariant(name)
+	if err != nil {
+		return nil, err
+	}
+	maps := filepath.Join("/sys/fs/bpf", filepath.Base(v.cgroup), "maps")
+	v.dir = filepath.Join("/sys/fs/bpf", filepath.Base(v.cgroup), "revsk")
+	first := b.first()
+	if first != nil {
+		if err := os.MkdirAll(maps, 0o700); err != nil {
+			return nil, err
+		}
+		for _, name := range sharedMaps {
+			if err := pinAgain(first.dp.Map(name), filepath.Join(maps, name)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	v.dp, err = loader.Load(context.Background(), loader.Options{
+		Cgroup: v.cgroup, MapsDir: maps, PinsDir: v.dir,
+		Mode: &mode, Force: true, LegacyMaxEntries: entries,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if first == nil {
+		return v, publish(v.dp)
+	}
+	return v, nil
 }
 
 // first is the variant whose services the others share.
@@ -289,19 +298,18 @@ func (v *variant) prepare(f *family, inserts int) error {
 		return v.leak(f, inserts)
 	}
 	m := v.hash(f)
-	key := make([]byte, m.KeySize())
-	for {
-		err := m.NextKey(nil, &key)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err == nil {
+	key, err := m.NextKeyBytes(nil)
+	for err == nil && key != nil {
+		var next []byte
+		if next, err = m.NextKeyBytes(key); err == nil {
 			err = m.Delete(key)
 		}
-		if err != nil {
-			return fmt.Errorf("emptying %v: %w", m, err)
-		}
+		key = next
 	}
+	if err != nil {
+		return fmt.Errorf("emptying the hash: %w", err)
+	}
+	return nil
 }
 
 // enter moves the process to the variant's cgroup. Sockets stay in the cgroup they were opened in.

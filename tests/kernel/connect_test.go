@@ -70,10 +70,10 @@ func TestConnect(t *testing.T) {
 		rule{name: "to a service of another protocol is left alone", play: func(s *scene) {
 			a := s.service()
 			s.delete(a)
-			other := *s
+			other := *a
 			other.protocol = unix.IPPROTO_TCP + unix.IPPROTO_UDP - s.protocol
-			other.publish(a)
-			defer other.delete(a)
+			s.publish(&other)
+			defer s.delete(&other)
 			x := s.socket()
 			assert.ErrorIs(s, x.tryConnect(a.front), unix.ENETUNREACH)
 			assert.Zero(s, x.tuples())

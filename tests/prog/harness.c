@@ -183,7 +183,7 @@ static __always_inline long test_sendmsg(struct sock_ref *s)
 {
 	struct revsk_tuple t = input.tuple;
 
-	return revnat_sendmsg(s, &t);
+	return revnat_sendmsg(s, peers_get(s), &t);
 }
 
 static __always_inline long test_sendmsg_direct(struct sock_ref *s)
@@ -310,7 +310,7 @@ SEC("tc") int run_flip(struct __sk_buff *skb)
 	if (!s.sk)
 		return NO_SOCKET;
 	clock = t.created;
-	revnat_sendmsg(&s, &t);
+	revnat_sendmsg(&s, peers_get(&s), &t);
 	/* As of a stream socket: else the tuple of the slot would go. */
 	revnat_connect(&s, &conn, false);
 	bpf_sk_release(s.sk);

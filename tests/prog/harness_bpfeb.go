@@ -148,7 +148,8 @@ type harnessRevskPeersValue struct {
 	HeadPort  uint16
 	Victim    uint8
 	ChainHits uint8
-	Pad       uint32
+	HasConn   uint8
+	Pad       [3]uint8
 }
 
 type harnessRevskTuple struct {

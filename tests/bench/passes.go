@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// pass is work on all sockets.
+type pass struct {
+	Name    string `json:"name"`
+	Sockets int    `json:"sockets"`
+	// Seconds is how long it took; the median of several where nothing is changed by it.
+	Seconds float64 `json:"seconds"`
+	// PerSecond is sockets per second.
+	PerSecond float64 `json:"sockets_per_second"`
+}
+
+var passCounts = []int{10000, 100000, 400000}
+
+// passRepeats is how often a pass runs that changes nothing.
+const passRepeats = 5
+
+// benchPasses measures what is done to all sockets at once, beside iterators that do nothing.
+func benchPasses(ctx context.Context, b *bench) error {
+	v, err := b.load("passes", loader.ModeStorage, lossEntries)
+	if err != nil {
+		return err
+	}
+	for _, n := range passCounts {
+		if n > *most {
+			break
+		}
+		if err := b.passes(ctx, v, n); err != nil {
+			return fmt.Errorf("%d sockets: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) passes(ctx context.Context, v *variant, n int) (err error) {
+	hs, err := v.hold(n, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hs.kill()) }()
+
+	conn := v.dp.Map("revsk_conn")
+	for _, it := range []struct {
+		name, target string
+		m            *ebpf.Map
+	}{
+		{"iter/bpf_sk_storage_map, empty program", "bpf_sk_storage_map", conn},
+		{"iter/udp, empty program", "udp", nil},
+		{"iter/task_file, empty program", "task_file", nil},
+	} {
+		prog, err := iterator(it.target, asm.Instructions{})
+		if err != nil {
+			return err
+		}
+		err = b.pass(ctx, it.name, n, passRepeats, func() error { return readIterator(prog, it.m) })
+		prog.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if err := b.creatingPass(ctx, conn.ValueSize(), n); err != nil {
+		return err
+	}
+
+	maps := inspect.Maps{
+		Conn: conn, Peers: v.dp.Map("revsk_peers"), Overflow: v.dp.Map("revsk_overflow"), Config: v.dp.Map("revsk_config"),
+	}
+	err = b.pass(ctx, "list", n, passRepeats, func() error {
+		sockets, err := inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: true})
+		return errors.Join(err, counted(len(sockets), n))
+	})
+	if err != nil {
+		return err
+	}
+	var all []inspect.Backend
+	for i := range serviceCount {
+		all = append(all, inspect.Backend{AddrPort: ipv4.backend(i), Protocol: lbmap.Protocol(unix.IPPROTO_UDP)})
+	}
+	return b.pass(ctx, "terminate", n, 1, func() error {
+		report, err := inspect.Terminate(ctx, maps, inspect.TerminateOptions{Backends: all})
+		return errors.Join(err, counted(report.Count(inspect.OutcomeDestroyed), n))
+	})
+}
+
+func counted(got, want int) error {
+	if got != want {
+		return fmt.Errorf("%d sockets instead of %d", got, want)
+	}
+	return nil
+}
+
+// creatingPass is an iterator that creates storage of the size of revsk_conn's on each socket: what a
+// migration cannot do without.
+func (b *bench) creatingPass(ctx context.Context, valueSize uint32, n int) error {
+	var times []float64
+	for range passRepeats {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		took, err := createStorage(valueSize)
+		if err != nil {
+			return err
+		}
+		times = append(times, took.Seconds())
+	}
+	b.addPass("iter/udp, creating storage", n, times)
+	return nil
+}
+
+// createStorage creates it in a map of its own, which takes it away again.
+func createStorage(valueSize uint32) (time.Duration, error) {
+	u8, u32 := &btf.Int{Name: "u8", Size: 1}, &btf.Int{Name: "u32", Size: 4}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Type: ebpf.SkStorage, KeySize: 4, ValueSize: valueSize, Flags: unix.BPF_F_NO_PREALLOC,
+		Key: u32, Value: &btf.Array{Index: u32, Type: u8, Nelems: valueSize},
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	prog, err := iterator("udp", asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, 8, asm.DWord), // struct bpf_iter__udp: meta, udp_sk
+		asm.JEq.Imm(asm.R2, 0, "out"),
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.Mov.Imm(asm.R4, 1), // BPF_SK_STORAGE_GET_F_CREATE
+		asm.FnSkStorageGet.Call(),
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer prog.Close()
+	start := time.Now()
+	err = readIterator(prog, nil)
+	return time.Since(start), err
+}
+
+// iterator is a program that runs the instructions and returns 0.
+func iterator(target string, insns asm.Instructions) (*ebpf.Program, error) {
+	insns = append(insns, asm.Mov.Imm(asm.R0, 0).WithSymbol("out"), asm.Return())
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: target,
+		License: "Dual BSD/GPL", Instructions: insns,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading iter/%s: %w", target, err)
+	}
+	return prog, nil
+}
+
+func readIterator(prog *ebpf.Program, m *ebpf.Map) error {
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for buf := make([]byte, 64); ; {
+		// The kernel pauses with EAGAIN now and then.
+		if _, err := r.Read(buf); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil && !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+	}
+}
+
+func (b *bench) pass(ctx context.Context, name string, n, repeats int, f func() error) error {
+	var times []float64
+	for range repeats {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		start := time.Now()
+		if err := f(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		times = append(times, time.Since(start).Seconds())
+	}
+	b.addPass(name, n, times)
+	return nil
+}
+
+func (b *bench) addPass(name string, n int, times []float64) {
+	s := newStat(times).Median
+	b.report.Passes = append(b.report.Passes, pass{Name: name, Sockets: n, Seconds: s, PerSecond: float64(n) / s})
+}
