@@ -127,7 +127,8 @@ func (m *memory) compare(grown, base *slabs) {
 	more := grown.minus(base)
 	for name, c := range more.caches {
 		perSocket := float64(c.objects) / memorySockets
-		if perSocket > 0.1 {
+		// Storage is from kmalloc; other caches grow with what other programs do.
+		if strings.HasPrefix(name, "kmalloc") && perSocket > 0.1 {
 			m.Caches[name] = perSocket
 			m.PerSocket += perSocket * float64(c.size)
 		}

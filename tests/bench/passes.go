@@ -18,6 +18,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
 )
 
 // pass is work on all sockets.
@@ -41,6 +42,10 @@ func benchPasses(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	legacy, err := b.load("migration", loader.ModeLegacy, migratedEntries)
+	if err != nil {
+		return err
+	}
 	for _, n := range passCounts {
 		if n > *most {
 			break
@@ -48,8 +53,49 @@ func benchPasses(ctx context.Context, b *bench) error {
 		if err := b.passes(ctx, v, n); err != nil {
 			return fmt.Errorf("%d sockets: %w", n, err)
 		}
+		for _, engine := range []migrate.Engine{migrate.EngineIter, migrate.EnginePidfd} {
+			if err := b.migration(ctx, legacy, engine, n); err != nil {
+				return fmt.Errorf("%d sockets, engine %s: %w", n, engine, err)
+			}
+		}
 	}
 	return nil
+}
+
+// migratedEntries is the size of a hash that forgets none of the sockets.
+const migratedEntries = 1 << 20
+
+// migration moves what sockets have in the hash into storage, and back.
+func (b *bench) migration(ctx context.Context, v *variant, engine migrate.Engine, n int) (err error) {
+	if err := v.dp.SetMode(ctx, loader.ModeLegacy, true); err != nil {
+		return err
+	}
+	hs, err := v.hold(n, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hs.kill()) }()
+	opts := migrate.Options{Loader: v.opts, Engine: engine}
+	opts.Loader.Mode, opts.Loader.Force = nil, false
+	err = b.pass(ctx, fmt.Sprintf("migrate, engine %s", engine), n, 1, func() error {
+		report, err := migrate.Run(ctx, opts)
+		if err != nil {
+			return err
+		}
+		return counted(report.Deleted, n)
+	})
+	if err != nil {
+		return err
+	}
+	err = b.pass(ctx, fmt.Sprintf("roll back, after engine %s", engine), n, 1, func() error {
+		_, err := migrate.Rollback(ctx, opts)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	know, err := hs.remember()
+	return errors.Join(err, counted(know, n))
 }
 
 func (b *bench) passes(ctx context.Context, v *variant, n int) (err error) {

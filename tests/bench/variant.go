@@ -37,7 +37,8 @@ const legacyEntries = 262144
 type variant struct {
 	name   string
 	cgroup string
-	dir    string           // of its pins
+	dir    string // of its pins
+	opts   loader.Options
 	dp     *loader.Datapath // nil: the floor
 	progs  map[string]*ebpf.Program
 	links  []link.Link // the floor's, which nothing else keeps
@@ -171,11 +172,11 @@ func (b *bench) load(name string, mode loader.Mode, entries uint32) (*variant, e
 			}
 		}
 	}
-	v.dp, err = loader.Load(context.Background(), loader.Options{
+	v.opts = loader.Options{
 		Cgroup: v.cgroup, MapsDir: maps, PinsDir: v.dir,
 		Mode: &mode, Force: true, LegacyMaxEntries: entries,
-	})
-	if err != nil {
+	}
+	if v.dp, err = loader.Load(context.Background(), v.opts); err != nil {
 		return nil, err
 	}
 	if first == nil {
