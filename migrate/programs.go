@@ -112,7 +112,11 @@ func keepUsed(spec *ebpf.CollectionSpec) {
 // sort puts the entries of a socket side by side.
 func (p *programs) sort() {
 	slices.SortFunc(p.entries, func(a, b *entry) int {
-		return cmp.Or(cmp.Compare(a.key.Cookie, b.key.Cookie), a.key.Backend.Compare(b.key.Backend))
+		// Most sockets have one entry: addresses are compared only where it matters.
+		if c := cmp.Compare(a.key.Cookie, b.key.Cookie); c != 0 {
+			return c
+		}
+		return a.key.Backend.Compare(b.key.Backend)
 	})
 	for i, e := range p.entries {
 		s := p.sockets[e.key.Cookie]

@@ -77,10 +77,23 @@ func (b *bench) migration(ctx context.Context, v *variant, engine migrate.Engine
 	defer func() { err = errors.Join(err, hs.kill()) }()
 	opts := migrate.Options{Loader: v.opts, Engine: engine}
 	opts.Loader.Mode, opts.Loader.Force = nil, false
+	err = b.pass(ctx, fmt.Sprintf("audit, engine %s", engine), n, 1, func() error {
+		plan, err := migrate.MakePlan(ctx, opts)
+		if err != nil {
+			return err
+		}
+		return counted(plan.MovedConn, n)
+	})
+	if err != nil {
+		return err
+	}
 	err = b.pass(ctx, fmt.Sprintf("migrate, engine %s", engine), n, 1, func() error {
 		report, err := migrate.Run(ctx, opts)
 		if err != nil {
 			return err
+		}
+		for _, s := range report.Steps {
+			b.addPass(fmt.Sprintf("migrate, engine %s: %s", engine, s.Name), n, []float64{s.Duration.Seconds()})
 		}
 		return counted(report.Deleted, n)
 	})
