@@ -37,9 +37,8 @@ struct revsk_import_socket {
 	__u32 fd;
 	__u16 family;
 	__u8 protocol;
-	__u8 state;
 	__u8 seen; /* REVSK_SEEN_* */
-	__u8 pad[3];
+	__u8 pad[4];
 };
 
 _Static_assert(sizeof(struct revsk_import_socket) == 24, "revsk_import_socket is 24 bytes");
@@ -197,7 +196,6 @@ static __always_inline int fill_from_table(void *ctx, void *sk, const struct soc
 		return 0;
 	found->family = c->skc_family;
 	found->protocol = protocol;
-	found->state = c->skc_state;
 	found->seen |= REVSK_SEEN_TABLE;
 	fill_entries(ctx, sk, c, protocol, found);
 	return 0;
@@ -257,7 +255,6 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 		return 0;
 	found->family = sk->__sk_common.skc_family;
 	found->protocol = sk->sk_protocol;
-	found->state = sk->__sk_common.skc_state;
 	found->pid = task->tgid;
 	found->fd = ctx->fd;
 	found->seen |= REVSK_SEEN_FILE;
@@ -290,7 +287,6 @@ SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
 	actual = sock_peer(sk);
 	found->family = sk->family;
 	found->protocol = sk->protocol;
-	found->state = sk->state;
 	found->seen |= REVSK_SEEN_FILE;
 	fill_one(ctx, sk, ticket->cookie, &actual, sk->protocol, ticket->next);
 	ticket->next++;

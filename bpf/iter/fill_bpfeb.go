@@ -63,9 +63,8 @@ type FillRevskImportSocket struct {
 	Fd       uint32
 	Family   uint16
 	Protocol uint8
-	State    uint8
 	Seen     uint8
-	Pad      [3]uint8
+	Pad      [4]uint8
 }
 
 type FillRevskSeen uint32
