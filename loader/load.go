@@ -179,11 +179,14 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 	}
 	opts.applySizes(spec)
 	constants := opts.Features.constants()
-	setRetval, err := haveHelper(ebpf.CGroupSockAddr, asm.FnSetRetval)
-	if err != nil {
-		return nil, err
+	for name, helper := range map[string]asm.BuiltinFunc{
+		"cfg_set_retval":   asm.FnSetRetval,
+		"cfg_coarse_clock": asm.FnKtimeGetCoarseNs,
+	} {
+		if constants[name], err = haveHelper(ebpf.CGroupSockAddr, helper); err != nil {
+			return nil, err
+		}
 	}
-	constants["cfg_set_retval"] = setRetval
 	if err := setConstants(spec, constants); err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ type Tuple struct {
 	Migrated bool
 	// BackendID is the backend's id in cilium_lb{4,6}_backends_v3, 0 if it is not known.
 	BackendID uint32
-	// Created is when the socket first used Service, since boot (CLOCK_BOOTTIME), in whole seconds.
+	// Created is when the socket first used Service, since boot (CLOCK_MONOTONIC), in whole seconds.
 	Created time.Duration
 }
 

@@ -40,6 +40,7 @@ const (
 	DestroyMapRevskVictims               = "revsk_victims"
 	DestroyProgDestroyTcp                = "destroy_tcp"
 	DestroyProgDestroyUdp                = "destroy_udp"
+	DestroyVarCfgCoarseClock             = "cfg_coarse_clock"
 	DestroyVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	DestroyVarCfgHealthCheck             = "cfg_health_check"
 	DestroyVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -119,6 +120,7 @@ type DestroyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DestroyVariableSpecs struct {
+	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -179,6 +181,7 @@ func (m *DestroyMaps) Close() error {
 //
 // It can be passed to LoadDestroyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DestroyVariables struct {
+	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`

@@ -103,7 +103,7 @@ static __always_inline __u64 ctx_socket_cookie(void *ctx)
 
 static __always_inline __u32 ctx_seconds_since_boot(void)
 {
-	return bpf_ktime_get_boot_ns() / 1000000000;
+	return bpf_ktime_get_ns() / 1000000000;
 }
 
 static __always_inline __u64 ctx_netns_cookie(void *ctx)

@@ -110,6 +110,7 @@ const (
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
+	FillVarCfgCoarseClock             = "cfg_coarse_clock"
 	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
 	FillVarCfgDryRun                  = "cfg_dry_run"
 	FillVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -211,6 +212,7 @@ type FillMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FillVariableSpecs struct {
+	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.VariableSpec `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.VariableSpec `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
@@ -306,6 +308,7 @@ func (m *FillMaps) Close() error {
 //
 // It can be passed to LoadFillObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FillVariables struct {
+	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.Variable `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.Variable `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`

@@ -74,3 +74,5 @@ volatile const bool cfg_l7 = true;
 volatile const bool cfg_health_check = false;
 /* The kernel has bpf_set_retval (5.18): rejected calls report what went wrong. */
 volatile const bool cfg_set_retval = false;
+/* The kernel has bpf_ktime_get_coarse_ns (5.11): the time of a tuple costs a few nanoseconds, not 30. */
+volatile const bool cfg_coarse_clock = false;

@@ -35,7 +35,7 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 
 static __always_inline __u32 ctx_seconds_since_boot(void)
 {
-	return bpf_ktime_get_boot_ns() / 1000000000;
+	return (cfg_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns()) / 1000000000;
 }
 
 static __always_inline struct endpoint hook_address(const struct bpf_sock_addr *ctx, bool v6)

@@ -19,7 +19,7 @@ struct sock_ref {
 static __always_inline __u64 ctx_socket_cookie(void *ctx);
 static __always_inline __u64 ctx_netns_cookie(void *ctx);
 static __always_inline __u64 ctx_host_netns_cookie(void);
-/* CLOCK_BOOTTIME, in seconds. */
+/* CLOCK_MONOTONIC, in seconds. */
 static __always_inline __u32 ctx_seconds_since_boot(void);
 
 static __always_inline __u64 sock_cookie(struct sock_ref *s)

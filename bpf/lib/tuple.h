@@ -29,7 +29,7 @@ struct revsk_tuple {
 	__u8 protocol;
 	__u8 flags; /* REVSK_TUPLE_* */
 	__u32 backend_id; /* 0: unknown */
-	__u32 created; /* seconds since boot, CLOCK_BOOTTIME */
+	__u32 created; /* seconds since boot, CLOCK_MONOTONIC */
 };
 
 _Static_assert(sizeof(struct revsk_tuple) == 48, "revsk_tuple is 48 bytes");

@@ -159,6 +159,7 @@ const (
 	SockProgRevskReleaseBounded       = "revsk_release_bounded"
 	SockProgRevskSendmsg4             = "revsk_sendmsg4"
 	SockProgRevskSendmsg6             = "revsk_sendmsg6"
+	SockVarCfgCoarseClock             = "cfg_coarse_clock"
 	SockVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	SockVarCfgHealthCheck             = "cfg_health_check"
 	SockVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -265,6 +266,7 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -353,6 +355,7 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`

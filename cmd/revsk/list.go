@@ -84,7 +84,7 @@ func inspectMaps(dp *loader.Datapath) inspect.Maps {
 // sinceBoot is the time on the clock of revnat.Tuple.Created.
 func sinceBoot() (time.Duration, error) {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return 0, fmt.Errorf("reading the clock: %w", err)
 	}
 	return time.Duration(ts.Nano()), nil

@@ -12,9 +12,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
@@ -231,8 +233,10 @@ func (v *variant) replacePrograms(object, links string) error {
 	if err != nil {
 		return err
 	}
-	if err := spec.Variables["cfg_set_retval"].Set(true); err != nil {
-		return err
+	for _, name := range []string{"cfg_set_retval", "cfg_coarse_clock"} {
+		if err := spec.Variables[name].Set(true); err != nil {
+			return err
+		}
 	}
 	replaced := make(map[string]*ebpf.Map)
 	for name := range spec.Maps {
@@ -323,5 +327,16 @@ func (b *bench) enter(v *variant) error {
 		return fmt.Errorf("entering the cgroup of %s: %w", v.name, err)
 	}
 	b.inside = v
+	return settle()
+}
+
+// settle waits until the kernel has freed what sockets have left to it, whose cost and whose memory
+// would otherwise be those of the next variant.
+func settle() error {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL waits for a grace period
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		return fmt.Errorf("waiting for a grace period: %w", errno)
+	}
+	time.Sleep(10 * time.Millisecond) // the callbacks run after it
 	return nil
 }

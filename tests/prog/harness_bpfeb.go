@@ -216,6 +216,7 @@ const (
 	harnessProgRunSource                 = "run_source"
 	harnessProgRunSourceOwn              = "run_source_own"
 	harnessProgRunTupleIsCurrent         = "run_tuple_is_current"
+	harnessVarCfgCoarseClock             = "cfg_coarse_clock"
 	harnessVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	harnessVarCfgHealthCheck             = "cfg_health_check"
 	harnessVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -333,6 +334,7 @@ type harnessMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type harnessVariableSpecs struct {
+	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -424,6 +426,7 @@ func (m *harnessMaps) Close() error {
 //
 // It can be passed to loadHarnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type harnessVariables struct {
+	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
