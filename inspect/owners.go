@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/revsk/revsk/internal/openfiles"
 	"github.com/revsk/revsk/internal/proc"
 )
 
@@ -24,41 +25,30 @@ func addOwners(ctx context.Context, sockets []Socket) error {
 	if len(byInode) == 0 {
 		return nil
 	}
-	pids, err := proc.Processes()
+	files, err := openfiles.Sockets(ctx)
 	if err != nil {
 		return fmt.Errorf("looking for the owners of sockets: %w", err)
 	}
-	for _, pid := range pids {
-		if err := ctx.Err(); err != nil {
-			return err
+	owners := make(map[int]Process)
+	for _, file := range files {
+		s := byInode[file.Inode]
+		if s == nil {
+			continue
 		}
-		var owner *Process
-		for inode := range socketInodes(pid) {
-			s := byInode[inode]
-			if s == nil {
-				continue
-			}
-			if owner == nil {
-				owner = &Process{ID: pid, Command: command(pid)}
-			}
-			s.Owners = append(s.Owners, *owner)
+		owner, ok := owners[file.PID]
+		if !ok {
+			owner = Process{ID: file.PID, Command: command(file.PID)}
+			owners[file.PID] = owner
 		}
+		s.Owners = append(s.Owners, owner)
 	}
 	for i := range sockets {
-		slices.SortFunc(sockets[i].Owners, func(a, b Process) int { return cmp.Compare(a.ID, b.ID) })
+		owners := sockets[i].Owners
+		slices.SortFunc(owners, func(a, b Process) int { return cmp.Compare(a.ID, b.ID) })
+		// A process may have several descriptors of it.
+		sockets[i].Owners = slices.Compact(owners)
 	}
 	return nil
-}
-
-// socketInodes returns the sockets that a process has open.
-func socketInodes(pid int) map[uint64]bool {
-	inodes := make(map[uint64]bool)
-	for _, target := range proc.Files(pid) {
-		if inode, ok := proc.Inode(target, "socket"); ok {
-			inodes[inode] = true
-		}
-	}
-	return inodes
 }
 
 // command returns the name of a process's program, nothing if it is gone.

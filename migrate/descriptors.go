@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
-	"github.com/revsk/revsk/internal/proc"
+	"github.com/revsk/revsk/internal/openfiles"
 )
 
 // ticketLevel is the level of the setsockopt calls that fill_descriptor is for (TICKET_LEVEL in
@@ -135,35 +135,37 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 
 // eachSocket calls f with a descriptor of each socket that is in a file table, once for each socket.
 func (d *descriptors) eachSocket(ctx context.Context, f func(fd int) error) error {
-	pids, err := proc.Processes()
+	files, err := openfiles.Sockets(ctx)
 	if err != nil {
 		return err
 	}
 	seen := make(map[uint64]bool)
-	for _, pid := range pids {
+	last := 0
+	for _, file := range files {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		for theirs, target := range proc.Files(pid) {
-			inode, ok := proc.Inode(target, "socket")
-			if !ok || seen[inode] {
-				continue
-			}
-			fd, err := d.get(pid, theirs)
-			if errors.Is(err, unix.EPERM) {
-				return fmt.Errorf("taking a descriptor of process %d: %w", pid, err)
-			}
-			if err != nil {
-				continue // closed meanwhile
-			}
-			seen[inode] = true
-			err = f(fd)
-			unix.Close(fd)
-			if err != nil {
-				return err
-			}
+		if file.PID != last {
+			d.forget(last)
+			last = file.PID
 		}
-		d.forget(pid)
+		if seen[file.Inode] {
+			continue
+		}
+		fd, err := d.get(file.PID, file.FD)
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("taking a descriptor of process %d: %w", file.PID, err)
+		}
+		if err != nil {
+			continue // closed meanwhile
+		}
+		seen[file.Inode] = true
+		err = f(fd)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
 	}
+	d.forget(last)
 	return nil
 }

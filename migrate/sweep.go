@@ -188,6 +188,13 @@ func passFiles(ctx context.Context, p *programs) error {
 
 // visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table.
 func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
+	var met uint64
+	if err := p.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
+		return fmt.Errorf("reading whether there are sockets in no table: %w", err)
+	}
+	if met == 0 {
+		return nil
+	}
 	if err := p.readSockets(); err != nil {
 		return err
 	}

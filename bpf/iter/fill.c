@@ -92,6 +92,9 @@ struct {
 /* Entries that have been judged, for who wants to watch. */
 __u64 revsk_judged = 0;
 
+/* How often find_files has met a socket that no table has: 0, and there is none for fill_descriptor. */
+__u64 revsk_files_only = 0;
+
 /* Count the sockets that are connected to a backend and have no entry. */
 volatile const bool cfg_count_without_entry = false;
 
@@ -258,6 +261,8 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	found->pid = task->tgid;
 	found->fd = ctx->fd;
 	found->seen |= REVSK_SEEN_FILE;
+	if (!(found->seen & REVSK_SEEN_TABLE))
+		__sync_fetch_and_add(&revsk_files_only, 1);
 	/* What only reads can do without the lock. */
 	if (cfg_dry_run)
 		fill_entries(ctx, sk, &sk->__sk_common, sk->sk_protocol, found);

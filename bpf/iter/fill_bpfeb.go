@@ -128,6 +128,7 @@ const (
 	FillVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	FillVarCfgSessionAffinity         = "cfg_session_affinity"
 	FillVarCfgSetRetval               = "cfg_set_retval"
+	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
 	FillVarUnusedFate                 = "unused_fate"
 	FillVarUnusedSeen                 = "unused_seen"
@@ -230,6 +231,7 @@ type FillVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
 	UnusedFate                 *ebpf.VariableSpec `ebpf:"unused_fate"`
 	UnusedSeen                 *ebpf.VariableSpec `ebpf:"unused_seen"`
@@ -326,6 +328,7 @@ type FillVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`
 	UnusedFate                 *ebpf.Variable `ebpf:"unused_fate"`
 	UnusedSeen                 *ebpf.Variable `ebpf:"unused_seen"`

@@ -66,8 +66,13 @@ struct sock_common {
 	refcount_t skc_refcnt;
 };
 
+struct super_block {
+	unsigned long s_magic;
+};
+
 struct inode {
 	unsigned long i_ino;
+	struct super_block *i_sb;
 };
 
 struct file {
@@ -97,12 +102,18 @@ struct udp_sock {
 };
 
 struct task_struct {
-	int tgid;
+	int pid; /* of the thread */
+	int tgid; /* of the process */
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	__bpf_md_ptr(struct seq_file *, seq); /* the output */
 };
 
 #pragma clang attribute pop
 
-struct bpf_iter_meta;
 struct bpf_map;
 
 /* Context of iter/bpf_sk_storage_map. The last call of an iteration has neither socket nor value. */

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpfiter runs BPF iterators that have no output of their own.
+// Package bpfiter runs BPF iterators.
 package bpfiter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run runs an iterator once, for the network namespace of the calling thread where that matters.
+// Run runs an iterator that has no output once, for the network namespace of the calling thread where that matters.
 //
 // If whole is true the kernel went through its objects in one go, and none was missed that was there
 // all the time. It pauses after 1,000,000 of them, and then goes on by counting: one that goes away in
@@ -27,14 +28,33 @@ func Run(ctx context.Context, it *link.Iter) (whole bool, err error) {
 	return Drain(ctx, r)
 }
 
-// Drain reads an iterator that has no output to its end. For whole see [Run].
+// Output runs an iterator once and returns what it writes.
+func Output(ctx context.Context, it *link.Iter) ([]byte, error) {
+	r, err := it.Open()
+	if err != nil {
+		return nil, fmt.Errorf("opening iterator: %w", err)
+	}
+	defer r.Close()
+	var output bytes.Buffer
+	_, err = copyAll(ctx, &output, r)
+	return output.Bytes(), err
+}
+
+// Drain reads an iterator to its end. For whole see [Run].
 func Drain(ctx context.Context, r io.Reader) (whole bool, err error) {
+	return copyAll(ctx, io.Discard, r)
+}
+
+func copyAll(ctx context.Context, w io.Writer, r io.Reader) (whole bool, err error) {
 	whole = true
-	for buf := make([]byte, 64); ; {
+	for buf := make([]byte, 32<<10); ; { // the kernel's own buffer
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		_, err := r.Read(buf)
+		n, err := r.Read(buf)
+		if _, err := w.Write(buf[:max(0, n)]); err != nil {
+			return false, err
+		}
 		switch {
 		case err == io.EOF:
 			return whole, nil

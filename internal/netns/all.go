@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/openfiles"
 	"github.com/revsk/revsk/internal/proc"
 )
 
@@ -44,17 +45,21 @@ func (f *finder) find(ctx context.Context) error {
 		return err
 	}
 	f.add("/proc/thread-self/ns/net")
+	files, err := openfiles.NetworkNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if f.byInode[file.Inode] == nil {
+			f.add(proc.Path(file.PID, "fd", strconv.Itoa(file.FD)))
+		}
+	}
 	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		for _, tid := range proc.Threads(pid) {
 			f.add(proc.Path(pid, "task", strconv.Itoa(tid), "ns", "net"))
-		}
-		for fd, target := range proc.Files(pid) {
-			if inode, ok := proc.Inode(target, "net"); ok && f.byInode[inode] == nil {
-				f.add(proc.Path(pid, "fd", strconv.Itoa(fd)))
-			}
 		}
 		f.addMounts(pid)
 	}

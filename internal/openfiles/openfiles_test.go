@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package openfiles
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+type finder func(context.Context) ([]File, error)
+
+// ways are those to the same answer.
+func ways(t *testing.T, all finder, magic uint32, kind string) map[string]finder {
+	t.Helper()
+	require.NoError(t, rlimit.RemoveMemlock(), "these tests need root")
+	ways := map[string]finder{
+		"all":  all,
+		"proc": func(ctx context.Context) ([]File, error) { return fromProc(ctx, kind) },
+	}
+	if it := newIterator(magic); it != nil {
+		t.Cleanup(func() { it.Close() })
+		ways["iterator"] = func(ctx context.Context) ([]File, error) { return fromIterator(ctx, it) }
+	} else {
+		_, err := os.Stat("/sys/kernel/btf/vmlinux")
+		require.ErrorIs(t, err, os.ErrNotExist, "the kernel has its types, and no iterator")
+	}
+	return ways
+}
+
+func of(files []File, pid int) []File {
+	var own []File
+	for _, f := range files {
+		if f.PID == pid {
+			own = append(own, f)
+		}
+	}
+	return own
+}
+
+func TestFindsSocketsOfProcesses(t *testing.T) {
+	local, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(local)
+	inherited, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	require.NoError(t, err)
+	defer unix.Close(inherited)
+	child := exec.Command("sleep", "1000")
+	require.NoError(t, child.Start())
+	defer func() {
+		require.NoError(t, child.Process.Kill())
+		require.Error(t, child.Wait())
+	}()
+	for name, find := range ways(t, Sockets, unix.SOCKFS_MAGIC, "socket") {
+		t.Run(name, func(t *testing.T) {
+			files, err := find(t.Context())
+			require.NoError(t, err)
+			assert.Subset(t, files, []File{
+				{os.Getpid(), local, inode(t, local)},
+				{os.Getpid(), inherited, inode(t, inherited)},
+				{child.Process.Pid, inherited, inode(t, inherited)},
+			})
+			for _, f := range of(files, os.Getpid()) {
+				assert.Equal(t, inode(t, f.FD), f.Inode, "descriptor %d", f.FD)
+			}
+		})
+	}
+}
+
+func TestFindsNamespacesOfProcesses(t *testing.T) {
+	ns, err := os.Open("/proc/self/ns/net")
+	require.NoError(t, err)
+	defer ns.Close()
+	fd := int(ns.Fd())
+	for name, find := range ways(t, NetworkNamespaces, unix.NSFS_MAGIC, "net") {
+		files, err := find(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, []File{{os.Getpid(), fd, inode(t, fd)}}, of(files, os.Getpid()), name)
+	}
+}
+
+func inode(t *testing.T, fd int) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(fd, &st))
+	return st.Ino
+}
+
+func TestEndsWithTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, find := range ways(t, Sockets, unix.SOCKFS_MAGIC, "socket") {
+		_, err := find(ctx)
+		assert.ErrorIs(t, err, context.Canceled, name)
+	}
+}
