@@ -14,7 +14,7 @@ import (
 
 // Options of [Sockets]. The zero value is what is wanted mostly.
 type Options struct {
-	// SkipOwners leaves Socket.Owners empty, which saves reading all of /proc/PID/fd.
+	// SkipOwners leaves Socket.Owners empty, which saves looking through all open files.
 	SkipOwners bool
 	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
 	NetNSDir string

@@ -59,7 +59,6 @@ var privileges = map[string][]need{
 	},
 	"revsk list": {
 		{[]capability{capAdmin, capResource}, ""},
-		{[]capability{capAdmin, capResource, capPtrace}, "to name the processes that have more capabilities than that"},
 	},
 	"revsk terminate": {
 		{[]capability{capAdmin, capOldDestroy, capResource}, ""},
