@@ -15,11 +15,13 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/netns"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -215,10 +217,54 @@ func netnsCookie(t *testing.T) uint64 {
 func cookieOfNetns(t *testing.T, x *socket) uint64 {
 	t.Helper()
 	cookie, err := unix.GetsockoptUint64(x.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if errors.Is(err, unix.ENOPROTOOPT) {
-		t.Skip("requires Linux 5.14")
+	if errors.Is(err, unix.ENOPROTOOPT) { // before Linux 5.14
+		return cookieAsHooksSeeIt(t, x)
 	}
 	require.NoError(t, err, "SO_NETNS_COOKIE")
+	return cookie
+}
+
+// cookieAsHooksSeeIt is the cookie of a socket's namespace, from a hook that runs as another socket is
+// opened there.
+func cookieAsHooksSeeIt(t *testing.T, x *socket) uint64 {
+	t.Helper()
+	told, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	require.NoError(t, err)
+	defer told.Close()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSock, AttachType: ebpf.AttachCGroupInetSockCreate, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.FnGetNetnsCookie.Call(), // of the context
+			asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+			asm.StoreImm(asm.RFP, -16, 0, asm.DWord),
+			asm.LoadMapPtr(asm.R1, told.FD()),
+			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16),
+			asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, -8),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnMapUpdateElem.Call(),
+			asm.Mov.Imm(asm.R0, 1), asm.Return(),
+		},
+	})
+	require.NoError(t, err)
+	defer prog.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{
+		Path: sandbox.Cgroup(), Attach: ebpf.AttachCGroupInetSockCreate, Program: prog,
+	})
+	require.NoError(t, err)
+	defer l.Close()
+	ns, err := netns.OfSocket(x.fd)
+	require.NoError(t, err)
+	defer ns.Close()
+	require.NoError(t, ns.Do(func() error {
+		other, err := newSocket(ipv4, unix.IPPROTO_UDP)
+		if err == nil {
+			other.close()
+		}
+		return err
+	}))
+	var cookie uint64
+	require.NoError(t, told.Lookup(uint32(0), &cookie))
+	require.NotZero(t, cookie, "no hook has run")
 	return cookie
 }
 

@@ -32,7 +32,7 @@ const (
 
 const (
 	defaultKernels  = "5.10 6.1 6.12 7.2"
-	defaultPackages = "./internal/probe ./tests/prog ./tests/kernel ./loader ./migrate ./lbmap ./inspect ./cmd/revsk"
+	defaultPackages = "./internal/probe ./internal/openfiles ./internal/netns ./tests/prog ./tests/kernel ./loader ./migrate ./lbmap ./inspect ./cmd/revsk"
 )
 
 type options struct {
