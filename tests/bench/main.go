@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,13 +23,15 @@ import (
 )
 
 var (
-	jsonPath = flag.String("json", "", "write the results to this file")
-	rounds   = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
-	most     = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
-	only     = flag.String("sections", "", "only these, separated by commas")
-	variants = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
-	check    = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
-	objects  = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
+	jsonPath   = flag.String("json", "", "write the results to this file")
+	tablesPath = flag.String("tables", "", "write the results to this file, as Markdown")
+	fromPath   = flag.String("from", "", "show the results in this file, written with -json, and measure nothing")
+	rounds     = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
+	most       = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
+	only       = flag.String("sections", "", "only these, separated by commas")
+	variants   = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
+	check      = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
+	objects    = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
 )
 
 // section measures one kind of thing and adds the results to the report.
@@ -65,6 +68,12 @@ func main() {
 		return
 	}
 	flag.Parse()
+	if *fromPath != "" {
+		if err := show(*fromPath); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if !sandbox.Inside() {
@@ -121,9 +130,24 @@ func run(ctx context.Context) error {
 			}
 		}
 	}
-	b.report.print(os.Stdout)
+	if err := b.report.show(); err != nil {
+		return err
+	}
 	if *check {
 		err = errors.Join(err, b.report.check())
 	}
 	return err
+}
+
+// show shows the results in a file.
+func show(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	r := new(report)
+	if err := json.Unmarshal(b, r); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return r.show()
 }

@@ -4,11 +4,7 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
-	"io"
 	"os"
-	"strings"
-	"text/tabwriter"
 )
 
 // report is what docs/benchmarks.json holds.
@@ -93,44 +89,6 @@ func (r *report) addResults(section string, res *results) {
 		}
 		r.Figures = append(r.Figures, f)
 	}
-}
-
-func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s\n\n", r.Machine)
-	r.printHooks(w)
-	r.printMemory(w)
-	r.printLoss(w)
-	r.printPasses(w)
-	r.printGoals(w)
-}
-
-func (r *report) printHooks(w io.Writer) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	var names []string
-	section := ""
-	for _, f := range r.Figures {
-		if f.Section != section {
-			section = f.Section
-			names = sortedKeys(f.Hooks)
-			fmt.Fprintf(t, "%s\t%s\tratio, full\tratio, empty\tcalls\t\n", section, strings.Join(names, "\t"))
-		}
-		fmt.Fprintf(t, "%s\t", f.Work)
-		for _, n := range names {
-			fmt.Fprintf(t, "%.0f%s\t", f.Hooks[n].Median, wide(f.Hooks[n]))
-		}
-		for _, s := range []Stat{f.Ratios[storage+" / "+legacyFull], f.Ratios[storage+" / "+legacyEmpty], f.CallRatios[storage+" / "+legacyFull]} {
-			fmt.Fprintf(t, "%.2f%s\t", s.Median, wide(s))
-		}
-		fmt.Fprintln(t)
-	}
-	t.Flush()
-}
-
-func wide(s Stat) string {
-	if s.Wide {
-		return "?"
-	}
-	return ""
 }
 
 func (r *report) write(path string) error {

@@ -5,18 +5,141 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
 
-func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) }
+// table is printed for people, or written as Markdown.
+type table struct {
+	title, note string
+	head        []string
+	rows        [][]string
+}
 
-func (r *report) printMemory(w io.Writer) {
-	if len(r.Memory) == 0 {
-		return
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+func (t *table) print(w io.Writer) {
+	fmt.Fprintf(w, "\n%s\n", t.title)
+	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range slices.Concat([][]string{t.head}, t.rows) {
+		fmt.Fprintf(out, "  %s\n", strings.Join(row, "\t"))
 	}
-	t := newTable(w)
-	fmt.Fprintf(t, "\nmemory: %d sockets\tvariant\tslab bytes per socket\tmaps, KiB\tclosing, CPU ns per socket\tclosed after\tfreed after\tslab objects per socket\n", memorySockets)
+	out.Flush()
+}
+
+func (t *table) markdown(w io.Writer) {
+	fmt.Fprintf(w, "\n## %s\n\n", t.title)
+	if t.note != "" {
+		fmt.Fprintf(w, "%s\n\n", t.note)
+	}
+	rule := slices.Repeat([]string{"---"}, len(t.head))
+	for _, row := range slices.Concat([][]string{t.head, rule}, t.rows) {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+	}
+}
+
+// tables are all results.
+func (r *report) tables() []*table {
+	all := []*table{r.goalTable()}
+	all = append(all, r.hookTables()...)
+	all = append(all, r.scaleTable(), r.memoryTable(), r.lossTable(), r.passTable(), r.programTable())
+	return slices.DeleteFunc(all, func(t *table) bool { return len(t.rows) == 0 })
+}
+
+// show prints the tables, and writes them to the file that the flags name.
+func (r *report) show() error {
+	fmt.Println(r.Machine)
+	for _, t := range r.tables() {
+		t.print(os.Stdout)
+	}
+	if *tablesPath == "" {
+		return nil
+	}
+	return r.writeMarkdown(*tablesPath)
+}
+
+// writeMarkdown writes the tables to a file.
+func (r *report) writeMarkdown(path string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Results of the benchmarks\n\nWritten by `make bench`; [benchmarks.md](benchmarks.md) says what they mean.\n\n%s.\n", r.Machine)
+	for _, t := range r.tables() {
+		t.markdown(&b)
+	}
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+// hookTitles are the sections whose works are compared in all variants.
+var hookTitles = []struct{ section, title, note string }{
+	{"hooks", "Hooks", "Nanoseconds of program time per call, less those of an empty program; the ratios are of storage to legacy, " +
+		"with the interval that has the true median with a probability of 99 %. A \"?\" is at what varies much. " +
+		"The last column is that of whole system calls."},
+	{"peers", "Many peers", ""},
+	{"contention", "One CPU, and both at once", ""},
+}
+
+func (r *report) hookTables() []*table {
+	var all []*table
+	for _, h := range hookTitles {
+		t := &table{title: h.title, note: h.note}
+		t.head = []string{"work", "empty program", legacyEmpty, legacyFull, dual, storage, "to full", "to empty", "calls, to full"}
+		for _, f := range r.Figures {
+			if f.Section != h.section {
+				continue
+			}
+			row := []string{f.Work}
+			for _, name := range []string{floor, legacyEmpty, legacyFull, dual, storage} {
+				row = append(row, nanoseconds(f.Hooks, name))
+			}
+			t.add(append(row, sure(f.Ratios[storage+" / "+legacyFull]), short(f.Ratios[storage+" / "+legacyEmpty]),
+				short(f.CallRatios[storage+" / "+legacyFull]))...)
+		}
+		all = append(all, t)
+	}
+	return all
+}
+
+func (r *report) scaleTable() *table {
+	t := &table{title: "Many live sockets", head: []string{"work", legacyFull, storage, "to full"}}
+	for _, f := range r.Figures {
+		if f.Section == "scale" {
+			t.add(f.Work, nanoseconds(f.Hooks, legacyFull), nanoseconds(f.Hooks, storage), sure(f.Ratios[storage+" / "+legacyFull]))
+		}
+	}
+	return t
+}
+
+func (r *report) goalTable() *table {
+	t := &table{
+		title: "What must be reached",
+		note:  "Ratios of program time, storage to legacy; the worst of all families and protocols. Bold: missed by more than the noise.",
+		head:  []string{"work", "to", "must", "aim", "measured", "99 % sure", "the worst of them"},
+	}
+	for _, g := range goals {
+		f, ok := g.worst(r)
+		if !ok {
+			continue
+		}
+		s := g.ratio(f)
+		measured := short(s)
+		if s.SureLow > g.must {
+			measured = "**" + measured + "**"
+		}
+		t.add(g.name, g.base, fmt.Sprintf("%.2f", g.must), fmt.Sprintf("%.2f", g.aim), measured,
+			fmt.Sprintf("%.2f-%.2f", s.SureLow, s.SureHigh), f.Work)
+	}
+	return t
+}
+
+func (r *report) memoryTable() *table {
+	t := &table{
+		title: "Memory, and the time to free it",
+		note: fmt.Sprintf("%d UDP sockets. Slab memory is what a socket takes beyond one of the empty program's; maps are before the first "+
+			"socket. All are closed at once, by killing their processes.", memorySockets),
+		head: []string{"sockets", "variant", "slab bytes per socket", "objects per socket", "maps, KiB", "closing, CPU ns per socket",
+			"closed after", "slab free after"},
+	}
 	for _, m := range r.Memory {
 		kind := "connected"
 		if m.Sends {
@@ -34,32 +157,63 @@ func (r *report) printMemory(w io.Writer) {
 		if m.Freed > 0 {
 			freed = fmt.Sprintf("%.2f s", m.Freed)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.0f\t%d\t%.0f\t%.2f s\t%s\t%s\n", kind, m.Variant, m.PerSocket, maps/1024,
-			m.CloseCPU, m.Close, freed, strings.Join(caches, ", "))
+		t.add(kind, m.Variant, fmt.Sprintf("%.0f", m.PerSocket), strings.Join(caches, ", "), fmt.Sprint(maps/1024),
+			fmt.Sprintf("%.0f", m.CloseCPU), fmt.Sprintf("%.2f s", m.Close), freed)
 	}
-	t.Flush()
+	return t
 }
 
-func (r *report) printLoss(w io.Writer) {
-	if len(r.Loss) == 0 {
-		return
-	}
-	t := newTable(w)
-	fmt.Fprintln(t, "\nloss: mode\thash has room for\tlive sockets\tload\tknow their service")
+func (r *report) lossTable() *table {
+	t := &table{title: "Sockets that lose their service", head: []string{"mode", "hash has room for", "live sockets", "load", "know their service"}}
 	for _, l := range r.Loss {
-		fmt.Fprintf(t, "%s\t%d\t%d\t%gx\t%d (%.0f %%)\n", l.Variant, l.Room, l.Sockets, l.Load, l.Know, 100*float64(l.Know)/float64(l.Sockets))
+		t.add(l.Variant, fmt.Sprint(l.Room), fmt.Sprint(l.Sockets), fmt.Sprintf("%gx", l.Load),
+			fmt.Sprintf("%d (%.0f %%)", l.Know, 100*float64(l.Know)/float64(l.Sockets)))
 	}
-	t.Flush()
+	return t
 }
 
-func (r *report) printPasses(w io.Writer) {
-	if len(r.Passes) == 0 {
-		return
-	}
-	t := newTable(w)
-	fmt.Fprintln(t, "\npasses\tsockets\tseconds\tsockets per second")
+func (r *report) passTable() *table {
+	t := &table{title: "Passes over all sockets", head: []string{"pass", "sockets", "seconds", "sockets per second"}}
 	for _, p := range r.Passes {
-		fmt.Fprintf(t, "%s\t%d\t%.3f\t%.2f million\n", p.Name, p.Sockets, p.Seconds, p.PerSecond/1e6)
+		t.add(p.Name, fmt.Sprint(p.Sockets), fmt.Sprintf("%.3f", p.Seconds), fmt.Sprintf("%.0f", p.PerSecond))
 	}
-	t.Flush()
+	return t
+}
+
+func (r *report) programTable() *table {
+	t := &table{title: "Size of the programs", head: []string{"program", "translated, bytes", "machine code, bytes"}}
+	for _, p := range r.Programs {
+		t.add(p.Name, fmt.Sprint(p.Translated), fmt.Sprint(p.Machine))
+	}
+	return t
+}
+
+func nanoseconds(stats map[string]Stat, variant string) string {
+	s, ok := stats[variant]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%.0f%s", s.Median, wide(s))
+}
+
+// short is a ratio, sure is one with its interval.
+func short(s Stat) string {
+	if s.Rounds == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f%s", s.Median, wide(s))
+}
+
+func sure(s Stat) string {
+	if s.Rounds == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s (%.2f-%.2f)", short(s), s.SureLow, s.SureHigh)
+}
+
+func wide(s Stat) string {
+	if s.Wide {
+		return " ?"
+	}
+	return ""
 }

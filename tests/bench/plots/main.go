@@ -53,6 +53,7 @@ func main() {
 	for name, draw := range map[string]func(*results) (*plot.Plot, error){
 		"benchmarks-hooks": drawHooks,
 		"benchmarks-loss":  drawLoss,
+		"benchmarks-scale": drawScale,
 	} {
 		p, err := draw(&r)
 		if err != nil {
@@ -109,6 +110,42 @@ func drawHooks(r *results) (*plot.Plot, error) {
 		p.Legend.Add(v, bars)
 	}
 	p.Y.Min = 0
+	return p, nil
+}
+
+// scaled are the works of drawScale, whose names go on with the number of live sockets.
+var scaled = []string{"getpeername", "life of another socket"}
+
+func drawScale(r *results) (*plot.Plot, error) {
+	p := plot.New()
+	p.Title.Text = "Program time with many live sockets, UDP over IPv4 (less is better)"
+	p.X.Label.Text = "live sockets"
+	p.Y.Label.Text = "ns per call, net of an empty program"
+	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
+	p.X.Tick.Marker, p.Y.Tick.Marker = plot.LogTicks{Prec: -1}, plot.LogTicks{Prec: -1}
+	p.Legend.Top, p.Legend.Left = true, true
+	for i, work := range scaled {
+		for k, v := range []string{"legacy, full", "storage"} {
+			var xys plotter.XYs
+			for _, f := range r.Figures {
+				var n float64
+				if _, err := fmt.Sscanf(f.Work, work+", %g live sockets", &n); f.Section == "scale" && err == nil {
+					xys = append(xys, plotter.XY{X: n, Y: f.Hooks[v].Median})
+				}
+			}
+			if len(xys) == 0 {
+				return nil, fmt.Errorf("%s has no %s with many live sockets", os.Args[1], work)
+			}
+			line, points, err := plotter.NewLinePoints(xys)
+			if err != nil {
+				return nil, err
+			}
+			line.Color, points.Color = plotutil.Color(k), plotutil.Color(k)
+			line.Width, line.Dashes = vg.Points(2), plotutil.Dashes(i)
+			p.Add(line, points)
+			p.Legend.Add(work+", "+v, line, points)
+		}
+	}
 	return p, nil
 }
 
