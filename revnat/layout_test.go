@@ -69,19 +69,20 @@ func wire(t testing.TB, s string) []byte {
 }
 
 var peers = PeersValue{
-	Slots:     [Slots]Tuple{tuple4, {}, tuple6},
-	ChainLen:  0x31323334,
-	Cookie:    0x4142434445464748,
-	Head:      netip.MustParseAddrPort("10.9.8.7:4369"),
-	Victim:    2,
-	ChainHits: 15,
-	HasConn:   true,
+	Slots:      [Slots]Tuple{tuple4, {}, tuple6},
+	ChainLen:   0x31323334,
+	Cookie:     0x4142434445464748,
+	Head:       netip.MustParseAddrPort("10.9.8.7:4369"),
+	Victim:     2,
+	ChainHits:  15,
+	SlotsTried: 3,
+	HasConn:    true,
 }
 
 const (
 	hexNone48 = "00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000"
-	hexPeers  = hex4 + " " + hexNone48 + " " + hex6 + ` 00000000 =31323334 =4142434445464748
-		00000000 00000000 0000ffff 0a090807 1111 02 0f 01 000000`
+	hexPeers  = "00000000 1111 01 03 " + hex4 + " " + hexNone48 + " " + hex6 + ` =4142434445464748
+		00000000 00000000 0000ffff 0a090807 =31323334 02 0f 0000`
 )
 
 func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
@@ -175,6 +176,7 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		field{"head_port", unsafe.Offsetof(peers.HeadPort), 2, PeersValue{Head: netip.AddrPortFrom(none, 0x1234)}},
 		field{"victim", unsafe.Offsetof(peers.Victim), 1, PeersValue{Victim: 1}},
 		field{"chain_hits", unsafe.Offsetof(peers.ChainHits), 1, PeersValue{ChainHits: 1}},
+		field{"slots_tried", unsafe.Offsetof(peers.SlotsTried), 1, PeersValue{SlotsTried: 2}},
 		field{"has_conn", unsafe.Offsetof(peers.HasConn), 1, PeersValue{HasConn: true}},
 	))
 	var key sock.SockRevskOverflowKey

@@ -58,6 +58,8 @@ type PeersValue struct {
 	// Victim is the slot whose tuple leaves for the chain at the next exchange, which the hooks
 	// decide upon by ChainHits.
 	Victim, ChainHits uint8
+	// SlotsTried is how many slots are in use or have been: the hooks do not look at the others.
+	SlotsTried uint8
 	// HasConn is true if the socket has a value in revsk_conn, or had one.
 	HasConn bool
 }
@@ -82,15 +84,16 @@ func (v PeersValue) MarshalBinary() ([]byte, error) {
 				return fmt.Errorf("slot %d: %w", i, err)
 			}
 		}
-		binary.NativeEndian.PutUint32(b[148:152], v.ChainLen)
-		binary.NativeEndian.PutUint64(b[152:160], v.Cookie)
-		if err := putEndpoint(b[160:176], b[176:178], v.Head); err != nil {
+		if err := putEndpoint(b[160:176], b[4:6], v.Head); err != nil {
 			return fmt.Errorf("head of the chain: %w", err)
 		}
-		b[178], b[179] = v.Victim, v.ChainHits
 		if v.HasConn {
-			b[180] = 1
+			b[6] = 1
 		}
+		b[7] = v.SlotsTried
+		binary.NativeEndian.PutUint64(b[152:160], v.Cookie)
+		binary.NativeEndian.PutUint32(b[176:180], v.ChainLen)
+		b[180], b[181] = v.Victim, v.ChainHits
 		return nil
 	})
 }
@@ -105,18 +108,19 @@ func (v *PeersValue) UnmarshalBinary(data []byte) error {
 				return fmt.Errorf("slot %d: %w", i, err)
 			}
 		}
-		if err := zero(b[144:148]); err != nil {
+		if err := zero(b[0:4]); err != nil {
 			return fmt.Errorf("lock: %w", err)
 		}
-		v.ChainLen = binary.NativeEndian.Uint32(b[148:152])
-		v.Cookie = binary.NativeEndian.Uint64(b[152:160])
-		v.Head = getEndpoint(b[160:176], b[176:178])
-		v.Victim, v.ChainHits, v.HasConn = b[178], b[179], b[180] == 1
-		if b[180] > 1 {
-			return fmt.Errorf("has_conn is %d: %w", b[180], lbmap.ErrInvalid)
+		v.Head = getEndpoint(b[160:176], b[4:6])
+		v.HasConn, v.SlotsTried = b[6] == 1, b[7]
+		if b[6] > 1 {
+			return fmt.Errorf("has_conn is %d: %w", b[6], lbmap.ErrInvalid)
 		}
-		return zero(b[181:184])
+		v.Cookie = binary.NativeEndian.Uint64(b[152:160])
+		v.ChainLen = binary.NativeEndian.Uint32(b[176:180])
+		v.Victim, v.ChainHits = b[180], b[181]
+		return zero(b[182:184])
 	})
 }
 
-func slot(b []byte, i int) []byte { return b[i*TupleSize : (i+1)*TupleSize] }
+func slot(b []byte, i int) []byte { return b[8+i*TupleSize : 8+(i+1)*TupleSize] }

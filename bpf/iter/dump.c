@@ -63,6 +63,7 @@ static __always_inline void copy_chain(struct revsk_peers_value *to,
 	to->victim = from->victim;
 	to->chain_hits = from->chain_hits;
 	to->has_conn = from->has_conn;
+	to->slots_tried = from->slots_tried;
 	__builtin_memset(to->pad, 0, sizeof(to->pad));
 }
 

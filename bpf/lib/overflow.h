@@ -67,7 +67,7 @@ static __always_inline struct revsk_overflow_value *overflow_entry(__u64 cookie,
 static __always_inline struct revsk_overflow_value *overflow_find(const struct revsk_peers_value *p,
 								  const struct endpoint *peer)
 {
-	if (!p->chain_len)
+	if (!p->head_port)
 		return NULL;
 	return overflow_entry(p->cookie, peer->addr, peer->port);
 }

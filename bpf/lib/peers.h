@@ -23,7 +23,7 @@ static __always_inline struct revsk_tuple *slot_find(struct revsk_peers_value *p
 						     const struct endpoint *peer)
 {
 #pragma unroll
-	for (int i = 0; i < REVSK_SLOTS; i++)
+	for (int i = 0; i < REVSK_SLOTS && i < p->slots_tried; i++)
 		if (tuple_has_peer(&p->slots[i], peer))
 			return &p->slots[i];
 	return NULL;
@@ -90,6 +90,8 @@ static __noinline int peers_add(struct revsk_peers_value *p, __u64 cookie,
 	for (int i = 0; i < REVSK_SLOTS; i++) {
 		if (!p->slots[i].peer_port) {
 			slot_write(p, &p->slots[i], t);
+			if (p->slots_tried <= i)
+				p->slots_tried = i + 1;
 			return 0;
 		}
 	}

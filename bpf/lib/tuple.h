@@ -7,6 +7,9 @@
  * what multiplexing sockets have (bucket 256), which sets the number of slots.
  *
  * These layouts are pinned and outlive the programs: a change gets a new map name.
+ *
+ * The header ends with a pointer in the cache line that the value begins in: what every datagram needs is
+ * in the first 56 bytes.
  */
 #pragma once
 
@@ -47,16 +50,17 @@ _Static_assert(sizeof(struct revsk_conn_value) == 56, "fits the 128-byte bucket"
 
 /* Value of revsk_peers: whom a datagram socket has sent to. A slot without a port is free. */
 struct revsk_peers_value {
-	struct revsk_tuple slots[REVSK_SLOTS];
 	struct bpf_spin_lock lock; /* see revnat.h */
-	__u32 chain_len; /* tuples in revsk_overflow */
+	__be16 head_port; /* 0: no chain */
+	__u8 has_conn; /* the socket has a revsk_conn, or had one: see revnat.h */
+	__u8 slots_tried; /* slots that are in use, or were: the others are not looked at */
+	struct revsk_tuple slots[REVSK_SLOTS];
 	__u64 cookie; /* the socket's; 0 until it first needed a chain */
 	union ip_addr head; /* peer of the chain's first tuple */
-	__be16 head_port; /* 0: no chain */
+	__u32 chain_len; /* tuples in revsk_overflow */
 	__u8 victim; /* slot whose tuple leaves for the chain next */
 	__u8 chain_hits; /* sends found in the chain since the last exchange */
-	__u8 has_conn; /* the socket has a revsk_conn, or had one: see revnat.h */
-	__u8 pad[3];
+	__u8 pad[2];
 };
 
 _Static_assert(sizeof(struct revsk_peers_value) == 184, "fits the 256-byte bucket");

@@ -84,23 +84,24 @@ type SockRevskOverflowValue struct {
 }
 
 type SockRevskPeersValue struct {
-	_     structs.HostLayout
-	Slots [3]SockRevskTuple
-	Lock  struct {
+	_    structs.HostLayout
+	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	ChainLen uint32
-	Cookie   uint64
-	Head     struct {
+	HeadPort   uint16
+	HasConn    uint8
+	SlotsTried uint8
+	Slots      [3]SockRevskTuple
+	Cookie     uint64
+	Head       struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
-	HeadPort  uint16
+	ChainLen  uint32
 	Victim    uint8
 	ChainHits uint8
-	HasConn   uint8
-	Pad       [3]uint8
+	Pad       [2]uint8
 }
 
 type SockRevskTuple struct {

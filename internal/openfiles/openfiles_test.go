@@ -4,6 +4,7 @@ package openfiles
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"testing"
@@ -13,6 +14,19 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
+
+// childEnv makes the test binary a process that does nothing until its standard input ends.
+const childEnv = "REVSK_OPENFILES_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+			panic(err)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
 
 type finder func(context.Context) ([]File, error)
 
@@ -51,11 +65,14 @@ func TestFindsSocketsOfProcesses(t *testing.T) {
 	inherited, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	require.NoError(t, err)
 	defer unix.Close(inherited)
-	child := exec.Command("sleep", "1000")
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), childEnv+"=1")
+	stdin, err := child.StdinPipe()
+	require.NoError(t, err)
 	require.NoError(t, child.Start())
 	defer func() {
-		require.NoError(t, child.Process.Kill())
-		require.Error(t, child.Wait())
+		stdin.Close()
+		assert.NoError(t, child.Wait())
 	}()
 	for name, find := range ways(t, Sockets, unix.SOCKFS_MAGIC, "socket") {
 		t.Run(name, func(t *testing.T) {

@@ -236,7 +236,8 @@ func cookieAsHooksSeeIt(t *testing.T, x *socket) uint64 {
 		Instructions: asm.Instructions{
 			asm.FnGetNetnsCookie.Call(), // of the context
 			asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
-			asm.StoreImm(asm.RFP, -16, 0, asm.DWord),
+			asm.Mov.Imm(asm.R1, 0),
+			asm.StoreMem(asm.RFP, -16, asm.R1, asm.DWord),
 			asm.LoadMapPtr(asm.R1, told.FD()),
 			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16),
 			asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, -8),
