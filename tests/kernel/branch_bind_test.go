@@ -3,11 +3,13 @@
 package kernel
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -144,7 +146,11 @@ func TestBranchB4_BindIsRejected(t *testing.T) {
 			a := s.put(s.host(1, freePort), lbmap.FlagLoadBalancer, s.to(1))
 			x := s.socket()
 			require.Error(s, x.tryBind(a.front))
-			require.NoError(s, x.tryBind(s.host(1, freePort+1)))
+			err := x.tryBind(s.host(1, freePort+1))
+			if errors.Is(err, unix.EINVAL) && !haveHelper(s.T, ebpf.CGroupSock, asm.FnLoop) { // of the same release
+				s.Skip("requires Linux 5.17: before that the kernel keeps the port of a socket that it rejects")
+			}
+			require.NoError(s, err)
 		}},
 	)
 	t.Run("without L7", func(t *testing.T) {
@@ -169,10 +175,12 @@ func (s *scene) health(x *socket) *lbmap.BackendValue {
 	require.NoError(s, err)
 	defer m.Close()
 	var v lbmap.BackendValue
-	if err := m.LookupAndDelete(x.cookie(), &v); err != nil {
+	// Two calls: hashes do not have LookupAndDelete before Linux 5.14.
+	if err := m.Lookup(x.cookie(), &v); err != nil {
 		require.ErrorIs(s, err, ebpf.ErrKeyNotExist)
 		return nil
 	}
+	require.NoError(s, m.Delete(x.cookie()))
 	return &v
 }
 

@@ -22,12 +22,17 @@ import (
 // (before 5.18) have one error for all.
 func rejection(t *testing.T, want unix.Errno) unix.Errno {
 	t.Helper()
-	have, err := probe.Helper(ebpf.CGroupSockAddr, asm.FnSetRetval)
-	require.NoError(t, err)
-	if !have {
+	if !haveHelper(t, ebpf.CGroupSockAddr, asm.FnSetRetval) {
 		return unix.EPERM
 	}
 	return want
+}
+
+func haveHelper(t *testing.T, program ebpf.ProgramType, helper asm.BuiltinFunc) bool {
+	t.Helper()
+	have, err := probe.Helper(program, helper)
+	require.NoError(t, err)
+	return have
 }
 
 // haveDestroy tells whether sockets can be aborted.
