@@ -90,6 +90,21 @@ func TestFullOverflowMap(t *testing.T) {
 			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(9, 9)) })
 			other.wantAllFound(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5))
 		}},
+		{"a socket has the cookie of its chain before an entry exists, for a sweep that comes in between", func(s *scene) {
+			other := s.another()
+			for n := 1; n <= full; n++ {
+				other.send(s.tuple(n, n))
+			}
+			s.sendToPeers(slots)
+			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(9, 9)) })
+			var p harnessRevskPeersValue
+			if _, err := s.h.stored(harnessMapRevskPeers, s.fd, &p); err != nil {
+				s.Fatal(err)
+			}
+			if p.Cookie != s.cookie {
+				s.Errorf("the entry was tried with the cookie %d on the socket, want %d", p.Cookie, s.cookie)
+			}
+		}},
 		{"a removal makes room", func(s *scene) {
 			s.sendToPeers(full)
 			s.sendDirect(s.family.backend(full - 1))

@@ -411,6 +411,9 @@ func (h *harness) read(sock *socket) (state, error) {
 			}
 			continue
 		}
+		if i >= int(p.SlotsTried) {
+			return st, fmt.Errorf("slot %d is in use, but the hooks look at %d only", i, p.SlotsTried)
+		}
 		t := fromWire(w)
 		place := fmt.Sprintf("slot %d", i)
 		if other, twice := places[t.peer]; twice {
