@@ -44,6 +44,9 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 		if err := s.pass(ctx, p); err != nil {
 			return err
 		}
+		if err := p.seeQueued(ctx); err != nil {
+			return fmt.Errorf("looking for sockets in flight: %w", err)
+		}
 		s.passes++
 		if s.passes == 1 && len(s.backends) > 0 && s.engine == EngineIter {
 			// Another pass would count the same sockets again.

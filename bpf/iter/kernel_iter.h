@@ -77,6 +77,7 @@ struct inode {
 
 struct file {
 	struct inode *f_inode;
+	void *private_data;
 };
 
 struct sock;
@@ -86,8 +87,27 @@ struct socket {
 	struct sock *sk;
 };
 
+struct sk_buff {
+	struct sk_buff *next;
+	char cb[48]; /* the owner's own, such as struct unix_skb_parms */
+};
+
+struct sk_buff_head {
+	struct sk_buff *next;
+};
+
+struct scm_fp_list {
+	short count;
+	struct file *fp[253];
+};
+
+struct unix_skb_parms {
+	struct scm_fp_list *fp;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	struct socket *sk_socket;
@@ -99,6 +119,10 @@ struct inet_sock {
 
 struct udp_sock {
 	struct inet_sock inet;
+};
+
+struct unix_sock {
+	struct sock sk;
 };
 
 struct task_struct {
@@ -125,7 +149,7 @@ struct bpf_iter__bpf_sk_storage_map {
 };
 
 /*
- * Contexts of iter/tcp, iter/udp and iter/task_file. The last call of an iteration has no object.
+ * Contexts of iter/tcp, iter/udp, iter/unix and iter/task_file. The last call of an iteration has no object.
  * Besides sockets iter/tcp visits what is left of some, which have no storage.
  */
 struct bpf_iter__tcp {
@@ -136,6 +160,11 @@ struct bpf_iter__tcp {
 struct bpf_iter__udp {
 	__bpf_md_ptr(struct bpf_iter_meta *, meta);
 	__bpf_md_ptr(struct udp_sock *, udp_sk);
+};
+
+struct bpf_iter__unix {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct unix_sock *, unix_sk);
 };
 
 struct bpf_iter__task_file {

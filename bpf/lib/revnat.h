@@ -323,6 +323,22 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 	return false;
 }
 
+/*
+ * The service that @t, from the socket's storage, names; false if it names none any more, and is to be
+ * dropped. The hash's entry of that peer, if there is one, says the same and goes with it.
+ */
+static __always_inline bool tuple_answers(struct sock_ref *s, const struct revsk_tuple *t,
+					  const struct endpoint *peer, enum revsk_mode mode,
+					  struct endpoint *service)
+{
+	*service = tuple_service(t);
+	if (tuple_is_current(s, t))
+		return true;
+	if (mode_has_hash(mode))
+		legacy_delete(sock_cookie(s), peer);
+	return false;
+}
+
 /* recvmsg: the service under which the socket knows @src; false if it knows none. */
 static __always_inline bool revnat_source(struct sock_ref *s, const struct endpoint *src,
 					  __u8 protocol, struct endpoint *service)
@@ -336,20 +352,14 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 		p = peers_get(s);
 		t = p ? peers_find(p, src) : NULL;
 		if (t) {
-			*service = tuple_service(t);
-			if (tuple_is_current(s, t))
+			if (tuple_answers(s, t, src, mode, service))
 				return true;
-			if (mode_has_hash(mode))
-				legacy_delete(sock_cookie(s), src);
 			peers_drop(s, src, REVSK_DROPPED_STALE);
 		}
 		conn = !p || p->has_conn ? conn_get(s) : NULL;
 		if (conn && tuple_has_peer(&conn->tuple, src)) {
-			*service = tuple_service(&conn->tuple);
-			if (tuple_is_current(s, &conn->tuple))
+			if (tuple_answers(s, &conn->tuple, src, mode, service))
 				return true;
-			if (mode_has_hash(mode))
-				legacy_delete(sock_cookie(s), src);
 			conn_drop(s, src, REVSK_DROPPED_STALE);
 		}
 	}
@@ -371,11 +381,8 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 	if (mode_has_storage(mode)) {
 		conn = conn_get(s);
 		if (conn && tuple_has_peer(&conn->tuple, peer)) {
-			*service = tuple_service(&conn->tuple);
-			if (tuple_is_current(s, &conn->tuple))
+			if (tuple_answers(s, &conn->tuple, peer, mode, service))
 				return true;
-			if (mode_has_hash(mode))
-				legacy_delete(sock_cookie(s), peer);
 			conn_drop(s, peer, REVSK_DROPPED_STALE);
 			return false;
 		}
@@ -385,11 +392,8 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 		if (t && !(t->flags & REVSK_TUPLE_FROM_CONNECT))
 			return false;
 		if (t) {
-			*service = tuple_service(t);
-			if (tuple_is_current(s, t))
+			if (tuple_answers(s, t, peer, mode, service))
 				return true;
-			if (mode_has_hash(mode))
-				legacy_delete(sock_cookie(s), peer);
 			peers_drop(s, peer, REVSK_DROPPED_STALE);
 			return false;
 		}

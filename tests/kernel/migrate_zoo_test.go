@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -387,23 +389,63 @@ func TestMigrateInFlight(t *testing.T) {
 					require.Len(s, r.Unresolved, 1)
 					assert.Equal(s, a.backend, r.Unresolved[0].Key.Backend)
 				}
-				x.fd = received(s, pair[1])
+				x.fd = received(s, pair[1])[0]
 				s.connected(x, a)
 			})
 		}
 	})
 }
 
-func received(s *scene, from int) int {
+// Disconnected, and so in no table of its protocol either, it cannot be reached; but it is not leaked.
+func TestMigrateInFlightAndDisconnected(t *testing.T) {
+	if !haveHelper(t, ebpf.CGroupSock, asm.FnLoop) {
+		t.Skip("requires Linux 5.17: bpf_loop, and an iterator over Unix sockets")
+	}
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
+			a := s.service()
+			x := s.socket()
+			x.connect(a.front)
+			x.disconnect()
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			require.NoError(s, err)
+			defer unix.Close(pair[0])
+			defer unix.Close(pair[1])
+			// Not the first message, nor the only descriptor in it.
+			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[0]), nil, 0))
+			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[1], x.fd), nil, 0))
+			require.NoError(s, unix.Close(x.fd))
+
+			plan, err := migrate.MakePlan(s.Context(), migrateOptions(engine))
+			require.NoError(s, err)
+			assert.Zero(s, plan.Leaked)
+			r, err := migrate.Run(s.Context(), migrateOptions(engine))
+			require.ErrorIs(s, err, migrate.ErrUnresolved)
+			assert.Equal(s, migrate.Counts{Entries: 1, Unknown: 1}, r.Counts)
+			assert.Equal(s, 1, s.hashEntries())
+
+			unix.Close(received(s, pair[1])[0])
+			fds := received(s, pair[1])
+			unix.Close(fds[0])
+			x.fd = fds[1]
+			r = s.migrates(engine)
+			assert.Equal(s, migrate.Counts{Entries: 1, MovedPeers: 1}, r.Counts)
+			assert.Equal(s, 1, x.tuples())
+		})
+	})
+}
+
+// received are the descriptors in a message.
+func received(s *scene, from int) []int {
 	s.Helper()
-	buf, oob := make([]byte, 16), make([]byte, unix.CmsgSpace(4))
+	buf, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(8))
 	_, n, _, _, err := unix.Recvmsg(from, buf, oob, unix.MSG_CMSG_CLOEXEC)
 	require.NoError(s, err)
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
 	require.NoError(s, err)
 	fds, err := unix.ParseUnixRights(&messages[0])
 	require.NoError(s, err)
-	return fds[0]
+	return fds
 }
 
 // Sockets that have lost their entry, which only a plan finds.

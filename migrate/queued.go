@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migrate
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/bpfiter"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// seeQueued notes the datagram sockets that are in flight in a message, in no file table and perhaps in no
+// other. Their entries are not leaked, but nobody can reach them until the message is received. A
+// stream that is in no table is connected to nobody.
+//
+// Kernels without an iterator over Unix sockets, or without bpf_loop (5.17), cannot tell.
+func (p *programs) seeQueued(ctx context.Context) error {
+	var programs iter.QueuedPrograms
+	if err := iter.LoadQueuedObjects(&programs, nil); err != nil {
+		if refused(err) {
+			return nil
+		}
+		return err
+	}
+	defer programs.Close()
+	it, err := link.AttachIter(link.IterOptions{Program: programs.ListQueued})
+	if err != nil {
+		return fmt.Errorf("attaching iterator: %w", err)
+	}
+	defer it.Close()
+	return eachNamespace(ctx, func() error {
+		output, err := bpfiter.Output(ctx, it)
+		if err != nil {
+			return err
+		}
+		const size = 16 // struct revsk_queued_socket
+		for ; len(output) >= size; output = output[size:] {
+			cookie := binary.NativeEndian.Uint64(output[0:8])
+			family := binary.NativeEndian.Uint16(output[8:10])
+			protocol := lbmap.Protocol(binary.NativeEndian.Uint16(output[10:12]))
+			if p.sockets[cookie] != nil && p.seen[cookie] == nil && protocol != lbmap.ProtocolTCP {
+				p.seen[cookie] = &sighting{family: family, protocol: protocol}
+			}
+		}
+		return nil
+	})
+}
