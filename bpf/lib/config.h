@@ -27,10 +27,16 @@ struct {
 	__type(value, struct revsk_config_value);
 } revsk_config SEC(".maps");
 
-static __always_inline enum revsk_mode current_mode(void)
+static __always_inline struct revsk_config_value *current_config(void)
 {
 	__u32 zero = 0;
-	struct revsk_config_value *cfg = bpf_map_lookup_elem(&revsk_config, &zero);
+
+	return bpf_map_lookup_elem(&revsk_config, &zero);
+}
+
+static __always_inline enum revsk_mode current_mode(void)
+{
+	struct revsk_config_value *cfg = current_config();
 
 	return cfg ? cfg->mode : REVSK_MODE_STORAGE;
 }

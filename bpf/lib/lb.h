@@ -143,15 +143,6 @@ static __always_inline bool service_is_of(const struct lb_service *svc, const st
 	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_is_l7(svc));
 }
 
-/* Whatever the service is found by. Out of the way of what service_lookup_first answers. */
-static __noinline bool tuple_is_current_by_any(struct sock_ref *s, const struct revsk_tuple *t)
-{
-	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
-	struct lb_service *svc = service_lookup(s, &key);
-
-	return svc && service_is_of(svc, t);
-}
-
 /*
  * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
  * index, and has backends.
@@ -159,9 +150,7 @@ static __noinline bool tuple_is_current_by_any(struct sock_ref *s, const struct 
 static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t)
 {
 	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
-	struct lb_service *svc = service_lookup_first(&key);
+	struct lb_service *svc = service_lookup(s, &key);
 
-	if (unlikely(!svc) || unlikely(svc->flags2 & SVC_TWO_SCOPES))
-		return tuple_is_current_by_any(s, t);
-	return service_is_of(svc, t);
+	return svc && service_is_of(svc, t);
 }

@@ -346,15 +346,37 @@ static __noinline struct lb_service *service_lookup_rest(struct sock_ref *s, str
 	return svc ? svc : service_lookup_wildcard(s, k, protocol);
 }
 
+/*
+ * A copy of an address of which the verifier knows nothing. Before Linux 6.8 it does not see that what a
+ * function reads by a pointer into the stack of its caller may differ from one call to the next: having
+ * followed the function with a v4-mapped address, whose prefix is a constant once it was compared with one,
+ * it takes the branches for IPv6 for dead code, and removes them. So the address is mixed with a zero from
+ * memory.
+ */
+static __always_inline union ip_addr ip_unknown(const union ip_addr *a,
+						const struct revsk_config_value *cfg)
+{
+	__u64 zero = cfg->mode >> 8; /* no mode is that large */
+	union ip_addr copy = { .halves = { a->halves[0] ^ zero,
+					   a->halves[1] ^ LONG_OF(zero, zero) } };
+
+	return copy;
+}
+
 /* The service that answers for this frontend. Leaves in @k the key that was found. */
 static __always_inline struct lb_service *service_lookup(struct sock_ref *s, struct service_key *k)
 {
 	struct lb_service *svc = service_lookup_first(k);
+	const struct revsk_config_value *cfg;
 	struct service_key found;
 
 	if (unlikely(!svc) || unlikely(svc->flags2 & SVC_TWO_SCOPES)) {
+		cfg = current_config();
+		if (!cfg)
+			return NULL;
 		/* A copy, so that the key of the others need not be in memory. */
 		found = *k;
+		found.frontend.addr = ip_unknown(&k->frontend.addr, cfg);
 		svc = service_lookup_rest(s, &found, svc);
 		*k = found;
 	}
