@@ -378,7 +378,11 @@ static __always_inline struct lb_service *service_lookup(struct sock_ref *s, str
 		found = *k;
 		found.frontend.addr = ip_unknown(&k->frontend.addr, cfg);
 		svc = service_lookup_rest(s, &found, svc);
-		*k = found;
+		k->protocol = found.protocol;
+		k->scope = found.scope;
+		/* By the wildcard. Made anew, for what the verifier knows of the former. */
+		if (!ip_equal(&found.frontend.addr, &k->frontend.addr))
+			k->frontend.addr = ip_any(&k->frontend.addr);
 	}
 	return svc;
 }

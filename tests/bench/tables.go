@@ -83,13 +83,14 @@ func (r *report) hookTables() []*table {
 	var all []*table
 	for _, h := range hookTitles {
 		t := &table{title: h.title, note: h.note}
-		t.head = []string{"work", "empty program", legacyEmpty, legacyFull, dual, storage, "to full", "to empty", "calls, to full"}
+		names := r.variants(h.section)
+		t.head = slices.Concat([]string{"work"}, names, []string{"to full", "to empty", "calls, to full"})
 		for _, f := range r.Figures {
 			if f.Section != h.section {
 				continue
 			}
 			row := []string{f.Work}
-			for _, name := range []string{floor, legacyEmpty, legacyFull, dual, storage} {
+			for _, name := range names {
 				row = append(row, nanoseconds(f.Hooks, name))
 			}
 			t.add(append(row, sure(f.Ratios[storage+" / "+legacyFull]), short(f.Ratios[storage+" / "+legacyEmpty]),
@@ -98,6 +99,22 @@ func (r *report) hookTables() []*table {
 		all = append(all, t)
 	}
 	return all
+}
+
+// variants are those of a section: the usual ones, and then the builds that were to be measured too.
+func (r *report) variants(section string) []string {
+	names := []string{floor, legacyEmpty, legacyFull, dual, storage}
+	for _, f := range r.Figures {
+		if f.Section != section {
+			continue
+		}
+		for _, name := range sortedKeys(f.Hooks) {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 func (r *report) scaleTable() *table {
