@@ -132,22 +132,17 @@ func (c *crowd) poll(f func(answers *atomic.Int64)) int64 {
 
 func TestMigrateLeavesNoGap(t *testing.T) {
 	c := newCrowd(t)
-	engine := migrate.EngineAuto
+	engines := []migrate.Engine{migrate.EnginePidfd}
 	if _, err := migrate.Run(t.Context(), migrateOptions(migrate.EngineIter)); err == nil {
-		engine = migrate.EngineIter // and the other one in turn
+		engines = append(engines, migrate.EngineIter) // in turn
 	}
 	c.rollsBack()
 	want := int64(scaled(1_000_000))
 	cycles := 0
 	answers := c.poll(func(answers *atomic.Int64) {
 		for ; answers.Load() < want || cycles < 2; cycles++ {
-			if engine == migrate.EngineIter && cycles%2 == 1 {
-				engine = migrate.EnginePidfd
-			} else if engine == migrate.EnginePidfd {
-				engine = migrate.EngineIter
-			}
 			reload(t, options())
-			c.migrates(engine)
+			c.migrates(engines[cycles%len(engines)])
 			reload(t, options())
 			c.rollsBack()
 		}
