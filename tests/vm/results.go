@@ -37,6 +37,7 @@ type machineResult struct {
 	Version  string // of the packages
 	Suite    string // of Debian
 	Accel    string
+	Day      string  // of the run
 	Uptime   float64 // when the machine was set up
 	Seconds  float64
 	Suites   []suiteResult
