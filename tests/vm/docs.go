@@ -52,12 +52,20 @@ func readResults(file string) ([]*machineResult, error) {
 	return results, nil
 }
 
-// mergeResults is the latest result of each machine, the oldest kernel first and the running one last.
+// mergeResults is the latest result of each suite on each machine, the oldest kernel first and the running
+// one last.
 func mergeResults(former, latest []*machineResult) []*machineResult {
 	all := slices.Clone(latest)
 	for _, m := range former {
-		if !slices.ContainsFunc(latest, func(o *machineResult) bool { return o.Name == m.Name && o.Variant == m.Variant }) {
+		i := slices.IndexFunc(latest, func(o *machineResult) bool { return o.Name == m.Name && o.Variant == m.Variant })
+		if i < 0 {
 			all = append(all, m)
+			continue
+		}
+		for _, s := range m.Suites {
+			if !slices.ContainsFunc(latest[i].Suites, func(o suiteResult) bool { return o.Name == s.Name }) {
+				latest[i].Suites = append(latest[i].Suites, s)
+			}
 		}
 	}
 	slices.SortStableFunc(all, func(a, b *machineResult) int {

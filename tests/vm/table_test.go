@@ -125,14 +125,16 @@ func TestDocsKeepWhatEarlierRunsHaveSaid(t *testing.T) {
 	require.NoError(t, writeDocs(page, []*machineResult{
 		machine("running", plain.Name, 1), machine("6.12", plain.Name, 2), machine("5.10", plain.Name, 3), machine("6.1", "nobtf", 4),
 	}, first))
+	other := &machineResult{Name: "6.12", Variant: plain.Name, Suites: []suiteResult{{Name: "lbmap", Passed: 7}}}
 	require.NoError(t, writeDocs(page, []*machineResult{
-		machine("6.1", plain.Name, 5), machine("5.10", plain.Name, 6),
+		machine("6.1", plain.Name, 5), machine("5.10", plain.Name, 6), other,
 	}, second))
 	text, err := os.ReadFile(page)
 	require.NoError(t, err)
 	for _, want := range []string{
-		"| 5.10 | - | - | - | 2026-03-04 |\n| 6.1 | - | - | - | 2026-03-04 |\n| 6.12 | - | - | - | 2026-01-02 |\n| running | - | - | - | 2026-01-02 |\n",
+		"| 5.10 | - | - | - | 2026-03-04 |\n| 6.1 | - | - | - | 2026-03-04 |\n| 6.12 | - | - | - | 2026-03-04 |\n| running | - | - | - | 2026-01-02 |\n",
 		"| loader | 6 | 5 | 2 | 1 |\n",
+		"| lbmap | - | - | 7 | - |\n",
 		"| 6.1 | nobtf | 2026-01-02 | 4 | ok |\n",
 	} {
 		require.Contains(t, string(text), want)

@@ -57,6 +57,11 @@ func setUp(p plan.Plan) error {
 	if err := mountCgroups(p.HybridCgroups); err != nil {
 		return err
 	}
+	// As much as machines with services have; the kernel gives its first process 4096.
+	files := unix.Rlimit{Cur: 65536, Max: 65536}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("raising the limit of open files: %w", err)
+	}
 	if err := unix.Sethostname([]byte("revsk-vm")); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
