@@ -16,7 +16,7 @@ import (
 type failure struct {
 	What   string // "TestX", "kernel warning on the console"
 	Why    string
-	Output string
+	Output string `json:"-"`
 }
 
 // A suiteResult is what became of one step.
