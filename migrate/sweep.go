@@ -44,9 +44,6 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 		if err := s.pass(ctx, p); err != nil {
 			return err
 		}
-		if err := p.seeQueued(ctx); err != nil {
-			return fmt.Errorf("looking for sockets in flight: %w", err)
-		}
 		s.passes++
 		if s.passes == 1 && len(s.backends) > 0 && s.engine == EngineIter {
 			// Another pass would count the same sockets again.
@@ -59,6 +56,10 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 			return err
 		}
 		last = open
+		// Between two passes: what is received after this look the next one finds in a file table.
+		if err := p.seeQueued(ctx); err != nil {
+			return fmt.Errorf("looking for sockets in flight: %w", err)
+		}
 	}
 }
 
