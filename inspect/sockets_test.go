@@ -4,7 +4,6 @@ package inspect
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -24,21 +24,12 @@ import (
 // they need, and with those that do without.
 func eachVariant(t *testing.T, f func(t *testing.T, v variant)) {
 	t.Run("locked", func(t *testing.T) {
-		if major, minor := kernelVersion(t); major < 5 || major == 5 && minor < 12 {
-			t.Skip("requires Linux 5.12")
+		if oldkernel.Before(t, 5, 12) {
+			oldkernel.Skip(t, 5, 12, "iterators that take the lock of a value")
 		}
 		f(t, lockedVariant)
 	})
 	t.Run("unlocked", func(t *testing.T) { f(t, unlockedVariant) })
-}
-
-func kernelVersion(t testing.TB) (major, minor int) {
-	t.Helper()
-	var name unix.Utsname
-	require.NoError(t, unix.Uname(&name))
-	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
-	require.NoError(t, err)
-	return major, minor
 }
 
 func TestListsConnectedSocketsOfEveryKindAndNamespace(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -33,8 +34,8 @@ type ground struct {
 // eachMechanism runs a test with both, where the kernel has what they need.
 func eachMechanism(t *testing.T, f func(t *testing.T, d destroyer)) {
 	t.Run("bpf", func(t *testing.T) {
-		if major, minor := kernelVersion(t); major < 6 || major == 6 && minor < 5 {
-			t.Skip("requires Linux 6.5")
+		if oldkernel.Before(t, 6, 5) {
+			oldkernel.Skip(t, 6, 5, "bpf_sock_destroy")
 		}
 		f(t, &bpfDestroyer{})
 	})
@@ -511,8 +512,8 @@ func (g *ground) victims(gone service) []*Termination {
 }
 
 func TestBothMechanismsDestroyTheSame(t *testing.T) {
-	if major, minor := kernelVersion(t); major < 6 || major == 6 && minor < 5 {
-		t.Skip("requires Linux 6.5")
+	if oldkernel.Before(t, 6, 5) {
+		oldkernel.Skip(t, 6, 5, "bpf_sock_destroy")
 	}
 	d := newDatapath(t)
 	var outcomes [2][]string
@@ -642,7 +643,7 @@ func TestTheOtherMechanismIsTakenWhereOneIsMissing(t *testing.T) {
 
 func TestTheKernelsBestMechanismIsChosen(t *testing.T) {
 	want := (&bpfDestroyer{}).name()
-	if major, minor := kernelVersion(t); major < 6 || major == 6 && minor < 5 {
+	if oldkernel.Before(t, 6, 5) {
 		want = diagDestroyer{}.name()
 	}
 	d := newDatapath(t)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -148,7 +149,7 @@ func TestBranchB4_BindIsRejected(t *testing.T) {
 			require.Error(s, x.tryBind(a.front))
 			err := x.tryBind(s.host(1, freePort+1))
 			if errors.Is(err, unix.EINVAL) && !haveHelper(s.T, ebpf.CGroupSock, asm.FnLoop) { // of the same release
-				s.Skip("requires Linux 5.17: before that the kernel keeps the port of a socket that it rejects")
+				oldkernel.Skip(s.T, 5, 17, "a socket whose bind was rejected loses the port")
 			}
 			require.NoError(s, err)
 		}},

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -120,7 +121,7 @@ func requirePingHooks(t *testing.T) {
 	require.NoError(t, err)
 	var hook *btf.Func
 	if err := kernel.TypeByName("ping_pre_connect", &hook); errors.Is(err, btf.ErrNotFound) {
-		t.Skip("requires Linux 6.1: connect hooks of ping sockets")
+		oldkernel.Skip(t, 6, 1, "connect hooks of ping sockets")
 	} else {
 		require.NoError(t, err)
 	}

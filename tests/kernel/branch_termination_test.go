@@ -109,9 +109,7 @@ func (x *socket) pending() unix.Errno {
 // terminate ends the connections to a backend, which in legacy mode is refused.
 func (s *scene) terminate(backend netip.AddrPort) (destroyed int) {
 	s.Helper()
-	if !haveDestroy() {
-		s.Skip("requires SOCK_DESTROY: the kernel has no diagnosis of UDP sockets, or its module is not loaded")
-	}
+	needDestroy(s.T)
 	report, err := inspect.Terminate(s.Context(), inspect.Maps{
 		Conn:     datapath.Map("revsk_conn"),
 		Peers:    datapath.Map("revsk_peers"),

@@ -35,6 +35,14 @@ func haveHelper(t *testing.T, program ebpf.ProgramType, helper asm.BuiltinFunc) 
 	return have
 }
 
+// needDestroy skips a test that aborts sockets where that is not configured.
+func needDestroy(t *testing.T) {
+	t.Helper()
+	if !haveDestroy() {
+		t.Skip("requires SOCK_DESTROY (Linux 4.9, CONFIG_INET_DIAG_DESTROY): the kernel has no diagnosis of UDP sockets, or its module is not loaded")
+	}
+}
+
 // haveDestroy tells whether sockets can be aborted.
 var haveDestroy = sync.OnceValue(func() bool {
 	x, err := newSocket(ipv4, unix.IPPROTO_UDP)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -33,7 +34,7 @@ func withEngines(t *testing.T, play func(t *testing.T, engine migrate.Engine)) {
 		t.Run(string(engine), func(t *testing.T) {
 			_, err := migrate.Run(t.Context(), migrateOptions(engine))
 			if errors.Is(err, migrate.ErrEngine) && engine == migrate.EngineIter {
-				t.Skip("requires Linux 6.5: iterators that lock the sockets")
+				oldkernel.Skip(t, 6, 5, "iterators that lock the sockets")
 			}
 			require.NoError(t, err)
 			play(t, engine)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/proc"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -399,7 +400,7 @@ func TestMigrateInFlight(t *testing.T) {
 // Disconnected, and so in no table of its protocol either, it cannot be reached; but it is not leaked.
 func TestMigrateInFlightAndDisconnected(t *testing.T) {
 	if !haveHelper(t, ebpf.CGroupSock, asm.FnLoop) {
-		t.Skip("requires Linux 5.17: bpf_loop, and an iterator over Unix sockets")
+		oldkernel.Skip(t, 5, 17, "bpf_loop, and an iterator over Unix sockets")
 	}
 	withEngines(t, func(t *testing.T, engine migrate.Engine) {
 		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {

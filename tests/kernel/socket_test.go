@@ -238,9 +238,7 @@ func (x *socket) tuples() int {
 // abort destroys the socket from outside, as ss --kill does. It does not close it.
 func (x *socket) abort(local, remote netip.AddrPort) {
 	x.Helper()
-	if !haveDestroy() {
-		x.Skip("requires SOCK_DESTROY: the kernel has no diagnosis of UDP sockets, or its module is not loaded")
-	}
+	needDestroy(x.T)
 	require.NoError(x, destroySocket(x.family, x.protocol, local, remote, x.cookie()), "SOCK_DESTROY")
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -93,7 +94,7 @@ func needBPFLoop(t *testing.T) {
 	have, err := probe.Helper(ebpf.SchedCLS, asm.FnLoop)
 	require.NoError(t, err)
 	if !have {
-		t.Skip("requires Linux 5.17")
+		oldkernel.Skip(t, 5, 17, "bpf_loop")
 	}
 }
 
