@@ -29,8 +29,8 @@ type collector struct {
 	log      func(format string, args ...any)
 
 	stdout, stderr map[string]*strings.Builder
-	began          time.Time // of the step that runs
-	ended          int       // steps
+	progress       progress // of the step that runs
+	ended          int      // steps
 	boot           *plan.Boot
 	done           *plan.Done
 }
@@ -56,7 +56,7 @@ func newCollector(
 func (c *collector) event(ctx context.Context, e plan.Event) error {
 	switch {
 	case e.Boot != nil:
-		c.boot, c.began = e.Boot, time.Now()
+		c.boot, c.progress = e.Boot, newProgress()
 		c.result.Release, c.result.Uptime = e.Boot.Release, e.Boot.Uptime
 		booted, err := parseSeries(e.Boot.Release)
 		if err != nil {
@@ -75,9 +75,12 @@ func (c *collector) event(ctx context.Context, e plan.Event) error {
 		b.WriteString(e.Output.Text)
 		if c.verbose != nil {
 			fmt.Fprintf(c.verbose, "%s | %s", c.result.title(), strings.TrimPrefix(e.Output.Text, testMark))
+		} else if test, tell := c.progress.see(e.Output.Text); tell {
+			c.log("%s: %s: %d tests have begun in %v, now %s", c.result.title(), e.Output.Step, c.progress.tests,
+				time.Since(c.progress.began).Round(time.Second), test)
 		}
 	case e.Exit != nil:
-		c.began = time.Now()
+		c.progress = newProgress()
 		return c.exit(ctx, *e.Exit)
 	case e.Fatal != nil:
 		c.problem("setting the machine up", *e.Fatal, "")
@@ -169,7 +172,7 @@ func (c *collector) end(ctx context.Context, why, last string) error {
 		return nil
 	}
 	step := c.steps[c.ended]
-	seconds := time.Since(c.began).Seconds()
+	seconds := time.Since(c.progress.began).Seconds()
 	if err := c.exit(ctx, plan.Exit{Step: step.Name, Code: -1, Error: why, Seconds: seconds}); err != nil {
 		return err
 	}
