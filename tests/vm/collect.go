@@ -130,6 +130,9 @@ func (c *collector) add(s suiteResult) {
 	}
 	c.log("%s: %s %s: %d passed, %d failed, %d skipped in %.1f s",
 		c.result.title(), s.Name, verdict, s.Passed, s.Failed, s.Skipped, s.Seconds)
+	for _, f := range s.Failures { // what they printed is in the report
+		c.log("%s: %s: %s failed", c.result.title(), s.Name, f.What)
+	}
 }
 
 // features takes the answer of revsk features, if the command knows that already.
