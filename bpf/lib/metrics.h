@@ -35,8 +35,9 @@ static __always_inline void count_n(enum revsk_metric metric, __u64 n)
 	__u32 key = metric;
 	__u64 *v = bpf_map_lookup_elem(&revsk_metrics, &key);
 
+	/* Atomic: where the kernel is preemptible another program can count on this CPU in between. */
 	if (v)
-		*v += n;
+		__sync_fetch_and_add(v, n);
 }
 
 static __always_inline void count(enum revsk_metric metric)
