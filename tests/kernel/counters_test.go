@@ -58,7 +58,7 @@ func TestCountersOfThreadsThatPreemptEachOther(t *testing.T) {
 		assert.NoError(s, unix.SchedSetAttr(0, &attr, 0))
 		for range scaled(100_000) {
 			pause := unix.NsecToTimespec(int64(20 * time.Microsecond))
-			assert.NoError(s, unix.Nanosleep(&pause, nil))
+			_ = unix.Nanosleep(&pause, nil) // a signal of the runtime can end it early
 			ask(urgent)
 		}
 	})

@@ -101,6 +101,7 @@ func expected(err error) bool {
 		unix.EDESTADDRREQ, // send by a disconnected socket
 		unix.ENETUNREACH,  // the service that cannot be reached
 		unix.ECONNREFUSED, // IPv6: the address of a connect that is about to fail, with the port before
+		unix.EAFNOSUPPORT, // v4-mapped: the kernel found the source of one connection with the destination of another
 	} {
 		if errors.Is(err, e) {
 			return true
