@@ -28,7 +28,15 @@ func TestThreadsOnOneSocket(t *testing.T) {
 		return err
 	}
 	send := func(x *socket, all []*service) error { return x.trySendTo(pick(all).front, "question") }
-	sendConnected := func(x *socket, _ []*service) error { return x.trySend(connectedPayload) }
+	sendConnected := func(x *socket, _ []*service) error {
+		err := x.trySend(connectedPayload)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			// The kernel's own, without hooks too, of a v4-mapped socket whose first connect has not yet
+			// stored the destination, but the state.
+			return nil
+		}
+		return err
+	}
 	receive := func(x *socket, all []*service) error {
 		reply, from, err := x.tryReceive(unix.MSG_DONTWAIT)
 		if err == nil && !isService(all, from) && !misled(reply, from) {
@@ -101,7 +109,6 @@ func expected(err error) bool {
 		unix.EDESTADDRREQ, // send by a disconnected socket
 		unix.ENETUNREACH,  // the service that cannot be reached
 		unix.ECONNREFUSED, // IPv6: the address of a connect that is about to fail, with the port before
-		unix.EAFNOSUPPORT, // v4-mapped: the kernel found the source of one connection with the destination of another
 	} {
 		if errors.Is(err, e) {
 			return true
