@@ -277,7 +277,8 @@ static __always_inline struct endpoint sock_peer(struct bpf_sock *socket)
 /*
  * sendmsg to no service: drop what the socket remembers of the very address now sent to. A connection
  * to that address is not a send's to end: then only what another send has left goes. (For a v4-mapped
- * socket the kernel runs the hook, with the address of the peer, for sends without an address, too.)
+ * socket the kernel runs the hook for sends without an address, too, with that of the peer; which it reads
+ * without the lock, so that a connect by another thread in between makes the two the same. See docs/design.md.)
  */
 static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
 {

@@ -19,41 +19,44 @@ import (
 // Several threads use one socket. The hooks of the kernel's connect run before the kernel connects,
 // in another order perhaps; whatever comes of it, the application sees services.
 func TestThreadsOnOneSocket(t *testing.T) {
-	connect := func(x *socket, all []*service) error { return x.tryConnect(pick(all).front) }
-	peername := func(x *socket, all []*service) error {
+	type act = func(s *scene, x *socket, all []*service) error
+	connect := func(_ *scene, x *socket, all []*service) error { return x.tryConnect(pick(all).front) }
+	peername := func(s *scene, x *socket, all []*service) error {
 		peer, err := x.tryPeername()
-		if err == nil && !isService(all, peer) && !isTorn(all, peer) {
+		if err == nil && !isService(all, peer) && !isTorn(all, peer) && !s.mistaken() {
 			err = fmt.Errorf("getpeername shows %v", peer)
 		}
 		return err
 	}
-	send := func(x *socket, all []*service) error { return x.trySendTo(pick(all).front, "question") }
-	sendConnected := func(x *socket, _ []*service) error {
+	send := func(_ *scene, x *socket, all []*service) error { return x.trySendTo(pick(all).front, "question") }
+	sendConnected := func(s *scene, x *socket, _ []*service) error {
 		err := x.trySend(connectedPayload)
-		if errors.Is(err, unix.EAFNOSUPPORT) {
-			// The kernel's own, without hooks too, of a v4-mapped socket whose first connect has not yet
-			// stored the destination, but the state.
+		if s.mapped && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL)) {
+			// The kernel's own, without hooks too: it has read half of a connection, whose destination is not
+			// yet stored, or whose port is no longer.
 			return nil
 		}
 		return err
 	}
-	receive := func(x *socket, all []*service) error {
+	receive := func(s *scene, x *socket, all []*service) error {
 		reply, from, err := x.tryReceive(unix.MSG_DONTWAIT)
-		if err == nil && !isService(all, from) && !misled(reply, from) {
+		if err == nil && !isService(all, from) && !misled(reply, from) && !s.mistaken() {
 			err = fmt.Errorf("received %q from %v", reply, from)
 		}
 		return err
 	}
-	disconnect := func(x *socket, _ []*service) error { return x.tryDisconnect() }
+	disconnect := func(_ *scene, x *socket, _ []*service) error { return x.tryDisconnect() }
 
-	type threads = []func(*socket, []*service) error
 	for _, test := range []struct {
 		name    string
-		threads threads
+		threads []act
 	}{
-		{"connect: getpeername never shows a backend", threads{connect, connect, connect, peername}},
-		{"send and receive: no answer is from a backend", threads{send, send, receive}},
-		{"connect, send, receive, disconnect: no backend shows", threads{
+		{"connect: getpeername never shows a backend", []act{connect, connect, connect, peername}},
+		{"send and receive: no answer is from a backend", []act{send, send, receive}},
+		{"connect, send, receive, disconnect: no backend shows", []act{
+			connect, connect, send, receive, peername, disconnect,
+		}},
+		{"connect, send with and without an address, receive, disconnect: no backend shows", []act{
 			connect, connect, send, sendConnected, receive, peername, disconnect,
 		}},
 	} {
@@ -66,7 +69,7 @@ func TestThreadsOnOneSocket(t *testing.T) {
 			all = append(all, s.serviceTo(all[0].backend), s.serviceTo(s.unreachable()))
 			x := s.socket()
 			assert.NoError(s, inThreads(scaledDuration(500*time.Millisecond), len(test.threads), func(i int) error {
-				err := test.threads[i](x, all)
+				err := test.threads[i](s, x, all)
 				if expected(err) {
 					err = nil
 				}
@@ -74,6 +77,13 @@ func TestThreadsOnOneSocket(t *testing.T) {
 			}))
 		}})
 	}
+}
+
+// mistaken tells whether the sendmsg hook has taken a send without an address for one to a backend's own. It
+// runs for such a send by a v4-mapped socket only, with the peer that the kernel has read without a lock: if
+// another thread has connected the socket elsewhere since, or disconnected it, nothing tells the two apart.
+func (s *scene) mistaken() bool {
+	return s.mapped && s.mode != legacy && s.counters().DroppedDirect > s.before.DroppedDirect
 }
 
 // inThreads calls f in several threads for as long as said, or until one of them fails.
