@@ -4,7 +4,10 @@
 package oldkernel
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,4 +36,30 @@ func Skip(t testing.TB, major, minor int, what string) {
 		t.Fatalf("missing, though Linux has it since %d.%d: %s", major, minor, what)
 	}
 	t.Skipf("requires Linux %d.%d: %s", major, minor, what)
+}
+
+// SkipWithout skips a test for want of something that kernels are built or booted without, whatever their
+// release. Where the kernel shows that it has it, it fails the test: there it should work.
+func SkipWithout(t testing.TB, what string, has bool) {
+	t.Helper()
+	if has {
+		t.Fatalf("does not work, though this kernel has it: %s", what)
+	}
+	t.Skipf("requires %s", what)
+}
+
+// SkipWithoutIPv6 skips a test on a machine without IPv6, and fails it on any other.
+func SkipWithoutIPv6(t testing.TB) {
+	t.Helper()
+	SkipWithout(t, "IPv6", Has(t, "/proc/sys/net/ipv6"))
+}
+
+// Has tells whether the kernel has a file, which shows that it has what the file is about.
+func Has(t testing.TB, file string) bool {
+	t.Helper()
+	_, err := os.Stat(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return err == nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -195,7 +196,7 @@ func TestBranchDifferenceKernelSockets(t *testing.T) {
 	hold(t, tcp, rule{name: "the kernel's own sockets have no release hook: nothing is left in storage, an entry in the hash", play: func(s *scene) {
 		fd, err := unix.Socket(s.domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, mptcp)
 		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
-			s.Skip("requires CONFIG_MPTCP (Linux 5.6)")
+			oldkernel.SkipWithout(s, "CONFIG_MPTCP", oldkernel.Has(s, "/proc/sys/net/mptcp"))
 		}
 		require.NoError(s, err)
 		// The socket of the application is not TCP's; the one that connects is the kernel's.

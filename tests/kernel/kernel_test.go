@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -38,28 +39,42 @@ func haveHelper(t *testing.T, program ebpf.ProgramType, helper asm.BuiltinFunc) 
 // needDestroy skips a test that aborts sockets where that is not configured.
 func needDestroy(t *testing.T) {
 	t.Helper()
-	if !haveDestroy() {
-		t.Skip("requires SOCK_DESTROY (Linux 4.9, CONFIG_INET_DIAG_DESTROY): the kernel has no diagnosis of UDP sockets, or its module is not loaded")
+	if !haveDestroy(t) {
+		oldkernel.SkipWithout(t, "SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY, and the module udp_diag)", false)
 	}
 }
 
 // haveDestroy tells whether sockets can be aborted.
-var haveDestroy = sync.OnceValue(func() bool {
+func haveDestroy(t *testing.T) bool {
+	t.Helper()
+	err := tryDestroy()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) { // not configured; no module
+		return false
+	}
+	require.NoError(t, err)
+	return true
+}
+
+// tryDestroy aborts a socket.
+var tryDestroy = sync.OnceValue(func() error {
 	x, err := newSocket(ipv4, unix.IPPROTO_UDP)
 	if err != nil {
-		return false
+		return err
 	}
 	defer x.close()
 	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if err := unix.Bind(x.fd, x.sockaddr(at)); err != nil {
-		return false
+		return err
 	}
 	name, err := unix.Getsockname(x.fd)
 	if err != nil {
-		return false
+		return err
 	}
 	at, err = x.address(name)
-	return err == nil && destroySocket(ipv4, unix.IPPROTO_UDP, at, netip.AddrPortFrom(ipv4.any(), 0), anyCookie) == nil
+	if err != nil {
+		return err
+	}
+	return destroySocket(ipv4, unix.IPPROTO_UDP, at, netip.AddrPortFrom(ipv4.any(), 0), anyCookie)
 })
 
 // haveUDPLite tells whether the kernel has UDP-Lite. It was removed from Linux 7.1.

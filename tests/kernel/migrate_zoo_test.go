@@ -193,7 +193,7 @@ func (z *zoo) datagrams() {
 		_, err := disconnected.tryPeername()
 		require.ErrorIs(s, err, unix.ENOTCONN)
 	})
-	if haveDestroy() {
+	if haveDestroy(s.T) {
 		aborted := s.socket()
 		aborted.connect(a.front)
 		aborted.abort(aborted.sockname(), s.actualPeer(aborted))

@@ -65,7 +65,7 @@ func stress(t *testing.T, mode loader.Mode, d time.Duration) {
 	assert.NoError(t, err)
 	t.Logf("%v: %s", mode, counts.String())
 	for i, deed := range deeds {
-		if deed.name == "abort" && !haveDestroy() {
+		if deed.name == "abort" && !haveDestroy(t) {
 			t.Log("this kernel cannot abort sockets")
 			continue
 		}
