@@ -5,9 +5,6 @@ package migrate
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
-
-	"github.com/cilium/ebpf/link"
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
@@ -28,9 +25,9 @@ func (p *programs) seeQueued(ctx context.Context) error {
 		return err
 	}
 	defer programs.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: programs.ListQueued})
+	it, err := bpfiter.Attach(programs.ListQueued, nil)
 	if err != nil {
-		return fmt.Errorf("attaching iterator: %w", err)
+		return err
 	}
 	defer it.Close()
 	return eachNamespace(ctx, func() error {

@@ -148,9 +148,9 @@ func (s *sweeper) pass(ctx context.Context, p *programs) error {
 func passTables(ctx context.Context, p *programs) error {
 	var tables []*link.Iter
 	for _, name := range []string{iter.FillProgFillTcp, iter.FillProgFillUdp} {
-		it, err := link.AttachIter(link.IterOptions{Program: p.Programs[name]})
+		it, err := bpfiter.Attach(p.Programs[name], nil)
 		if err != nil {
-			return fmt.Errorf("attaching iterator: %w", err)
+			return err
 		}
 		defer it.Close()
 		tables = append(tables, it)
@@ -181,12 +181,7 @@ func eachNamespace(ctx context.Context, f func() error) error {
 }
 
 func passFiles(ctx context.Context, p *programs) error {
-	it, err := link.AttachIter(link.IterOptions{Program: p.Programs[iter.FillProgFindFiles]})
-	if err != nil {
-		return fmt.Errorf("attaching iterator: %w", err)
-	}
-	defer it.Close()
-	_, err = bpfiter.Run(ctx, it)
+	_, err := bpfiter.RunProgram(ctx, p.Programs[iter.FillProgFindFiles], nil)
 	return err
 }
 

@@ -10,9 +10,29 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
+
+// Attach makes an iterator of a program; over the elements of m, if that is not nil.
+func Attach(prog *ebpf.Program, m *ebpf.Map) (*link.Iter, error) {
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
+	if err != nil {
+		return nil, fmt.Errorf("attaching iterator: %w", err)
+	}
+	return it, nil
+}
+
+// RunProgram attaches a program that has no output, see [Attach], and runs it once, see [Run].
+func RunProgram(ctx context.Context, prog *ebpf.Program, m *ebpf.Map) (whole bool, err error) {
+	it, err := Attach(prog, m)
+	if err != nil {
+		return false, err
+	}
+	defer it.Close()
+	return Run(ctx, it)
+}
 
 // Run runs an iterator that has no output once, for the network namespace of the calling thread where that matters.
 //

@@ -70,7 +70,7 @@ func newIterator(magic uint32) *link.Iter {
 		return nil
 	}
 	defer programs.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: programs.ListFiles})
+	it, err := bpfiter.Attach(programs.ListFiles, nil)
 	if err != nil {
 		return nil
 	}

@@ -6,16 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
@@ -131,7 +130,10 @@ func (b *bench) passes(ctx context.Context, v *variant, n int) (err error) {
 		if err != nil {
 			return err
 		}
-		err = b.pass(ctx, it.name, n, passRepeats, func() error { return readIterator(prog, it.m) })
+		err = b.pass(ctx, it.name, n, passRepeats, func() error {
+			_, err := bpfiter.RunProgram(ctx, prog, it.m)
+			return err
+		})
 		prog.Close()
 		if err != nil {
 			return err
@@ -176,7 +178,7 @@ func (b *bench) creatingPass(ctx context.Context, valueSize uint32, n int) error
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		took, err := createStorage(valueSize)
+		took, err := createStorage(ctx, valueSize)
 		if err != nil {
 			return err
 		}
@@ -187,7 +189,7 @@ func (b *bench) creatingPass(ctx context.Context, valueSize uint32, n int) error
 }
 
 // createStorage creates it in a map of its own, which takes it away again.
-func createStorage(valueSize uint32) (time.Duration, error) {
+func createStorage(ctx context.Context, valueSize uint32) (time.Duration, error) {
 	u8, u32 := &btf.Int{Name: "u8", Size: 1}, &btf.Int{Name: "u32", Size: 4}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Type: ebpf.SkStorage, KeySize: 4, ValueSize: valueSize, Flags: unix.BPF_F_NO_PREALLOC,
@@ -210,7 +212,7 @@ func createStorage(valueSize uint32) (time.Duration, error) {
 	}
 	defer prog.Close()
 	start := time.Now()
-	err = readIterator(prog, nil)
+	_, err = bpfiter.RunProgram(ctx, prog, nil)
 	return time.Since(start), err
 }
 
@@ -225,27 +227,6 @@ func iterator(target string, insns asm.Instructions) (*ebpf.Program, error) {
 		return nil, fmt.Errorf("loading iter/%s: %w", target, err)
 	}
 	return prog, nil
-}
-
-func readIterator(prog *ebpf.Program, m *ebpf.Map) error {
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	for buf := make([]byte, 64); ; {
-		// The kernel pauses with EAGAIN now and then.
-		if _, err := r.Read(buf); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil && !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
-	}
 }
 
 func (b *bench) pass(ctx context.Context, name string, n, repeats int, f func() error) error {
