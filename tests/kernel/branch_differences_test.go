@@ -194,6 +194,9 @@ func fillWith[K [lbmap.ReverseSKKey4Size]byte | [lbmap.ReverseSKKey6Size]byte, V
 func TestBranchDifferenceKernelSockets(t *testing.T) {
 	const mptcp = 262
 	hold(t, tcp, rule{name: "the kernel's own sockets have no release hook: nothing is left in storage, an entry in the hash", play: func(s *scene) {
+		if _, err := netlink.SocketDiagTCP(uint8(s.domain)); errors.Is(err, unix.ENOENT) {
+			oldkernel.SkipWithout(s, "sock_diag (the module tcp_diag)", false)
+		}
 		fd, err := unix.Socket(s.domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, mptcp)
 		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
 			oldkernel.SkipWithout(s, "CONFIG_MPTCP", oldkernel.Has(s, "/proc/sys/net/mptcp"))

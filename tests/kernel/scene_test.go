@@ -124,10 +124,10 @@ func (s *scene) end() {
 	for _, svc := range s.services {
 		s.deleteIfThere(svc)
 	}
-	if !s.Failed() {
+	if !s.Failed() && !s.Skipped() {
 		s.balance()
 	}
-	if s.Failed() || s.mayLeak {
+	if s.Failed() || s.Skipped() || s.mayLeak {
 		// The next scene is to find the maps as this one has.
 		for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map, "revsk_overflow"} {
 			clearMap(s.T, name)
