@@ -133,9 +133,7 @@ var pingFamilies = []family{ipv4, ipv6}
 // pingSocket is a socket of a protocol that is not load balanced, and whose hooks run all the same.
 func pingSocket(t *testing.T, f family) *socket {
 	t.Helper()
-	if f.domain == unix.AF_INET6 && !haveIPv6 {
-		oldkernel.SkipWithoutIPv6(t)
-	}
+	needFamily(t, f)
 	require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0))
 	protocol := unix.IPPROTO_ICMP
 	if f.domain == unix.AF_INET6 {

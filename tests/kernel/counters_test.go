@@ -18,7 +18,7 @@ import (
 // Programs count per CPU, and one can interrupt another on the same CPU where the kernel is preemptible: what
 // is counted in between must not be lost.
 func TestCountersOfThreadsThatPreemptEachOther(t *testing.T) {
-	s := newScene(t, loader.ModeStorage, families[0], unix.IPPROTO_UDP)
+	s := newScene(t, loader.ModeStorage, ipv4, unix.IPPROTO_UDP)
 	a := s.service()
 	ordinary, urgent := s.socket(), s.socket()
 	ordinary.connect(a.front)

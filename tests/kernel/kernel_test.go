@@ -36,6 +36,14 @@ func haveHelper(t *testing.T, program ebpf.ProgramType, helper asm.BuiltinFunc) 
 	return have
 }
 
+// needFamily skips a test with sockets of a family that this machine does not have.
+func needFamily(t *testing.T, f family) {
+	t.Helper()
+	if f.domain == unix.AF_INET6 && !haveIPv6 {
+		oldkernel.SkipWithoutIPv6(t)
+	}
+}
+
 // needDestroy skips a test that aborts sockets where that is not configured.
 func needDestroy(t *testing.T) {
 	t.Helper()

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -94,9 +93,7 @@ func (svc *service) frontend() lbmap.Frontend {
 
 func newScene(t *testing.T, mode loader.Mode, f family, protocol int) *scene {
 	t.Helper()
-	if f.domain == unix.AF_INET6 && !haveIPv6 {
-		oldkernel.SkipWithoutIPv6(t)
-	}
+	needFamily(t, f)
 	s := &scene{T: t, family: f, protocol: protocol, mode: mode}
 	s.setMode(mode)
 	s.before = s.counters()
