@@ -28,8 +28,8 @@ static __always_inline bool bind_would_hijack(struct sock_ref *s, const struct e
 	if (!svc && cfg_nodeport && port_is_nodeport(local->port) &&
 	    (ip_is_loopback(&local->addr) || ip_is_host(&local->addr)))
 		svc = service_lookup_any_address(&key, protocol);
-	return svc && (svc->flags & (SVC_NODE_PORT | SVC_EXTERNAL_IP | SVC_LOAD_BALANCER)) &&
-	       !service_is_l7(svc) && !service_is_l7_delegate(svc);
+	return svc && (svc->flags & SVC_EXTERNAL) && !service_is_l7(svc) &&
+	       !service_is_l7_delegate(svc);
 }
 
 /* Remembers what a health checker's socket was to be bound to. Returns 0 or -ENOBUFS. */

@@ -95,9 +95,8 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 	svc = service_lookup(s, &key);
 	if (!svc)
 		return LB_UNTRANSLATED;
-	if (!svc->count && !service_is_l7(svc)) {
-		if (!cfg_reject_no_backend && !(svc->flags & SVC_EXTERNAL_LOCAL) &&
-		    !(svc->flags2 & SVC_INTERNAL_LOCAL))
+	if (!svc->count && !service_has_proxy(svc)) {
+		if (!cfg_reject_no_backend && !service_is_local(svc))
 			return LB_UNTRANSLATED;
 		return -EHOSTUNREACH;
 	}
@@ -107,7 +106,7 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 	    local_redirect_skipped(s, &req->dst))
 		return LB_UNTRANSLATED;
 
-	if (service_is_l7(svc)) {
+	if (service_has_proxy(svc)) {
 		/* Elsewhere the packet path hands the traffic to the proxy. */
 		if (!netns_is_host(s))
 			return LB_UNTRANSLATED;
@@ -140,7 +139,7 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 
 static __always_inline bool service_is_of(const struct lb_service *svc, const struct revsk_tuple *t)
 {
-	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_is_l7(svc));
+	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_has_proxy(svc));
 }
 
 /*

@@ -29,6 +29,9 @@ enum service_flags {
 	SVC_SOURCE_RANGE = 1 << 7,
 };
 
+/* Reached from outside the cluster. */
+#define SVC_EXTERNAL (SVC_NODE_PORT | SVC_EXTERNAL_IP | SVC_LOAD_BALANCER)
+
 enum service_flags2 {
 	SVC_LOCAL_REDIRECT = 1 << 0,
 	SVC_NAT_46X64 = 1 << 1,
@@ -389,12 +392,25 @@ static __always_inline struct lb_service *service_lookup(struct sock_ref *s, str
 
 static __always_inline bool service_is_l7(const struct lb_service *svc)
 {
-	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER) && (__be16)svc->word;
+	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER);
+}
+
+/* An L7 service whose proxy listens. */
+static __always_inline bool service_has_proxy(const struct lb_service *svc)
+{
+	return service_is_l7(svc) && (__be16)svc->word;
 }
 
 static __always_inline bool service_is_l7_delegate(const struct lb_service *svc)
 {
 	return (svc->flags2 & SVC_L7_DELEGATE) && !(svc->flags & SVC_HOST_PORT);
+}
+
+/* The traffic policy that is about such a service keeps its traffic on this node. */
+static __always_inline bool service_is_local(const struct lb_service *svc)
+{
+	return svc->flags & SVC_EXTERNAL ? svc->flags & SVC_EXTERNAL_LOCAL
+					 : svc->flags2 & SVC_INTERNAL_LOCAL;
 }
 
 /*

@@ -140,8 +140,8 @@ func TestBranchB4_BindIsRejected(t *testing.T) {
 				s.binds(s.put(s.host(i, freePort+1), flags|lbmap.FlagL7Delegate, s.to(1)).front)
 			}
 		}},
-		rule{name: "L7 without a proxy port: EADDRINUSE", play: func(s *scene) {
-			s.protects(s.put(s.host(1, freePort), lbmap.FlagLoadBalancer|lbmap.FlagL7LoadBalancer, s.to(1)).front)
+		rule{name: "L7 without a proxy port: allowed", play: func(s *scene) {
+			s.binds(s.put(s.host(1, freePort), lbmap.FlagLoadBalancer|lbmap.FlagL7LoadBalancer, s.to(1)).front)
 		}},
 		rule{name: "a socket that was rejected can be bound elsewhere", play: func(s *scene) {
 			a := s.put(s.host(1, freePort), lbmap.FlagLoadBalancer, s.to(1))

@@ -456,7 +456,6 @@ func TestBranchF6_NoService(t *testing.T) {
 }
 
 func TestBranchF7_NoBackends(t *testing.T) {
-	local := []lbmap.ServiceFlags{lbmap.FlagExternalLocal, lbmap.FlagInternalLocal}
 	holdWith(t, all(t), either,
 		rule{name: "rejected", play: func(s *scene) {
 			s.refuses(s.put(s.host(1, firstPort), 0, nil).front)
@@ -483,9 +482,16 @@ func TestBranchF7_NoBackends(t *testing.T) {
 			rule{name: "left alone", play: func(s *scene) {
 				s.leaves(s.put(s.host(1, firstPort), 0, nil, anyProtocol).front)
 			}},
-			rule{name: "a traffic policy is local: rejected all the same", play: func(s *scene) {
-				for i, flags := range local {
-					s.refuses(s.put(s.host(i, firstPort), flags, nil, anyProtocol).front)
+			rule{name: "the traffic policy is local: rejected all the same", play: func(s *scene) {
+				s.refuses(s.put(s.host(0, firstPort), lbmap.FlagInternalLocal, nil, anyProtocol).front)
+				for i, flags := range protected {
+					s.refuses(s.put(s.host(1+i, firstPort), flags|lbmap.FlagExternalLocal, nil, anyProtocol).front)
+				}
+			}},
+			rule{name: "the other traffic policy is local: left alone", play: func(s *scene) {
+				s.leaves(s.put(s.host(0, firstPort), lbmap.FlagExternalLocal, nil, anyProtocol).front)
+				for i, flags := range protected {
+					s.leaves(s.put(s.host(1+i, firstPort), flags|lbmap.FlagInternalLocal, nil, anyProtocol).front)
 				}
 			}},
 		)

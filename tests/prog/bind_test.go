@@ -17,10 +17,12 @@ func (s *scene) wantHijack(r request, want bool) {
 	}
 }
 
+// The flags of services that are reached from the outside.
+var toTheOutside = []lbmap.ServiceFlags{lbmap.FlagNodePort, lbmap.FlagExternalIP, lbmap.FlagLoadBalancer}
+
 // A socket on the host must not be bound to what the node serves to the outside.
 func TestBindThatWouldHijack(t *testing.T) {
 	const nodePort = 30080
-	outside := []lbmap.ServiceFlags{lbmap.FlagNodePort, lbmap.FlagExternalIP, lbmap.FlagLoadBalancer}
 	wildcard := func(s *scene, port uint16, flags lbmap.ServiceFlags) {
 		s.put(service{frontend: netip.AddrPortFrom(s.unspecified(), port), flags: flags, backends: []int{1}})
 	}
@@ -39,7 +41,7 @@ func TestBindThatWouldHijack(t *testing.T) {
 			s.wantHijack(s.toService1(), false)
 		}},
 		selection{"the address of a service to the outside: yes", nil, func(s *scene) {
-			for _, flags := range outside {
+			for _, flags := range toTheOutside {
 				s.put(service{flags: flags, backends: []int{1}})
 				s.wantHijack(s.toService1(), true)
 			}
@@ -49,8 +51,10 @@ func TestBindThatWouldHijack(t *testing.T) {
 			s.wantHijack(s.toService1(), true)
 		}},
 		selection{"the address of an L7 service: no", nil, func(s *scene) {
-			for _, flags := range outside {
+			for _, flags := range toTheOutside {
 				s.put(service{flags: flags | lbmap.FlagL7LoadBalancer, word: proxyPort()})
+				s.wantHijack(s.toService1(), false)
+				s.put(service{flags: flags | lbmap.FlagL7LoadBalancer})
 				s.wantHijack(s.toService1(), false)
 				s.put(service{flags: flags | lbmap.FlagL7Delegate, backends: []int{1}})
 				s.wantHijack(s.toService1(), false)

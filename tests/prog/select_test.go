@@ -280,12 +280,24 @@ func TestSelectWithoutBackends(t *testing.T) {
 			s.wantUntranslated(s.toService1())
 		}},
 		selection{"no backends, external traffic policy local: rejected all the same", untouched, func(s *scene) {
+			for _, outside := range toTheOutside {
+				s.put(service{flags: lbmap.FlagExternalLocal | outside})
+				s.wantUnreachable(s.toService1())
+			}
+		}},
+		selection{"no backends, external traffic policy local, of a service within the cluster: left alone", untouched, func(s *scene) {
 			s.put(service{flags: lbmap.FlagExternalLocal})
-			s.wantUnreachable(s.toService1())
+			s.wantUntranslated(s.toService1())
 		}},
 		selection{"no backends, internal traffic policy local: rejected all the same", untouched, func(s *scene) {
 			s.put(service{flags: lbmap.FlagInternalLocal})
 			s.wantUnreachable(s.toService1())
+		}},
+		selection{"no backends, internal traffic policy local, of a service to the outside: left alone", untouched, func(s *scene) {
+			for _, outside := range toTheOutside {
+				s.put(service{flags: lbmap.FlagInternalLocal | outside})
+				s.wantUntranslated(s.toService1())
+			}
 		}},
 		selection{"no backends, but an L7 proxy: translated", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagL7LoadBalancer, word: proxyPort()})
