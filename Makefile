@@ -7,6 +7,11 @@ CLANG_VERSION ?= 19
 C_FILES = $(wildcard bpf/*/*.[ch] tests/*/*.[ch])
 # How long the stress test of tests/kernel runs.
 STRESS ?= 60s
+# The release of Cilium whose own programs are tested and measured, and the tests that they can pass.
+CILIUM ?= v1.20.2
+CILIUM_SOURCE = $(GO) mod download github.com/cilium/cilium@$(CILIUM) && source=$$($(GO) list -m -f '{{.Dir}}' github.com/cilium/cilium@$(CILIUM))
+CILIUM_TESTS = ^Test(Branch([A-Z]+[0-9]|Difference[A-Z])|Connect|Sendmsg|Recvmsg|Getpeername|Reconnect|Disconnect|FormerConnection|$\
+	StaleTuples|LegacyMode|Other|IPv4AddressOnAnIPv6Socket|UDPLite|TakeoverWithoutGap|UpgradeAndBack)
 
 .DEFAULT_GOAL := help
 
@@ -26,6 +31,10 @@ demo: build ## Reproduce the leak with the hash, and its absence with storage (r
 test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 $$($(GO) list ./... | grep -v /tests/kernel$$)
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
+
+.PHONY: test-cilium
+test-cilium: clang ## Run Cilium's own programs through the tests of what revsk has in common with them (root)
+	$(CILIUM_SOURCE) && $(GO) test -count=1 ./tests/kernel -run '$(CILIUM_TESTS)' -cilium "$$source"
 
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]

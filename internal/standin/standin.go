@@ -23,6 +23,7 @@ import (
 type Agent struct {
 	Programs map[string]*ebpf.Program
 
+	maps     map[string]*ebpf.Map
 	links    []link.Link
 	attached []link.RawDetachProgramOptions
 	closers  []func()
@@ -93,13 +94,7 @@ func Idle(maps ...*ebpf.Map) (*Agent, error) {
 
 // Hash makes an agent that translates, and remembers in the hash alone, as the reference does. It uses
 // the maps that are pinned in the directory, and pins those that are missing.
-func Hash(mapsDir string) (_ *Agent, err error) {
-	a := &Agent{Programs: make(map[string]*ebpf.Program)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
-		}
-	}()
+func Hash(mapsDir string) (*Agent, error) {
 	spec, err := sock.LoadSock()
 	if err != nil {
 		return nil, err
@@ -110,24 +105,40 @@ func Hash(mapsDir string) (_ *Agent, err error) {
 		prog.Name = reference
 		// The kernel cuts names off; the whole one is that of the function in the type information.
 		btf.FuncMetadata(&prog.Instructions[0]).Name = reference
-		wanted[name] = prog
+		wanted[reference] = prog
 	}
 	spec.Programs = wanted
+	a, err := load(spec, mapsDir)
+	if err != nil {
+		return nil, err
+	}
+	mode := sock.SockRevskConfigValue{Mode: uint32(sock.SockRevskModeREVSK_MODE_LEGACY)}
+	if err := a.maps[sock.SockMapRevskConfig].Put(uint32(0), mode); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// load makes an agent of the programs.
+func load(spec *ebpf.CollectionSpec, mapsDir string) (_ *Agent, err error) {
+	a := &Agent{Programs: make(map[string]*ebpf.Program)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
 	shared, err := a.sharedMaps(spec, mapsDir)
 	if err != nil {
 		return nil, err
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {
-		return nil, fmt.Errorf("loading the stand-in's programs: %w", err)
+		return nil, fmt.Errorf("loading the agent's programs: %w", err)
 	}
 	a.closers = append(a.closers, coll.Close)
-	mode := sock.SockRevskConfigValue{Mode: uint32(sock.SockRevskModeREVSK_MODE_LEGACY)}
-	if err := coll.Maps[sock.SockMapRevskConfig].Put(uint32(0), mode); err != nil {
-		return nil, err
-	}
-	for reference, name := range own {
-		a.add(reference, coll.DetachProgram(name))
+	a.maps = coll.Maps
+	for name := range spec.Programs {
+		a.add(name, coll.DetachProgram(name))
 	}
 	return a, nil
 }
@@ -142,6 +153,7 @@ func (a *Agent) sharedMaps(spec *ebpf.CollectionSpec, dir string) (map[string]*e
 		if !strings.HasPrefix(name, "cilium_") {
 			continue
 		}
+		mapSpec.Pinning = ebpf.PinNone // the library's way of it, which would refuse other sizes
 		path := filepath.Join(dir, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
@@ -210,6 +222,21 @@ func (a *Agent) Update(dir string) error {
 		a.links = append(a.links, l)
 		if err := l.Update(prog); err != nil {
 			return fmt.Errorf("updating the link of %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Replace puts the programs into the place of revsk's own, whose links are pinned in the directory.
+func (a *Agent) Replace(dir string) error {
+	for name, prog := range a.Programs {
+		l, err := link.LoadPinnedLink(filepath.Join(dir, strings.TrimSuffix(own[name], "_bounded")), nil)
+		if err != nil {
+			return err
+		}
+		err = l.Update(prog)
+		if err := errors.Join(err, l.Close()); err != nil {
+			return fmt.Errorf("%s in the place of %s: %w", name, own[name], err)
 		}
 	}
 	return nil

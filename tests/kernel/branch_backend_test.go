@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
 )
 
 func TestBranchF9_L7Delegate(t *testing.T) {
@@ -334,7 +335,7 @@ func TestBranchF13_AffinityMatch(t *testing.T) {
 		}},
 	)
 	t.Run("off", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "affinity is not looked at", play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "affinity is not looked at", notCilium: alwaysAffinity, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), lbmap.FlagAffinity, s.to(1), sticky, anyProtocol)
 			s.ghost()
 			x := s.socket()
@@ -480,7 +481,7 @@ func TestBranchF16_AffinityIsStored(t *testing.T) {
 		}},
 	)
 	t.Run("off", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "not stored", play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "not stored", notCilium: alwaysAffinity, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), lbmap.FlagAffinity, s.to(1), sticky, anyProtocol)
 			x := s.socket()
 			s.reaches(a.front, a.backend)
@@ -537,7 +538,7 @@ func (s *scene) remembers(x *socket, a *service) {
 		assert.Equal(s, a.revNat, tuple.RevNATIndex)
 	}
 	v := s.hashed4or6(x, a.backend)
-	if s.mode == modes[0] {
+	if s.mode == loader.ModeStorage {
 		require.Nil(s, v)
 	} else {
 		require.NotNil(s, v, "entry of the hash")

@@ -152,7 +152,7 @@ func TestBranchC2_ConnectIsRejected(t *testing.T) {
 			a := s.put(s.host(1, firstPort), 0, nil)
 			x := s.socket()
 			require.ErrorIs(s, x.tryConnect(a.front), rejection(s.T, unix.EHOSTUNREACH))
-			assert.Equal(s, s.before.RejectedNoBackend+1, s.counters().RejectedNoBackend)
+			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 		}},
 		rule{name: "without memory: ENOMEM", notLegacy: storesNothing, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
@@ -175,7 +175,7 @@ func TestBranchS1_SendIsRejected(t *testing.T) {
 		rule{name: "without a backend: EHOSTUNREACH", play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, nil)
 			require.ErrorIs(s, s.socket().trySendTo(a.front, "lost"), rejection(s.T, unix.EHOSTUNREACH))
-			assert.Equal(s, s.before.RejectedNoBackend+1, s.counters().RejectedNoBackend)
+			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 		}},
 		rule{name: "without memory: ENOMEM", notLegacy: storesNothing, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
@@ -303,7 +303,7 @@ func TestBranchF4_Lookup(t *testing.T) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
 			s.reaches(a.front, a.backend)
 		}},
-		rule{name: "for any protocol, if there is none for this one", play: func(s *scene) {
+		rule{name: "for any protocol, if there is none for this one", notCilium: noAnyProtocol, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)
 			s.reaches(a.front, a.backend)
 			b := s.put(s.host(1, firstPort), 0, s.to(2))
@@ -323,7 +323,7 @@ func TestBranchF4_Lookup(t *testing.T) {
 		}},
 	)
 	t.Run("without protocol differentiation", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "only services of any protocol are found", play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "only services of any protocol are found", notCilium: noAnyProtocol, play: func(s *scene) {
 			s.put(s.host(1, firstPort), 0, s.to(2))
 			s.leaves(s.host(1, firstPort))
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)

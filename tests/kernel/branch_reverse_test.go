@@ -31,6 +31,7 @@ func TestBranchV1_Families(t *testing.T) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)
 			if on := s.unroutable.Is4() && v4 || !s.unroutable.Is4() && v6; on {
 				s.reaches(a.front, a.backend)
+				s.mayLeak = s.mayLeak || s.leavesBehind(v6)
 			} else {
 				s.leaves(a.front)
 			}
@@ -275,6 +276,11 @@ func releases(t *testing.T, f loader.Features, of family) {
 		x.close()
 		s.remembers(other, a)
 		other.close()
+		if s.leavesBehind(f.IPv6) {
+			assert.Equal(s, 2, legacyCount(s.T))
+			s.mayLeak = true
+			return
+		}
 		assert.Zero(s, legacyCount(s.T))
 		assert.Equal(s, s.before.Live(), s.counters().Live())
 	}})

@@ -41,7 +41,10 @@ func all(t *testing.T) loader.Features {
 
 // none turns off whatever is optional.
 func none(t *testing.T) loader.Features {
-	return loader.Features{IPv4: true, IPv6: true, HostNetnsCookie: netnsCookie(t)}
+	return loader.Features{
+		IPv4: true, IPv6: true, HostNetnsCookie: netnsCookie(t),
+		ProtocolDifferentiation: *ciliumSource != "", // which Cilium 1.20 cannot turn off
+	}
 }
 
 // hookup is a program on its hook.
@@ -74,6 +77,9 @@ func programsFor(t *testing.T, f loader.Features) map[string]hookup {
 		dp, err := loader.Load(context.Background(), opts)
 		require.NoError(t, err)
 		require.NoError(t, dp.Close())
+		if *ciliumSource != "" {
+			require.NoError(t, runCilium(f))
+		}
 	}
 	loaded[f] = hookups(t)
 	return loaded[f]
@@ -339,9 +345,13 @@ func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbma
 }
 
 // Changes of a service that put makes.
-func anyProtocol(svc *lbmap.Service) { svc.Frontend.Protocol = lbmap.ProtocolAny }
-func internal(svc *lbmap.Service)    { svc.Frontend.Scope = lbmap.ScopeInternal }
-func proxied(svc *lbmap.Service)     { svc.L7ProxyPort = proxyPort }
+func anyProtocol(svc *lbmap.Service) {
+	if *ciliumSource == "" { // Cilium 1.20 has no services for any protocol
+		svc.Frontend.Protocol = lbmap.ProtocolAny
+	}
+}
+func internal(svc *lbmap.Service) { svc.Frontend.Scope = lbmap.ScopeInternal }
+func proxied(svc *lbmap.Service)  { svc.L7ProxyPort = proxyPort }
 
 // reaches checks that sockets that connect or send to an address are answered by the server, and that
 // the application sees the address.

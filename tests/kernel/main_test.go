@@ -20,6 +20,7 @@ import (
 var (
 	stressDuration = flag.Duration("stress.duration", 60*time.Second, "how long the stress test runs")
 	repeats        = flag.Int("repeats", 3, "how often tests of chance are repeated: kills, races")
+	ciliumSource   = flag.String("cilium", "", "test Cilium's own programs, compiled from this source (the root of its repository), in the place of mode legacy")
 	scale          = flag.Int("scale", 100, "size of the large tests, in percent; for slow machines")
 )
 
@@ -82,6 +83,12 @@ func run(m *testing.M) (int, error) {
 	full, err := options().WithDefaults()
 	if err != nil {
 		return 0, err
+	}
+	if *ciliumSource != "" {
+		modes = []loader.Mode{legacy}
+		if err := runCilium(loader.DefaultFeatures()); err != nil {
+			return 0, err
+		}
 	}
 	if tables, err = lbmap.OpenTables(full.MapsDir); err != nil {
 		return 0, err

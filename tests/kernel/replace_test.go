@@ -42,6 +42,9 @@ func reload(t *testing.T, opts loader.Options) {
 	dp, err := loader.Load(context.Background(), opts)
 	require.NoError(t, err)
 	require.NoError(t, dp.Close())
+	if *ciliumSource != "" {
+		require.NoError(t, runCilium(loader.DefaultFeatures()))
+	}
 }
 
 // A running datapath is replaced, over and over, while sockets connect: every one of them is

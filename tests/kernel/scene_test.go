@@ -22,6 +22,8 @@ type rule struct {
 	// notLegacy says why the rule does not hold in legacy mode, whose hash is the reason that the
 	// other modes exist. TestLegacyMode shows what happens there instead.
 	notLegacy string
+	// notCilium says why it does not hold for Cilium's own programs (see cilium_test.go).
+	notCilium string
 	play      func(s *scene)
 }
 
@@ -38,6 +40,10 @@ var (
 func hold(t *testing.T, protocols []int, rules ...rule) {
 	t.Helper()
 	for _, r := range rules {
+		if r.notCilium != "" && *ciliumSource != "" {
+			t.Logf("%s: not with Cilium's programs: %s", r.name, r.notCilium)
+			continue
+		}
 		t.Run(r.name, func(t *testing.T) {
 			for _, mode := range modes {
 				if mode == loader.ModeLegacy && r.notLegacy != "" {

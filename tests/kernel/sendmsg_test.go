@@ -119,7 +119,7 @@ func TestSendmsg(t *testing.T) {
 			before := x.peers()
 			s.rejectedNoBackend(x.trySendTo(none.front, "lost"))
 			assert.Equal(s, before, x.peers())
-			assert.Equal(s, s.before.RejectedNoBackend+1, s.counters().RejectedNoBackend)
+			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 			s.asksService(x, a)
 			s.mayLeak = s.mode == legacy
 		}},

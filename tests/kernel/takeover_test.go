@@ -17,13 +17,13 @@ import (
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
 )
 
 // Applications ask for the peer of their sockets and receive datagrams without pause while the datapath
 // takes over from another agent, loses its hooks to it, takes them over once more, and hands them back.
 // They never see a backend's address.
 func TestTakeoverWithoutGap(t *testing.T) {
-	const agentLinks = "/sys/fs/bpf/agent/links"
 	for _, test := range []struct {
 		name    string
 		anchor  func(*standin.Agent) error
@@ -46,40 +46,86 @@ func TestTakeoverWithoutGap(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			require.NoError(t, loader.Unload(context.Background(), options(), false))
-			t.Cleanup(func() { reload(t, options()) })
-			full, err := options().WithDefaults()
-			require.NoError(t, err)
-			agent, err := standin.Hash(full.MapsDir)
-			require.NoError(t, err)
-			t.Cleanup(func() {
-				require.NoError(t, agent.Close())
-				require.NoError(t, os.RemoveAll("/sys/fs/bpf/agent"))
-			})
+			agent := otherAgent(t)
 			require.NoError(t, test.anchor(agent))
-
-			opts := options()
-			opts.PinsDir = "/sys/fs/bpf/takeover"
-			opts.TakeoverLinks = agentLinks
-			takenOver := func() {
-				dp, err := loader.Load(context.Background(), opts)
-				require.NoError(t, err)
-				defer dp.Close()
-				status, err := dp.Status()
-				require.NoError(t, err)
-				require.True(t, status.Complete())
-				require.Equal(t, loader.ModeDual, status.Mode)
-			}
 			gapless(t, func() {
-				takenOver()
+				takeOver(t)
 				if test.restart != nil {
 					require.NoError(t, test.restart(agent))
-					takenOver()
+					takeOver(t)
 				}
-				require.NoError(t, loader.HandBack(context.Background(), opts))
+				require.NoError(t, loader.HandBack(context.Background(), takeoverOptions()))
 			})
 		})
 	}
+}
+
+// agentLinks is where the other agent pins its links.
+const agentLinks = "/sys/fs/bpf/agent/links"
+
+// otherAgent makes an agent that keeps its state in the hash, in the place of our hooks: they are back when
+// the test ends.
+func otherAgent(t *testing.T) *standin.Agent {
+	t.Helper()
+	require.NoError(t, loader.Unload(context.Background(), options(), false))
+	t.Cleanup(func() { reload(t, options()) })
+	full, err := options().WithDefaults()
+	require.NoError(t, err)
+	agent, err := newAgent(full.MapsDir, loader.DefaultFeatures())
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, agent.Close())
+		require.NoError(t, os.RemoveAll("/sys/fs/bpf/agent"))
+	})
+	return agent
+}
+
+func takeoverOptions() loader.Options {
+	opts := options()
+	opts.PinsDir = "/sys/fs/bpf/takeover"
+	opts.TakeoverLinks = agentLinks
+	return opts
+}
+
+func takeOver(t *testing.T) {
+	t.Helper()
+	dp, err := loader.Load(context.Background(), takeoverOptions())
+	require.NoError(t, err)
+	defer dp.Close()
+	status, err := dp.Status()
+	require.NoError(t, err)
+	require.True(t, status.Complete())
+	require.Equal(t, loader.ModeDual, status.Mode)
+}
+
+// The whole way of an upgrade, and back: the hash of another agent has what live sockets need, our hooks
+// take over, it is moved to the sockets and back to the hash, and the other agent gets its hooks back. The
+// sockets ask all the time, and are always answered by their services.
+func TestUpgradeAndBack(t *testing.T) {
+	agent := otherAgent(t)
+	require.NoError(t, agent.Link(sandbox.Cgroup(), agentLinks))
+	c := newCrowd(t)
+	c.mayLeak = true // the other agent leaves entries behind
+	opts := migrate.Options{Loader: takeoverOptions()}
+	want := int64(scaled(200_000))
+	cycles := 0
+	answers := c.poll(func(answers *atomic.Int64) {
+		for ; answers.Load() < want || cycles < 2; cycles++ {
+			takeOver(t)
+			r, err := migrate.Run(t.Context(), opts)
+			require.NoError(t, err, "%+v", r)
+			require.Equal(t, loader.ModeStorage, r.Mode)
+			require.Equal(t, c.tuples, r.MovedConn+r.MovedPeers+r.Present, "%+v", r)
+			require.Zero(t, legacyCount(t))
+
+			back, err := migrate.Rollback(t.Context(), opts)
+			require.NoError(t, err, "%+v", back)
+			require.Zero(t, back.Missing)
+			require.Equal(t, c.tuples, legacyCount(t))
+			require.NoError(t, loader.HandBack(t.Context(), opts.Loader))
+		}
+	})
+	t.Logf("%d answers, all from the service, during %d cycles of takeover, migration, rollback, handing back", answers, cycles)
 }
 
 // gapless repeats the cycle until applications have got enough answers, every one of them translated.
