@@ -42,8 +42,8 @@ test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [V
 		$(if $(PKGS),-pkgs "$(PKGS)") $(if $(DOCS),-docs $(DOCS)) $(if $(PARALLEL),-parallel $(PARALLEL))
 
 .PHONY: bench
-bench: ## Measure what the hooks cost, into docs/benchmarks.json and docs/benchmarks-results.md (root)
-	$(GO) run ./tests/bench -json docs/benchmarks.json -tables docs/benchmarks-results.md
+bench: clang ## Measure what the hooks cost, and Cilium's, into docs/benchmarks.json and docs/benchmarks-results.md (root)
+	$(CILIUM_SOURCE) && $(GO) run ./tests/bench -cilium "$$source" -json docs/benchmarks.json -tables docs/benchmarks-results.md
 
 .PHONY: bench-plots
 bench-plots: ## Draw docs/benchmarks.json

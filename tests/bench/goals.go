@@ -41,12 +41,13 @@ func (g goal) figures(r *report) []figure {
 	return all
 }
 
-func (g goal) ratio(f figure) Stat { return f.Ratios[storage+" / "+g.base] }
+// against is the ratio of storage to another variant.
+func (f figure) against(base string) Stat { return f.Ratios[storage+" / "+base] }
 
-// worst is the figure that is nearest to missing the goal.
-func (g goal) worst(r *report) (worst figure, ok bool) {
+// worst is the figure in which storage is the least ahead of another variant.
+func (g goal) worst(r *report, base string) (worst figure, ok bool) {
 	for _, f := range g.figures(r) {
-		if !ok || g.ratio(f).Median > g.ratio(worst).Median {
+		if !ok || f.against(base).Median > worst.against(base).Median {
 			worst, ok = f, true
 		}
 	}
@@ -61,7 +62,7 @@ func (r *report) check() error {
 	var errs []error
 	for _, g := range goals {
 		for _, f := range g.figures(r) {
-			if s := g.ratio(f); s.SureLow > g.must {
+			if s := f.against(g.base); s.SureLow > g.must {
 				errs = append(errs, fmt.Errorf("%w: %s, storage / %s: must be %.2f, is %.2f (99 %% sure: at least %.2f)",
 					errMissed, f.Work, g.base, g.must, s.Median, s.SureLow))
 			}

@@ -27,18 +27,28 @@ var lossLoads = []float64{0.5, 1, 2, 4}
 // benchLoss opens as many sockets as the hash has room for, and more, and asks each for its peer.
 func benchLoss(ctx context.Context, b *bench) error {
 	for _, mode := range []loader.Mode{loader.ModeLegacy, loader.ModeDual, loader.ModeStorage} {
-		v, err := b.load(fmt.Sprintf("loss, %v", mode), mode, lossEntries)
+		v, err := b.load(mode.String(), mode, lossEntries)
 		if err != nil {
 			return err
 		}
-		if err := b.lose(ctx, v, mode); err != nil {
+		if err := b.lose(ctx, v); err != nil {
 			return fmt.Errorf("%v: %w", mode, err)
 		}
 	}
-	return nil
+	if *ciliumDir == "" {
+		return nil
+	}
+	v, err := b.load("Cilium", loader.ModeLegacy, lossEntries)
+	if err != nil {
+		return err
+	}
+	if err := v.runCilium(); err != nil {
+		return err
+	}
+	return b.lose(ctx, v)
 }
 
-func (b *bench) lose(ctx context.Context, v *variant, mode loader.Mode) (err error) {
+func (b *bench) lose(ctx context.Context, v *variant) (err error) {
 	all := new(holders)
 	defer func() { err = errors.Join(err, all.kill()) }()
 	live := 0
@@ -46,7 +56,7 @@ func (b *bench) lose(ctx context.Context, v *variant, mode loader.Mode) (err err
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		l := loss{Variant: mode.String(), Room: lossEntries, Load: load, Sockets: int(load * lossEntries)}
+		l := loss{Variant: v.name, Room: lossEntries, Load: load, Sockets: int(load * lossEntries)}
 		if err := all.add(v, l.Sockets-live, false); err != nil {
 			return err
 		}

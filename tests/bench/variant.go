@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -30,6 +32,7 @@ const (
 	legacyFull  = "legacy, full"
 	dual        = "dual"
 	storage     = "storage"
+	cilium      = "Cilium, full" // its own programs
 )
 
 // legacyEntries is the default size of the reference's hash.
@@ -76,25 +79,28 @@ func newBench() (*bench, error) {
 		return nil, err
 	}
 	for _, v := range []struct {
-		name string
-		mode loader.Mode
-		full bool
+		name    string
+		mode    loader.Mode
+		full    bool
+		replace func(*variant) error
 	}{
-		{legacyEmpty, loader.ModeLegacy, false},
-		{legacyFull, loader.ModeLegacy, true},
-		{dual, loader.ModeDual, true},
-		{storage, loader.ModeStorage, false},
+		{legacyEmpty, loader.ModeLegacy, false, nil},
+		{legacyFull, loader.ModeLegacy, true, nil},
+		{dual, loader.ModeDual, true, nil},
+		{storage, loader.ModeStorage, false, nil},
+		{cilium, loader.ModeLegacy, true, (*variant).runCilium},
 	} {
-		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) {
+		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == cilium && *ciliumDir == "" {
 			continue
 		}
-		if err := b.add(v.name, v.mode, v.full, ""); err != nil {
+		if err := b.add(v.name, v.mode, v.full, v.replace); err != nil {
 			return nil, fmt.Errorf("%s: %w", v.name, err)
 		}
 	}
 	for object := range strings.SplitSeq(*objects, ",") {
 		if name, file, ok := strings.Cut(object, "="); ok {
-			if err := b.add(name, loader.ModeStorage, false, file); err != nil {
+			replace := func(v *variant) error { return v.runBuild(file) }
+			if err := b.add(name, loader.ModeStorage, false, replace); err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 		}
@@ -129,18 +135,18 @@ func (b *bench) addFloor() error {
 	return err
 }
 
-func (b *bench) add(name string, mode loader.Mode, full bool, object string) error {
+// add loads a variant; replace, if any, puts other programs into the place of those loaded.
+func (b *bench) add(name string, mode loader.Mode, full bool, replace func(*variant) error) error {
 	v, err := b.load(name, mode, legacyEntries)
 	if err != nil {
 		return err
 	}
-	links := filepath.Join(v.dir, "links")
-	if object != "" {
-		if err := v.replacePrograms(object, links); err != nil {
+	if replace != nil {
+		if err := replace(v); err != nil {
 			return err
 		}
 	}
-	if err := v.openPrograms(links); err != nil {
+	if err := v.openPrograms(); err != nil {
 		return err
 	}
 	v.full = full
@@ -207,11 +213,13 @@ func pinAgain(m *ebpf.Map, path string) error {
 	return c.Pin(path)
 }
 
+func (v *variant) linksDir() string { return filepath.Join(v.dir, "links") }
+
 // openPrograms finds the programs behind the pinned links.
-func (v *variant) openPrograms(links string) error {
+func (v *variant) openPrograms() error {
 	v.progs = make(map[string]*ebpf.Program)
 	for hook := range hookTypes {
-		l, err := link.LoadPinnedLink(filepath.Join(links, "revsk_"+hook), nil)
+		l, err := link.LoadPinnedLink(filepath.Join(v.linksDir(), "revsk_"+hook), nil)
 		if err != nil {
 			return err
 		}
@@ -227,8 +235,17 @@ func (v *variant) openPrograms(links string) error {
 	return nil
 }
 
-// replacePrograms puts another build of the programs into the place of those loaded.
-func (v *variant) replacePrograms(object, links string) error {
+// runCilium puts Cilium's own programs into the place of those loaded.
+func (v *variant) runCilium() error {
+	agent, err := standin.Cilium(context.Background(), *ciliumDir, v.opts.MapsDir, loader.DefaultFeatures())
+	if err != nil {
+		return err
+	}
+	return errors.Join(agent.Replace(v.linksDir()), agent.Close())
+}
+
+// runBuild puts another build of the programs into the place of those loaded.
+func (v *variant) runBuild(object string) error {
 	spec, err := ebpf.LoadCollectionSpec(object)
 	if err != nil {
 		return err
@@ -250,7 +267,7 @@ func (v *variant) replacePrograms(object, links string) error {
 	}
 	defer coll.Close()
 	for hook := range hookTypes {
-		l, err := link.LoadPinnedLink(filepath.Join(links, "revsk_"+hook), nil)
+		l, err := link.LoadPinnedLink(filepath.Join(v.linksDir(), "revsk_"+hook), nil)
 		if err != nil {
 			return err
 		}

@@ -88,8 +88,8 @@ func drawHooks(r *results) (*plot.Plot, error) {
 		labels = append(labels, w.label)
 	}
 	p.NominalX(labels...)
-	variants := []string{"legacy, empty", "legacy, full", "dual", "storage"}
-	width := vg.Points(14)
+	variants := []string{"Cilium, full", "legacy, empty", "legacy, full", "dual", "storage"}
+	width := vg.Points(12)
 	for i, v := range variants {
 		values := make(plotter.Values, len(works))
 		for k, w := range works {
