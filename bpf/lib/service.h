@@ -233,6 +233,16 @@ static __always_inline struct lb_service *service_lookup_first(struct service_ke
 	return service_entry(k, 0);
 }
 
+/* If there is no service for the protocol, @svc being NULL, it may be for any. */
+static __always_inline struct lb_service *service_or_any(struct service_key *k,
+							 struct lb_service *svc)
+{
+	if (svc || k->protocol == PROTO_ANY)
+		return svc;
+	k->protocol = PROTO_ANY;
+	return service_entry(k, 0);
+}
+
 /*
  * Goes on from what service_lookup_first has found: NULL, and the service may be for any protocol, or
  * one that may have two scopes, and is looked up again in the internal one then.
@@ -240,15 +250,14 @@ static __always_inline struct lb_service *service_lookup_first(struct service_ke
 static __always_inline struct lb_service *service_lookup_next(struct service_key *k,
 							      struct lb_service *svc)
 {
-	if (!svc && k->protocol != PROTO_ANY) {
-		k->protocol = PROTO_ANY;
-		svc = service_entry(k, 0);
-	}
-	if (svc && (svc->flags2 & SVC_TWO_SCOPES)) {
-		k->scope = SCOPE_INTERNAL;
-		svc = service_entry(k, 0);
-	}
-	return svc;
+	__u8 protocol = k->protocol;
+
+	svc = service_or_any(k, svc);
+	if (!svc || !(svc->flags2 & SVC_TWO_SCOPES))
+		return svc;
+	k->scope = SCOPE_INTERNAL;
+	k->protocol = protocol;
+	return service_or_any(k, service_entry(k, 0));
 }
 
 /*

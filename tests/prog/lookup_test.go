@@ -71,6 +71,25 @@ func TestServiceLookupLeavesTheKey(t *testing.T) {
 				revNat: 6,
 			})
 		}},
+		selection{"in the internal scope, for any protocol if there is none for this one", nil, func(s *scene) {
+			s.put(service{protocol: udp, revNat: 5, flags: lbmap.FlagTwoScopes})
+			s.put(service{revNat: 6, scope: lbmap.ScopeInternal})
+			s.wantFound(s.toService1(), found{
+				key:    lbmap.ServiceKey{AddrPort: s.family.service(1), Scope: lbmap.ScopeInternal},
+				revNat: 6,
+			})
+		}},
+		selection{"in the internal scope, for the protocol though the external one is for any", nil, func(s *scene) {
+			s.put(service{revNat: 5, flags: lbmap.FlagTwoScopes})
+			s.put(service{protocol: udp, revNat: 6, scope: lbmap.ScopeInternal})
+			s.put(service{revNat: 7, scope: lbmap.ScopeInternal})
+			s.wantFound(s.toService1(), found{
+				key: lbmap.ServiceKey{
+					AddrPort: s.family.service(1), Protocol: udp, Scope: lbmap.ScopeInternal,
+				},
+				revNat: 6,
+			})
+		}},
 		selection{"of the unspecified address", nil, func(s *scene) {
 			a := netip.AddrPortFrom(s.family.service(1).Addr(), 30080)
 			wildcard := netip.AddrPortFrom(s.unspecified(), a.Port())

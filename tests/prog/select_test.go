@@ -207,11 +207,12 @@ func TestSelectProtocol(t *testing.T) {
 				s.wantUntranslated(s.to(s.family.service(2)))
 			},
 		},
-		selection{"both scopes are of the protocol that was found", nil, func(s *scene) {
+		selection{"each scope is looked up by the protocol, or else any", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagTwoScopes, backends: []int{1}})
 			s.put(service{scope: lbmap.ScopeInternal, backends: []int{2}})
 			s.put(service{protocol: tcp, scope: lbmap.ScopeInternal, backends: []int{3}})
-			s.wantBackend(s.toService1().over(tcp), 2)
+			s.wantBackend(s.toService1().over(tcp), 3)
+			s.wantBackend(s.toService1().over(udp), 2)
 		}},
 	)
 }
