@@ -15,9 +15,6 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// Compiler is the clang that compiles Cilium's programs.
-const Compiler = "clang-19"
-
 // Cilium makes an agent of Cilium's own programs, compiled from its source (the root of its repository) with
 // these features. It uses the maps that are pinned in the directory, and pins those that are missing.
 //
@@ -40,7 +37,7 @@ func compileCilium(ctx context.Context, source string, f loader.Features) (*ebpf
 	bpf := filepath.Join(source, "bpf")
 	args := append(ciliumDefines(f), "-O2", "-g", "--target=bpf", "-std=gnu99", "-nostdinc", "-mcpu=v3", "-w",
 		"-I"+bpf, "-I"+filepath.Join(bpf, "include"), "-c", filepath.Join(bpf, "bpf_sock.c"), "-o", object)
-	cmd := exec.CommandContext(ctx, Compiler, args...)
+	cmd := exec.CommandContext(ctx, "clang-19", args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

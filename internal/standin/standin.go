@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package standin stands in for the reference agent in tests: programs under its names, on its hooks,
+// Package standin stands in for the reference agent in tests: its own programs, or ours under their names,
 // held by links that are pinned as it pins them or attached without a link.
 package standin
 
