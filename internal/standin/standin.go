@@ -7,8 +7,10 @@ package standin
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -227,17 +229,34 @@ func (a *Agent) Update(dir string) error {
 	return nil
 }
 
-// Replace puts the programs into the place of revsk's own, whose links are pinned in the directory.
+// Replace puts the programs into the place of revsk's own, whose links are pinned in the directory, and
+// detaches those of hooks for which the agent has none.
 func (a *Agent) Replace(dir string) error {
+	links, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[string]*ebpf.Program)
 	for name, prog := range a.Programs {
-		l, err := link.LoadPinnedLink(filepath.Join(dir, strings.TrimSuffix(own[name], "_bounded")), nil)
+		wanted[strings.TrimSuffix(own[name], "_bounded")] = prog
+	}
+	for _, file := range links {
+		l, err := link.LoadPinnedLink(filepath.Join(dir, file.Name()), nil)
 		if err != nil {
 			return err
 		}
-		err = l.Update(prog)
-		if err := errors.Join(err, l.Close()); err != nil {
-			return fmt.Errorf("%s in the place of %s: %w", name, own[name], err)
+		if prog := wanted[file.Name()]; prog != nil {
+			err = l.Update(prog)
+		} else {
+			err = errors.Join(l.Detach(), l.Unpin())
 		}
+		delete(wanted, file.Name())
+		if err := errors.Join(err, l.Close()); err != nil {
+			return fmt.Errorf("replacing %s: %w", file.Name(), err)
+		}
+	}
+	if len(wanted) > 0 {
+		return fmt.Errorf("%s has no links for %v", dir, slices.Sorted(maps.Keys(wanted)))
 	}
 	return nil
 }
