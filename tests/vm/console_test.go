@@ -57,6 +57,23 @@ func TestScanConsoleTakesAWarningAndItsTraceAsOne(t *testing.T) {
 	require.Equal(t, "BUG: there", found[1])
 }
 
+func TestRanStaleBreakpoint(t *testing.T) {
+	const (
+		oops = "[   15.417666] Oops: int3: 0000 [#1] SMP NOPTI\r\n"
+		old  = "[    3.093098] int3: 0000 [#1] PREEMPT SMP NOPTI\r\n"
+		rip  = "[   15.418938] RIP: 0010:inet6_init_ehash_secret+0xa/0x90\r\n"
+		gone = "[   15.419454] Code: c7 c7 40 6e af 9c 0f 1f 40 d6 0f 1f 44 00 00 66 <90> 66 90 c3 cc cc\r\n"
+		real = "[   15.419454] Code: c7 c7 40 6e af 9c 0f 1f 40 d6 0f 1f 44 00 00 cc <90> 66 90 c3 cc cc\r\n"
+	)
+	require.True(t, ranStaleBreakpoint("[    1.0] fine\r\n"+oops+rip+gone+"[   15.4] Call Trace:\r\n"))
+	require.True(t, ranStaleBreakpoint(old+rip+gone))
+	require.False(t, ranStaleBreakpoint(oops+rip+real), "there is one: the kernel's fault")
+	require.False(t, ranStaleBreakpoint(oops+rip+real+rip+gone), "another place")
+	require.False(t, ranStaleBreakpoint("[   15.4] Oops: invalid opcode: 0000 [#1] SMP NOPTI\r\n"+rip+gone))
+	require.False(t, ranStaleBreakpoint(gone))
+	require.False(t, ranStaleBreakpoint(oops))
+}
+
 func TestNewTaint(t *testing.T) {
 	require.Empty(t, newTaint(0, 0))
 	require.Empty(t, newTaint(1<<9, 1<<9), "tainted before")

@@ -47,7 +47,7 @@ func (g *guest) boot(ctx context.Context, opts *options, b *build, base []byte, 
 	if err := os.WriteFile(initrd, slices.Concat(base, own), 0o644); err != nil {
 		return fmt.Errorf("writing the initramfs: %w", err)
 	}
-	console := filepath.Join(g.dir, "console.log")
+	console := g.console()
 
 	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
@@ -92,6 +92,8 @@ func (g *guest) boot(ctx context.Context, opts *options, b *build, base []byte, 
 	}
 	return errors.Join(readErr, endErr, scanErr)
 }
+
+func (g *guest) console() string { return filepath.Join(g.dir, "console.log") }
 
 func (g *guest) arguments(opts *options, initrd, console string) []string {
 	line := []string{cmdline, g.variant.Cmdline, opts.append}

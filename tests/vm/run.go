@@ -194,14 +194,26 @@ func (r *runner) bootMachine(ctx context.Context, m *machineResult, rules rules,
 		}
 		rules.unset = unsetOptions(string(config))
 	}
-	m.Version, m.Suite, m.Accel = tree.Version, tree.Suite, r.opts.accel
 	g := &guest{tree: tree, variant: v, dir: filepath.Join(r.out, m.Name+"-"+v.Name)}
 	if err := os.MkdirAll(g.dir, 0o755); err != nil {
 		return fmt.Errorf("making the machine's directory: %w", err)
 	}
 	steps := r.build.steps(r.opts, v, inMachine(r.opts))
-	r.log("%s: booting %s", m.title(), tree.Release)
-	return g.boot(ctx, r.opts, r.build, r.base, r.collector(m, rules, steps))
+	boot := func() error {
+		m.Version, m.Suite, m.Accel = tree.Version, tree.Suite, r.opts.accel
+		r.log("%s: booting %s", m.title(), tree.Release)
+		return g.boot(ctx, r.opts, r.build, r.base, r.collector(m, rules, steps))
+	}
+	if err := boot(); err != nil || m.ok() {
+		return err
+	}
+	console, err := os.ReadFile(g.console())
+	if err != nil || !ranStaleBreakpoint(string(console)) {
+		return err
+	}
+	r.log("%s: QEMU ran a breakpoint that the kernel had taken away, which is QEMU's fault: once more", m.title())
+	*m = machineResult{Name: m.Name, Variant: m.Variant}
+	return boot()
 }
 
 func (r *runner) collector(m *machineResult, rules rules, steps []plan.Step) *collector {
