@@ -3,7 +3,6 @@
 package kernel
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"net/netip"
@@ -74,12 +73,7 @@ func programsFor(t *testing.T, f loader.Features) map[string]hookup {
 	if f != loader.DefaultFeatures() {
 		opts := options()
 		opts.Features = &f
-		dp, err := loader.Load(context.Background(), opts)
-		require.NoError(t, err)
-		require.NoError(t, dp.Close())
-		if *ciliumSource != "" {
-			require.NoError(t, runCilium(f))
-		}
+		reload(t, opts)
 	}
 	loaded[f] = hookups(t)
 	return loaded[f]

@@ -16,13 +16,13 @@ import (
 // With -cilium, Cilium's own programs are tested in the place of mode legacy, by the same tests: that is how
 // we know that the reference does what they say it does.
 
-// runCilium puts Cilium's programs into the place of ours.
-func runCilium(f loader.Features) error {
-	full, err := options().WithDefaults()
+// runCilium puts Cilium's programs into the place of ours, which were loaded with the options.
+func runCilium(opts loader.Options) error {
+	full, err := opts.WithDefaults()
 	if err != nil {
 		return err
 	}
-	agent, err := newAgent(full.MapsDir, f)
+	agent, err := newAgent(full.MapsDir, *full.Features)
 	if err != nil {
 		return err
 	}

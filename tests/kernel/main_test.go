@@ -86,7 +86,7 @@ func run(m *testing.M) (int, error) {
 	}
 	if *ciliumSource != "" {
 		modes = []loader.Mode{legacy}
-		if err := runCilium(loader.DefaultFeatures()); err != nil {
+		if err := runCilium(options()); err != nil {
 			return 0, err
 		}
 	}

@@ -43,7 +43,7 @@ func reload(t *testing.T, opts loader.Options) {
 	require.NoError(t, err)
 	require.NoError(t, dp.Close())
 	if *ciliumSource != "" {
-		require.NoError(t, runCilium(loader.DefaultFeatures()))
+		require.NoError(t, runCilium(opts))
 	}
 }
 
