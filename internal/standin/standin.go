@@ -232,31 +232,40 @@ func (a *Agent) Update(dir string) error {
 // Replace puts the programs into the place of revsk's own, whose links are pinned in the directory, and
 // detaches those of hooks for which the agent has none.
 func (a *Agent) Replace(dir string) error {
-	links, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
 	wanted := make(map[string]*ebpf.Program)
 	for name, prog := range a.Programs {
 		wanted[strings.TrimSuffix(own[name], "_bounded")] = prog
+	}
+	if err := Exchange(dir, wanted); err != nil {
+		return err
+	}
+	if len(wanted) > 0 {
+		return fmt.Errorf("%s has no links for %v", dir, slices.Sorted(maps.Keys(wanted)))
+	}
+	return nil
+}
+
+// Exchange puts each program into the link that is pinned in the directory by its name, and detaches the links
+// for which there is none. It leaves in the map the programs for which there is no link.
+func Exchange(dir string, programs map[string]*ebpf.Program) error {
+	links, err := os.ReadDir(dir)
+	if err != nil {
+		return err
 	}
 	for _, file := range links {
 		l, err := link.LoadPinnedLink(filepath.Join(dir, file.Name()), nil)
 		if err != nil {
 			return err
 		}
-		if prog := wanted[file.Name()]; prog != nil {
+		if prog := programs[file.Name()]; prog != nil {
 			err = l.Update(prog)
 		} else {
 			err = errors.Join(l.Detach(), l.Unpin())
 		}
-		delete(wanted, file.Name())
+		delete(programs, file.Name())
 		if err := errors.Join(err, l.Close()); err != nil {
-			return fmt.Errorf("replacing %s: %w", file.Name(), err)
+			return fmt.Errorf("exchanging %s: %w", file.Name(), err)
 		}
-	}
-	if len(wanted) > 0 {
-		return fmt.Errorf("%s has no links for %v", dir, slices.Sorted(maps.Keys(wanted)))
 	}
 	return nil
 }

@@ -207,7 +207,7 @@ func TestBranchDifferenceKernelSockets(t *testing.T) {
 		defer x.close()
 		a := s.service()
 		x.connect(a.front)
-		s.counted(1, s.before.Translated, s.counters().Translated)
+		s.counted(s.before.Translated, s.counters().Translated)
 		s.talks(x, a.backend, a.front)
 		x.close()
 		require.Eventually(s, func() bool { return len(s.establishedTo(a.backend)) == 0 }, patience, tick)

@@ -152,7 +152,7 @@ func TestBranchC2_ConnectIsRejected(t *testing.T) {
 			a := s.put(s.host(1, firstPort), 0, nil)
 			x := s.socket()
 			require.ErrorIs(s, x.tryConnect(a.front), rejection(s.T, unix.EHOSTUNREACH))
-			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
+			s.counted(s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 		}},
 		rule{name: "without memory: ENOMEM", notLegacy: storesNothing, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
@@ -175,7 +175,7 @@ func TestBranchS1_SendIsRejected(t *testing.T) {
 		rule{name: "without a backend: EHOSTUNREACH", play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, nil)
 			require.ErrorIs(s, s.socket().trySendTo(a.front, "lost"), rejection(s.T, unix.EHOSTUNREACH))
-			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
+			s.counted(s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 		}},
 		rule{name: "without memory: ENOMEM", notLegacy: storesNothing, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))

@@ -4,7 +4,6 @@ package kernel
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/revsk/revsk/internal/netns"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -108,27 +108,17 @@ func hookups(t *testing.T) map[string]hookup {
 // switchTo attaches these programs, and detaches others.
 func switchTo(t *testing.T, wanted map[string]hookup) {
 	t.Helper()
-	entries, err := os.ReadDir(linksDir(t))
-	require.NoError(t, err)
-	missing := maps.Clone(wanted)
-	for _, e := range entries {
-		l, err := link.LoadPinnedLink(filepath.Join(linksDir(t), e.Name()), nil)
-		require.NoError(t, err)
-		if h, ok := wanted[e.Name()]; ok {
-			require.NoError(t, l.Update(h.program))
-		} else {
-			require.NoError(t, l.(interface{ Detach() error }).Detach())
-			require.NoError(t, l.Unpin())
-		}
-		require.NoError(t, l.Close())
-		delete(missing, e.Name())
+	missing := make(map[string]*ebpf.Program)
+	for name, h := range wanted {
+		missing[name] = h.program
 	}
+	require.NoError(t, standin.Exchange(linksDir(t), missing))
 	cgroup, err := os.Open(sandbox.Cgroup())
 	require.NoError(t, err)
 	defer cgroup.Close()
-	for name, h := range missing {
+	for name, program := range missing {
 		l, err := link.AttachRawLink(link.RawLinkOptions{
-			Target: int(cgroup.Fd()), Program: h.program, Attach: h.attach,
+			Target: int(cgroup.Fd()), Program: program, Attach: wanted[name].attach,
 		})
 		require.NoError(t, err)
 		require.NoError(t, l.Pin(filepath.Join(linksDir(t), name)))

@@ -90,10 +90,10 @@ func TestRecvmsg(t *testing.T) {
 			a := s.service()
 			x := s.socket()
 			s.asksService(x, a)
-			s.counted(1, s.before.Reversed, s.counters().Reversed)
+			s.counted(s.before.Reversed, s.counters().Reversed)
 			s.asks(x, s.plainServer(), s.plainServer(), s.plainServer())
-			s.counted(1, s.before.Reversed, s.counters().Reversed)
-			s.counted(1, s.before.Translated, s.counters().Translated)
+			s.counted(s.before.Reversed, s.counters().Reversed)
+			s.counted(s.before.Translated, s.counters().Translated)
 			s.mayLeak = s.mode == legacy
 		}},
 	)

@@ -119,7 +119,7 @@ func TestSendmsg(t *testing.T) {
 			before := x.peers()
 			s.rejectedNoBackend(x.trySendTo(none.front, "lost"))
 			assert.Equal(s, before, x.peers())
-			s.counted(1, s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
+			s.counted(s.before.RejectedNoBackend, s.counters().RejectedNoBackend)
 			s.asksService(x, a)
 			s.mayLeak = s.mode == legacy
 		}},
