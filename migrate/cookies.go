@@ -22,7 +22,7 @@ func (r *rollback) withCookies(ctx context.Context, list []inspect.Socket) ([]in
 	if len(lacking) == 0 {
 		return list, nil
 	}
-	d := &descriptors{pidfds: make(map[int]int)}
+	d := newDescriptors(nil, "")
 	defer d.close()
 	err := d.eachSocket(ctx, func(fd int) error {
 		var st unix.Stat_t

@@ -4,8 +4,11 @@ package migrate
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -15,42 +18,63 @@ import (
 	"github.com/revsk/revsk/internal/openfiles"
 )
 
-// ticketLevel is the level of the setsockopt calls that fill_descriptor is for (TICKET_LEVEL in
+// requestLevel is the level of the setsockopt calls that fill_descriptor is for (REQUEST_LEVEL in
 // bpf/iter/fill.c).
-const ticketLevel = 0x72657673
+const requestLevel = 0x72657673
 
-// errNotServed: the socket is not below the cgroup of the hooks.
-var errNotServed = errors.New("socket is not in the cgroup")
+// errNotReached: no program has done its work for the socket. It is not below the cgroup of the hooks, for
+// example.
+var errNotReached = errors.New("socket could not be reached")
 
-// descriptors visits sockets by their file descriptors. The hook that this takes is attached for as long
-// as it is in use, and goes with the process.
+// descriptors visits sockets by their file descriptors. The hook that this takes is attached when the first
+// socket needs it, for as long as descriptors is open, and goes with the process.
+//
+// The hook serves the thread that has called newDescriptors, and no other: the caller stays on it until
+// close.
 type descriptors struct {
 	programs *programs
-	link     link.Link
+	cgroup   string
+	hook     link.Link
+	refused  error // wraps errHookRefused
 	pidfds   map[int]int
 }
 
-func newDescriptors(p *programs, cgroup string) (*descriptors, error) {
-	d := &descriptors{programs: p, pidfds: make(map[int]int)}
-	prog := p.Programs[iter.FillProgFillDescriptor]
-	if prog == nil {
-		return d, nil // a plan changes nothing
-	}
-	var err error
-	d.link, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachCGroupSetsockopt, Program: prog})
-	if err != nil {
-		return nil, fmt.Errorf("attaching a setsockopt hook to %s: %w", cgroup, err)
-	}
-	return d, nil
+func newDescriptors(p *programs, cgroup string) *descriptors {
+	runtime.LockOSThread()
+	return &descriptors{programs: p, cgroup: cgroup, pidfds: make(map[int]int)}
 }
 
+// close may be called once.
 func (d *descriptors) close() {
 	for _, fd := range d.pidfds {
 		unix.Close(fd)
 	}
-	if d.link != nil {
-		d.link.Close()
+	if d.hook != nil {
+		d.hook.Close()
 	}
+	runtime.UnlockOSThread()
+}
+
+// attach makes setsockopt calls of this thread reach the program. Returns an error wrapping errNotReached if
+// the programs of others do not allow it.
+func (d *descriptors) attach() error {
+	if d.hook != nil {
+		return nil
+	}
+	if d.refused == nil {
+		// In the kernel's own words for the thread, which do not depend on a namespace.
+		_, err := d.programs.Programs[iter.FillProgNoteCaller].Run(&ebpf.RunOptions{})
+		if err != nil {
+			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
+		}
+		d.hook, err = attachSockoptHook(d.cgroup, d.programs.Programs[iter.FillProgFillDescriptor])
+		if !errors.Is(err, errHookRefused) {
+			return err
+		}
+		d.refused = err
+	}
+	d.programs.unreached = d.refused
+	return fmt.Errorf("%w: %w", errNotReached, d.refused)
 }
 
 // get returns a descriptor of this process for that of another. The caller closes it.
@@ -83,37 +107,59 @@ func (d *descriptors) visitIf(fd int, cookie uint64, s *iter.FillRevskImportSock
 	return d.visit(fd, cookie, s)
 }
 
-// visit has fill_descriptor judge the entries of a socket. Returns an error wrapping errNotServed.
-func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket) error {
-	tickets := d.programs.Maps[iter.FillMapRevskTickets]
-	key := uint32(fd)
-	if err := tickets.Put(key, iter.FillRevskTicket{Cookie: cookie, Next: s.First}); err != nil {
-		return fmt.Errorf("putting a ticket on a socket: %w", err)
+// visit has fill_descriptor judge the entries of a socket. Returns an error wrapping errNotReached.
+func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket) (err error) {
+	if err := d.attach(); err != nil {
+		return err
 	}
-	for range s.Count {
-		if err := unix.SetsockoptString(fd, ticketLevel, 0, ""); err != nil {
-			return errors.Join(fmt.Errorf("%w: %w", errNotServed, err), tickets.Delete(key))
+	requests := d.programs.Maps[iter.FillMapRevskRequests]
+	request := iter.FillRevskRequest{Cookie: cookie, Nonce: nonce()}
+	if err := requests.Put(uint32(fd), request); err != nil {
+		return fmt.Errorf("putting a request on a socket: %w", err)
+	}
+	defer func() {
+		if deleteErr := requests.Delete(uint32(fd)); deleteErr != nil {
+			err = errors.Join(err, fmt.Errorf("taking a request from a socket: %w", deleteErr))
+		}
+	}()
+	var call [16]byte // struct revsk_call
+	binary.NativeEndian.PutUint64(call[:], request.Nonce)
+	for i := range s.Count {
+		binary.NativeEndian.PutUint32(call[8:], i)
+		// What another program on the hook makes of the call says nothing: all of them run.
+		refusal := unix.SetsockoptString(fd, requestLevel, 0, string(call[:]))
+		if refusal == nil && i+1 < s.Count {
+			continue
+		}
+		if err := requests.Lookup(uint32(fd), &request); err != nil {
+			return fmt.Errorf("reading a request back: %w", err)
+		}
+		if request.Served != i+1 {
+			return errors.Join(errNotReached, refusal)
 		}
 	}
-	if err := tickets.Delete(key); err != nil {
-		return fmt.Errorf("taking a ticket from a socket: %w", err)
-	}
 	return nil
+}
+
+// nonce is a number that nobody else knows.
+func nonce() uint64 {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(err) // it never fails
+	}
+	return binary.NativeEndian.Uint64(b[:])
 }
 
 // passByDescriptor visits the sockets of all processes, each once. What the kernel lists besides is seen
 // but not reached, such as sockets in flight in a message: their entries are not leaked.
 func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
-	d, err := newDescriptors(p, s.cgroup)
-	if err != nil {
-		return engineError(EnginePidfd, err)
-	}
+	d := newDescriptors(p, s.cgroup)
 	defer d.close()
 	l := newLister(s, p)
 	if err := l.listAll(ctx); err != nil {
 		return err
 	}
-	err = d.eachSocket(ctx, func(fd int) error {
+	err := d.eachSocket(ctx, func(fd int) error {
 		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 		socket := p.sockets[cookie]
 		if err != nil || socket == nil {
@@ -122,7 +168,7 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 		if s.dryRun {
 			return l.sight(fd, cookie)
 		}
-		if err := d.visit(fd, cookie, socket); err != nil && !errors.Is(err, errNotServed) {
+		if err := d.visit(fd, cookie, socket); err != nil && !errors.Is(err, errNotReached) {
 			return err
 		}
 		return nil
@@ -158,6 +204,11 @@ func (d *descriptors) eachSocket(ctx context.Context, f func(fd int) error) erro
 		}
 		if err != nil {
 			continue // closed meanwhile
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Ino != file.Inode {
+			unix.Close(fd)
+			continue // another file by now: the socket may still be found with others
 		}
 		seen[file.Inode] = true
 		err = f(fd)

@@ -23,6 +23,8 @@ type programs struct {
 	cookies []uint64 // ascending
 	sockets map[uint64]*iter.FillRevskImportSocket
 	seen    map[uint64]*sighting // without a program
+	// unreached is why programs have not reached sockets, if that is known.
+	unreached error
 }
 
 // programOptions say how the programs are loaded.
@@ -57,6 +59,7 @@ func loadPrograms(opts programOptions, entries []*entry) (*programs, error) {
 	}
 	if opts.dryRun {
 		delete(spec.Programs, iter.FillProgFillDescriptor)
+		delete(spec.Programs, iter.FillProgNoteCaller)
 	}
 	if err := spec.Variables[iter.FillVarCfgDryRun].Set(opts.dryRun); err != nil {
 		return nil, err
@@ -208,6 +211,9 @@ func (p *programs) judge(dryRun bool) (open int, err error) {
 		}
 		if !e.judge(iter.FillRevskFate(w.Fate)) {
 			e.judgeUnvisited(seen, dryRun)
+			if e.fate == FateUnknown && p.unreached != nil {
+				e.why += ": " + p.unreached.Error()
+			}
 			open++
 		}
 	}

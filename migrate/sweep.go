@@ -69,12 +69,7 @@ func (s *sweeper) check() error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
-	d, err := newDescriptors(p, s.cgroup)
-	if err != nil {
-		return err
-	}
-	d.close()
+	p.Close()
 	return nil
 }
 
@@ -207,10 +202,7 @@ func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 			return err
 		}
 		if d == nil {
-			var err error
-			if d, err = newDescriptors(p, s.cgroup); err != nil {
-				return err
-			}
+			d = newDescriptors(p, s.cgroup)
 			defer d.close()
 		}
 		fd, err := d.get(int(socket.Pid), int(socket.Fd))
@@ -219,7 +211,7 @@ func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 		}
 		err = d.visitIf(fd, cookie, socket)
 		unix.Close(fd)
-		if err != nil && !errors.Is(err, errNotServed) {
+		if err != nil && !errors.Is(err, errNotReached) {
 			return err
 		}
 	}

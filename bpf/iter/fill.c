@@ -9,9 +9,11 @@
  * - fill_tcp and fill_udp reach every socket that is in the protocols' tables of one network
  *   namespace, whoever holds it. iter/udp takes the lock of the socket since Linux 6.5.
  * - fill_descriptor reaches a socket by one of its file descriptors, on every kernel: it is a
- *   setsockopt hook, which the kernel runs under the lock. User space puts a ticket into the
- *   storage of the socket, which says what to do, and calls setsockopt with a level of its own.
- *   Nobody else can: a socket without a ticket is none of its business.
+ *   setsockopt hook, which the kernel runs under the lock. User space puts a request into the
+ *   storage of the socket, and calls setsockopt with a level of its own for each entry.
+ *   Other processes may share the descriptor and make the same calls, at any time. Hence a call
+ *   counts only if it is by the thread that note_caller has noted and has the secret of the
+ *   request, and it can only be about an entry of the very socket that the request is for.
  *
  * find_files says which sockets are in a file table, and where: those in no protocol table
  * (disconnected datagram sockets, UDP-Lite) are left to fill_descriptor.
@@ -22,6 +24,7 @@
 /* For bpf2go, which generates the Go side of the types that the programs use. */
 const enum revsk_fate *unused_fate __attribute__((unused));
 const enum revsk_seen *unused_seen __attribute__((unused));
+const struct revsk_call *unused_call __attribute__((unused));
 
 /* Where a program has met a socket. */
 enum revsk_seen {
@@ -43,12 +46,22 @@ struct revsk_import_socket {
 
 _Static_assert(sizeof(struct revsk_import_socket) == 24, "revsk_import_socket is 24 bytes");
 
-/* What fill_descriptor is to do with the socket that has it. */
-struct revsk_ticket {
-	__u64 cookie;
-	__u32 next; /* entry */
+/* Put into the storage of a socket while it is visited by descriptor. */
+struct revsk_request {
+	__u64 cookie; /* of the socket */
+	__u64 nonce;
+	__u32 served; /* calls that fill_descriptor has done its work for */
 	__u32 pad;
 };
+
+/* The value of the socket option. */
+struct revsk_call {
+	__u64 nonce;
+	__u32 index; /* of an entry, among those of the socket */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct revsk_call) == 16, "revsk_call is 16 bytes");
 
 /* A backend of a service, and how many sockets are connected to it that have no entry. */
 struct revsk_backend_key {
@@ -86,8 +99,14 @@ struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
-	__type(value, struct revsk_ticket);
-} revsk_tickets SEC(".maps");
+	__type(value, struct revsk_request);
+} revsk_requests SEC(".maps");
+
+/*
+ * The thread whose calls of setsockopt count, as the kernel has it: a number of a process would
+ * depend on the namespace, and hooks cannot ask for it on every kernel. 0: none.
+ */
+__u64 revsk_caller = 0;
 
 /* Entries that have been judged, for who wants to watch. */
 __u64 revsk_judged = 0;
@@ -269,32 +288,48 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
+/* Run by the caller itself, by BPF_PROG_TEST_RUN. */
+SEC("raw_tp") int note_caller(void *ctx)
+{
+	revsk_caller = bpf_get_current_task();
+	return 0;
+}
+
 /* A level that no protocol has: "revs". */
-#define TICKET_LEVEL 0x72657673
+#define REQUEST_LEVEL 0x72657673
 
 SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
 {
+	struct revsk_call *call = ctx->optval;
 	struct revsk_import_socket *found;
+	struct revsk_request *request;
 	struct bpf_sock *sk = ctx->sk;
-	struct revsk_ticket *ticket;
 	struct endpoint actual;
 
-	if (ctx->level != TICKET_LEVEL || !sk)
+	/*
+	 * Of a longer value programs have the first page only, and the kernel refuses the call unless
+	 * one of them says by 0 that it is to take the application's own.
+	 */
+	if (ctx->optlen > ctx->optval_end - ctx->optval)
+		ctx->optlen = 0;
+	if (ctx->level != REQUEST_LEVEL || !sk || bpf_get_current_task() != revsk_caller)
 		return 1;
-	ticket = bpf_sk_storage_get(&revsk_tickets, sk, NULL, 0);
-	if (!ticket)
+	if ((void *)(call + 1) > ctx->optval_end)
+		return 1;
+	request = bpf_sk_storage_get(&revsk_requests, sk, NULL, 0);
+	if (!request || request->nonce != call->nonce)
 		return 1;
 	/* The kernel's own code has nothing to do. */
 	ctx->optlen = -1;
-	found = bpf_map_lookup_elem(&revsk_import_sockets, &ticket->cookie);
-	if (!found)
+	found = bpf_map_lookup_elem(&revsk_import_sockets, &request->cookie);
+	if (!found || call->index >= found->count)
 		return 1;
 	actual = sock_peer(sk);
 	found->family = sk->family;
 	found->protocol = sk->protocol;
 	found->seen |= REVSK_SEEN_FILE;
-	fill_one(ctx, sk, ticket->cookie, &actual, sk->protocol, ticket->next);
-	ticket->next++;
+	fill_one(ctx, sk, request->cookie, &actual, sk->protocol, found->first + call->index);
+	request->served++;
 	return 1;
 }
 

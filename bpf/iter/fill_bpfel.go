@@ -24,6 +24,13 @@ type FillRevskBackendKey struct {
 	Pad      [5]uint8
 }
 
+type FillRevskCall struct {
+	_     structs.HostLayout
+	Nonce uint64
+	Index uint32
+	Pad   uint32
+}
+
 type FillRevskFate uint32
 
 const (
@@ -67,19 +74,20 @@ type FillRevskImportSocket struct {
 	Pad      [4]uint8
 }
 
+type FillRevskRequest struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Nonce  uint64
+	Served uint32
+	Pad    uint32
+}
+
 type FillRevskSeen uint32
 
 const (
 	FillRevskSeenREVSK_SEEN_TABLE FillRevskSeen = 1
 	FillRevskSeenREVSK_SEEN_FILE  FillRevskSeen = 2
 )
-
-type FillRevskTicket struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Next   uint32
-	Pad    uint32
-}
 
 // Names of all BPF objects in the ELF.
 //
@@ -105,11 +113,12 @@ const (
 	FillMapRevskMetrics               = "revsk_metrics"
 	FillMapRevskOverflow              = "revsk_overflow"
 	FillMapRevskPeers                 = "revsk_peers"
-	FillMapRevskTickets               = "revsk_tickets"
+	FillMapRevskRequests              = "revsk_requests"
 	FillProgFillDescriptor            = "fill_descriptor"
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
+	FillProgNoteCaller                = "note_caller"
 	FillVarCfgCoarseClock             = "cfg_coarse_clock"
 	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
 	FillVarCfgDryRun                  = "cfg_dry_run"
@@ -128,8 +137,10 @@ const (
 	FillVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	FillVarCfgSessionAffinity         = "cfg_session_affinity"
 	FillVarCfgSetRetval               = "cfg_set_retval"
+	FillVarRevskCaller                = "revsk_caller"
 	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
+	FillVarUnusedCall                 = "unused_call"
 	FillVarUnusedFate                 = "unused_fate"
 	FillVarUnusedSeen                 = "unused_seen"
 )
@@ -180,6 +191,7 @@ type FillProgramSpecs struct {
 	FillTcp        *ebpf.ProgramSpec `ebpf:"fill_tcp"`
 	FillUdp        *ebpf.ProgramSpec `ebpf:"fill_udp"`
 	FindFiles      *ebpf.ProgramSpec `ebpf:"find_files"`
+	NoteCaller     *ebpf.ProgramSpec `ebpf:"note_caller"`
 }
 
 // FillMapSpecs contains maps before they are loaded into the kernel.
@@ -206,7 +218,7 @@ type FillMapSpecs struct {
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskTickets          *ebpf.MapSpec `ebpf:"revsk_tickets"`
+	RevskRequests         *ebpf.MapSpec `ebpf:"revsk_requests"`
 }
 
 // FillVariableSpecs contains global variables before they are loaded into the kernel.
@@ -231,8 +243,10 @@ type FillVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	RevskCaller                *ebpf.VariableSpec `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
+	UnusedCall                 *ebpf.VariableSpec `ebpf:"unused_call"`
 	UnusedFate                 *ebpf.VariableSpec `ebpf:"unused_fate"`
 	UnusedSeen                 *ebpf.VariableSpec `ebpf:"unused_seen"`
 }
@@ -277,7 +291,7 @@ type FillMaps struct {
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
-	RevskTickets          *ebpf.Map `ebpf:"revsk_tickets"`
+	RevskRequests         *ebpf.Map `ebpf:"revsk_requests"`
 }
 
 func (m *FillMaps) Close() error {
@@ -302,7 +316,7 @@ func (m *FillMaps) Close() error {
 		m.RevskMetrics,
 		m.RevskOverflow,
 		m.RevskPeers,
-		m.RevskTickets,
+		m.RevskRequests,
 	)
 }
 
@@ -328,8 +342,10 @@ type FillVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	RevskCaller                *ebpf.Variable `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`
+	UnusedCall                 *ebpf.Variable `ebpf:"unused_call"`
 	UnusedFate                 *ebpf.Variable `ebpf:"unused_fate"`
 	UnusedSeen                 *ebpf.Variable `ebpf:"unused_seen"`
 }
@@ -342,6 +358,7 @@ type FillPrograms struct {
 	FillTcp        *ebpf.Program `ebpf:"fill_tcp"`
 	FillUdp        *ebpf.Program `ebpf:"fill_udp"`
 	FindFiles      *ebpf.Program `ebpf:"find_files"`
+	NoteCaller     *ebpf.Program `ebpf:"note_caller"`
 }
 
 func (p *FillPrograms) Close() error {
@@ -350,6 +367,7 @@ func (p *FillPrograms) Close() error {
 		p.FillTcp,
 		p.FillUdp,
 		p.FindFiles,
+		p.NoteCaller,
 	)
 }
 

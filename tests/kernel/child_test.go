@@ -31,6 +31,7 @@ type errand struct {
 	Sockets          int // to open
 	Connect, Send    netip.AddrPort
 	Inherited        bool    // its sockets are one that it has inherited, connected already
+	Interfere        bool    // calls setsockopt on it as migrate does, all the time
 	Namespaces       uintptr // of its own: flags of clone(2)
 }
 
@@ -59,6 +60,9 @@ func runChild() int {
 		return 1
 	}
 	fmt.Println("ready")
+	if e.Interfere {
+		interfere(sockets[0].fd)
+	}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if err := e.check(sockets); err != nil {
 			fmt.Println(err)

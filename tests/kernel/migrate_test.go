@@ -5,18 +5,13 @@ package kernel
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
-	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
@@ -215,36 +210,6 @@ func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
 				s.migrates(engine)
 			})
 		}
-	})
-}
-
-// Another program has the place of the hook by which sockets are visited, for itself alone.
-func TestMigrateThatCannotWorkChangesNothing(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		s := newScene(t, legacy, ipv4, unix.IPPROTO_UDP)
-		a := s.service()
-		x := s.socket()
-		x.connect(a.front)
-		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Type: ebpf.CGroupSockopt, AttachType: ebpf.AttachCGroupSetsockopt, License: "GPL",
-			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
-		})
-		require.NoError(t, err)
-		defer prog.Close()
-		cgroup, err := os.Open(sandbox.Cgroup())
-		require.NoError(t, err)
-		defer cgroup.Close()
-		attach := link.RawAttachProgramOptions{Target: int(cgroup.Fd()), Program: prog, Attach: ebpf.AttachCGroupSetsockopt}
-		require.NoError(t, link.RawAttachProgram(attach))
-		defer func() {
-			require.NoError(t, link.RawDetachProgram(link.RawDetachProgramOptions{Target: attach.Target, Program: prog, Attach: attach.Attach}))
-		}()
-
-		r, err := migrate.Run(t.Context(), migrateOptions(engine))
-		require.ErrorIs(t, err, unix.EPERM)
-		assert.Equal(t, legacy, r.Mode)
-		assert.Equal(t, 1, s.hashEntries())
-		s.connected(x, a)
 	})
 }
 
