@@ -24,7 +24,7 @@ func (r *rollback) withCookies(ctx context.Context, list []inspect.Socket) ([]in
 	}
 	d := newDescriptors(nil, "")
 	defer d.close()
-	err := d.eachSocket(ctx, func(fd int) error {
+	err := d.eachSocket(ctx, make(map[uint64]bool), func(fd int) error {
 		var st unix.Stat_t
 		if unix.Fstat(fd, &st) == nil && lacking[st.Ino] {
 			// Asking makes the kernel choose; what it says is in the next list.

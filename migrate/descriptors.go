@@ -159,7 +159,7 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 	if err := l.listAll(ctx); err != nil {
 		return err
 	}
-	err := d.eachSocket(ctx, func(fd int) error {
+	err := d.eachSocket(ctx, l.done, func(fd int) error {
 		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 		socket := p.sockets[cookie]
 		if err != nil || socket == nil {
@@ -179,13 +179,13 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 	return nil
 }
 
-// eachSocket calls f with a descriptor of each socket that is in a file table, once for each socket.
-func (d *descriptors) eachSocket(ctx context.Context, f func(fd int) error) error {
+// eachSocket calls f with a descriptor of each socket that is in a file table, once for each socket. Those in
+// done, by inode, are left out, and the others added to it.
+func (d *descriptors) eachSocket(ctx context.Context, done map[uint64]bool, f func(fd int) error) error {
 	files, err := openfiles.Sockets(ctx)
 	if err != nil {
 		return err
 	}
-	seen := make(map[uint64]bool)
 	last := 0
 	for _, file := range files {
 		if err := ctx.Err(); err != nil {
@@ -195,7 +195,7 @@ func (d *descriptors) eachSocket(ctx context.Context, f func(fd int) error) erro
 			d.forget(last)
 			last = file.PID
 		}
-		if seen[file.Inode] {
+		if done[file.Inode] {
 			continue
 		}
 		fd, err := d.get(file.PID, file.FD)
@@ -210,7 +210,7 @@ func (d *descriptors) eachSocket(ctx context.Context, f func(fd int) error) erro
 			unix.Close(fd)
 			continue // another file by now: the socket may still be found with others
 		}
-		seen[file.Inode] = true
+		done[file.Inode] = true
 		err = f(fd)
 		unix.Close(fd)
 		if err != nil {

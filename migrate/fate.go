@@ -91,6 +91,8 @@ type entry struct {
 	fate Fate
 	why  string // FateUnknown: for the report
 
+	origin *entry // of a second look
+
 	// Of the socket, if it was seen.
 	family   uint16
 	protocol lbmap.Protocol

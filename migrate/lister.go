@@ -19,10 +19,18 @@ type lister struct {
 	backends     map[backendKey]bool
 	withoutEntry map[backendKey]int // nil: not to be counted
 	listed       map[uint64]bool    // network namespaces, by inode
+	done         map[uint64]bool    // sockets that need no visit, by inode
+	dryRun       bool
 }
 
 func newLister(s *sweeper, p *programs) *lister {
-	l := &lister{programs: p, listed: make(map[uint64]bool), backends: make(map[backendKey]bool)}
+	l := &lister{
+		programs: p,
+		backends: make(map[backendKey]bool),
+		listed:   make(map[uint64]bool),
+		done:     make(map[uint64]bool),
+		dryRun:   s.dryRun,
+	}
 	if s.passes == 0 && len(s.backends) > 0 {
 		// Of one pass only.
 		s.withoutEntry = make(map[backendKey]int)
@@ -79,7 +87,11 @@ func (l *lister) note(s sockdiag.Socket) {
 		return // closed by its application
 	}
 	at := backendKey{s.Remote, lbmap.Protocol(s.Protocol)}
-	if l.programs.sockets[s.Cookie] != nil {
+	hasEntries := l.programs.sockets[s.Cookie] != nil
+	if l.dryRun || !hasEntries {
+		l.done[uint64(s.Inode)] = true
+	}
+	if hasEntries {
 		l.programs.seen[s.Cookie] = &sighting{uint16(s.Family), at.protocol, at.addr}
 	}
 	if l.withoutEntry != nil && l.backends[at] && !l.programs.has(s.Cookie, at.addr) {

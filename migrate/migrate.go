@@ -16,6 +16,7 @@ const (
 	stepDual     = "switch to mode dual"
 	stepSnapshot = "read the hash"
 	stepSweep    = "visit sockets"
+	stepConfirm  = "look again for sockets that were not found"
 	stepVerify   = "verify"
 	stepStorage  = "switch to mode storage"
 	stepDelete   = "delete from the hash"
@@ -143,6 +144,9 @@ func (m *migration) moveAll(ctx context.Context) error {
 	if err := m.move(ctx); err != nil {
 		return err
 	}
+	if err := m.do(stepConfirm, func() error { return m.confirm(ctx) }); err != nil {
+		return err
+	}
 	if err := m.do(stepVerify, func() error { return m.verify(ctx) }); err != nil {
 		return err
 	}
@@ -255,10 +259,23 @@ func (m *migration) outdated(ctx context.Context) error {
 		return err
 	}
 	held := tuples(list)
+	var others []*entry
 	for _, e := range fresh {
-		e.fate = FateEnded
 		if _, ok := held[e.key]; ok {
 			e.fate = FatePresent
+			continue
+		}
+		others = append(others, e)
+	}
+	if len(others) > 0 {
+		look := m.sweeper.reader(m.sweeper.engine)
+		if err := look.sweep(ctx, others); err != nil {
+			return err
+		}
+	}
+	for _, e := range others {
+		if e.fate != FateLeaked {
+			e.fate = FateEnded // its socket lives, and does not hold it
 		}
 	}
 	m.entries = append(m.entries, fresh...)

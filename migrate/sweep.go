@@ -73,6 +73,11 @@ func (s *sweeper) check() error {
 	return nil
 }
 
+// reader returns a sweeper on the same maps that changes nothing, with that engine if the kernel has it.
+func (s *sweeper) reader(engine Engine) *sweeper {
+	return &sweeper{engine: engine, mayChange: true, dryRun: true, cgroup: s.cgroup, replacements: s.replacements}
+}
+
 func (s *sweeper) load(entries []*entry) (*programs, error) {
 	p, err := loadPrograms(s.programOptions(), entries)
 	if err != nil && refused(err) && s.engine == EngineIter && s.mayChange {

@@ -180,6 +180,9 @@ static __always_inline void fill_one(void *ctx, void *sk, __u64 cookie,
 
 static long fill_step(__u32 i, struct fill_loop *loop)
 {
+	/* What is added now the release hook may not find, nor remove. */
+	if (is_closed(loop->sk))
+		return 1;
 	fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol, loop->first + i);
 	return 0;
 }
@@ -223,12 +226,6 @@ static __always_inline int fill_from_table(void *ctx, void *sk, const struct soc
 	return 0;
 }
 
-/* No file: the application has closed it, and its release hook has run. */
-static __always_inline bool is_orphan(const struct sock *sk)
-{
-	return !sk->sk_socket;
-}
-
 SEC("iter/tcp") int fill_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *c = ctx->sk_common;
@@ -238,7 +235,7 @@ SEC("iter/tcp") int fill_tcp(struct bpf_iter__tcp *ctx)
 		return 0;
 	/* NULL for what is not a whole socket: TIME_WAIT, requests. */
 	tcp = bpf_skc_to_tcp_sock(c);
-	if (!tcp || is_orphan((struct sock *)tcp))
+	if (!tcp || is_closed((struct sock *)tcp))
 		return 0;
 	return fill_from_table(ctx, c, c, IPPROTO_TCP);
 }
@@ -247,7 +244,7 @@ SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
 {
 	struct udp_sock *udp = ctx->udp_sk;
 
-	if (!udp || is_orphan(&udp->inet.sk))
+	if (!udp || is_closed(&udp->inet.sk))
 		return 0;
 	return fill_from_table(ctx, udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol);
 }

@@ -78,6 +78,15 @@ struct inode {
 struct file {
 	struct inode *f_inode;
 	void *private_data;
+	atomic64_t f_count; /* of references, before 6.13 */
+};
+
+typedef struct {
+	atomic64_t refcnt; /* negative: there is none any more */
+} file_ref_t;
+
+struct file___6_13 {
+	file_ref_t f_ref;
 };
 
 struct sock;
@@ -173,6 +182,25 @@ struct bpf_iter__task_file {
 	__u32 fd __attribute__((aligned(8)));
 	__bpf_md_ptr(struct file *, file);
 };
+
+/*
+ * The last descriptor has been closed: the release hook runs, or has run. It does not hold the lock of the
+ * socket.
+ */
+static __always_inline bool is_closed(struct sock *sk)
+{
+	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
+	struct file *file;
+
+	if (!socket)
+		return true;
+	file = BPF_CORE_READ(socket, file);
+	if (!file)
+		return false; /* a socket of the kernel's own */
+	if (bpf_core_field_exists(struct file___6_13, f_ref))
+		return BPF_CORE_READ((struct file___6_13 *)file, f_ref.refcnt.counter) < 0;
+	return BPF_CORE_READ(file, f_count.counter) <= 0;
+}
 
 static __always_inline union ip_addr local_address(const struct sock_common *c)
 {

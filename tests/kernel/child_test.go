@@ -32,6 +32,7 @@ type errand struct {
 	Connect, Send    netip.AddrPort
 	Inherited        bool    // its sockets are one that it has inherited, connected already
 	Interfere        bool    // calls setsockopt on it as migrate does, all the time
+	Hide             bool    // has it in the file table of one thread only, until it is asked
 	Namespaces       uintptr // of its own: flags of clone(2)
 }
 
@@ -59,12 +60,20 @@ func runChild() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println("ready")
 	if e.Interfere {
 		interfere(sockets[0].fd)
 	}
+	show := func() error { return nil }
+	if e.Hide {
+		show = hide(sockets[0])
+	}
+	fmt.Println("ready")
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if err := e.check(sockets); err != nil {
+		err := show()
+		if err == nil && e.Connect.IsValid() {
+			err = e.check(sockets)
+		}
+		if err != nil {
 			fmt.Println(err)
 		} else {
 			fmt.Println("ok")
