@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -23,8 +24,8 @@ type datapath struct {
 }
 
 // openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
-func openDatapath(ctx context.Context, opts Options) (_ *datapath, err error) {
-	dp, err := loader.Open(opts.Loader)
+func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_ *datapath, err error) {
+	dp, err := loader.Open(opts)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ func openDatapath(ctx context.Context, opts Options) (_ *datapath, err error) {
 	}()
 	d := &datapath{hash: hash{v4: dp.Map(lbmap.ReverseSK4Map), v6: dp.Map(lbmap.ReverseSK6Map)}}
 	if d.hash.v4 == nil || d.hash.v6 == nil {
-		return nil, fmt.Errorf("%s: %w", opts.Loader.MapsDir, ErrNoHash)
+		return nil, fmt.Errorf("%s: %w", opts.MapsDir, ErrNoHash)
 	}
 	hooks, err := dp.Hooks()
 	if err != nil {
@@ -44,7 +45,7 @@ func openDatapath(ctx context.Context, opts Options) (_ *datapath, err error) {
 	if err := checkHooks(hooks); err != nil {
 		return nil, err
 	}
-	if err := checkProcesses(opts.Logger); err != nil {
+	if err := checkProcesses(log); err != nil {
 		return nil, err
 	}
 	if d.Locked, err = dp.Lock(ctx); err != nil {

@@ -165,13 +165,12 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 		if err != nil || socket == nil {
 			return nil // of a kind without cookie, or without entries
 		}
-		if s.dryRun {
-			return l.sight(fd, cookie)
+		if !s.dryRun {
+			if err := d.visit(fd, cookie, socket); !errors.Is(err, errNotReached) {
+				return err
+			}
 		}
-		if err := d.visit(fd, cookie, socket); err != nil && !errors.Is(err, errNotReached) {
-			return err
-		}
-		return nil
+		return l.sight(fd, cookie)
 	})
 	if err != nil {
 		return fmt.Errorf("visiting the sockets of processes: %w", err)

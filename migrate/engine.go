@@ -26,13 +26,13 @@ const (
 	EnginePidfd Engine = "pidfd"
 )
 
-// ParseEngine reads the name of an engine.
+// ParseEngine reads the name of an engine. Returns an error wrapping [ErrInvalid].
 func ParseEngine(s string) (Engine, error) {
 	switch e := Engine(s); e {
 	case EngineAuto, EngineIter, EnginePidfd:
 		return e, nil
 	}
-	return "", fmt.Errorf("unknown engine %q: use auto, iter or pidfd", s)
+	return "", fmt.Errorf("%w: engine %q: use auto, iter or pidfd", ErrInvalid, s)
 }
 
 // lockingIterators tells whether iter/udp holds the lock of the socket that it is at. There is no other
@@ -49,10 +49,14 @@ func lockingIterators() (bool, error) {
 	return kernel.TypeByName("bpf_sock_destroy", &f) == nil, nil
 }
 
-// choose settles on an engine. What only reads does not need the lock.
+// choose settles on an engine. What only reads does not need the lock. Returns an error wrapping [ErrInvalid]
+// or [ErrEngine].
 func (e Engine) choose(dryRun bool) (Engine, error) {
 	if e == "" {
 		e = EngineAuto
+	}
+	if _, err := ParseEngine(string(e)); err != nil {
+		return "", err
 	}
 	if e == EnginePidfd {
 		return e, nil

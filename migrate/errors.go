@@ -8,10 +8,13 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // Errors that callers can tell apart with errors.Is, besides those of package loader.
 var (
+	// ErrInvalid: an option has a value that does not exist, or that is not for this function.
+	ErrInvalid = errors.New("invalid option")
 	// ErrNoHash: a legacy map that is needed is not pinned.
 	ErrNoHash = errors.New("legacy map is not there")
 	// ErrLayout: a pinned legacy map has another layout. Nothing is read from it.
@@ -28,8 +31,14 @@ var (
 	ErrDoesNotFit = errors.New("does not fit into the legacy map")
 )
 
-// refused tells a kernel that lacks something from other errors of loading programs.
+// refused tells a kernel that lacks something from other errors of loading programs: want of memory or of
+// descriptors, for example, comes as an error of the verifier, too, or as a feature that is not there.
 func refused(err error) bool {
+	for _, passing := range []error{unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.EINTR, unix.EPERM} {
+		if errors.Is(err, passing) {
+			return false
+		}
+	}
 	verifier := new(ebpf.VerifierError)
 	return errors.As(err, &verifier) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, btf.ErrNotFound)
 }

@@ -25,9 +25,14 @@ func openHash(dir string) (hash, error) {
 	var h hash
 	for name, m := range map[string]**ebpf.Map{lbmap.ReverseSK4Map: &h.v4, lbmap.ReverseSK6Map: &h.v6} {
 		path := filepath.Join(dir, name)
-		opened, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		// Absent is what is not at that path. Opening it may fail in the same words, for want of /proc.
+		_, err := os.Lstat(path)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
+		}
+		var opened *ebpf.Map
+		if err == nil {
+			opened, err = ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 		}
 		if err != nil {
 			h.close()

@@ -64,6 +64,7 @@ type Unresolved struct {
 // migration is a migration under way.
 type migration struct {
 	worker
+	opts     Options
 	dp       *datapath
 	services services
 	sweeper  sweeper
@@ -81,8 +82,7 @@ type migration struct {
 // error wraps [ErrUnresolved]. Other errors wrap [ErrNoHash], [ErrIncomplete], [ErrEngine], [ErrProcesses] or
 // those of package loader.
 func Run(ctx context.Context, opts Options) (*Report, error) {
-	opts, err := opts.withDefaults()
-	if err != nil {
+	if err := checkLoader(&opts.Loader); err != nil {
 		return nil, err
 	}
 	engine, err := opts.Engine.choose(false)
@@ -93,19 +93,21 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	dp, err := openDatapath(ctx, opts)
+	w := newWorker(opts.Progress, opts.BeforeStep, opts.Logger)
+	dp, err := openDatapath(ctx, opts.Loader, w.log)
 	if err != nil {
 		return nil, err
 	}
 	defer dp.close()
 	m := &migration{
-		worker:   worker{Options: opts},
+		worker:   w,
+		opts:     opts,
 		dp:       dp,
 		services: svcs,
 		known:    make(map[lbmap.ReverseSKKey]bool),
 		sweeper: sweeper{
 			engine:       engine,
-			mayChange:    opts.Engine == EngineAuto,
+			mayChange:    opts.Engine != EngineIter,
 			cgroup:       opts.Loader.Cgroup,
 			replacements: dp.programMaps(),
 		},
@@ -285,7 +287,7 @@ func (m *migration) outdated(ctx context.Context) error {
 // cleanUp deletes what nobody needs any more, in mode storage.
 func (m *migration) cleanUp(ctx context.Context) error {
 	err := m.do(stepDelete, func() error { return m.deleteEntries(ctx) })
-	if err != nil || !m.UnpinSource {
+	if err != nil || !m.opts.UnpinSource {
 		return err
 	}
 	for name, source := range m.dp.hash.maps() {
@@ -306,7 +308,7 @@ func (m *migration) deleteEntries(ctx context.Context) error {
 			}
 			m.report(stepDelete, i, len(m.entries))
 		}
-		if e.fate == FateUnknown || e.fate == FateStale && m.KeepStale {
+		if e.fate == FateUnknown || e.fate == FateStale && m.opts.KeepStale {
 			continue
 		}
 		if err := m.dp.hash.delete(e.key); err != nil {

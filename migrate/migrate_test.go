@@ -4,12 +4,15 @@ package migrate
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/inspect"
@@ -177,4 +180,15 @@ func TestParseEngine(t *testing.T) {
 	}
 	_, err := ParseEngine("fast")
 	assert.ErrorContains(t, err, "auto, iter or pidfd")
+	assert.ErrorIs(t, err, ErrInvalid)
+}
+
+// What another try may have is not for want of a feature.
+func TestPassingErrorsAreNotRefusals(t *testing.T) {
+	for _, errno := range []error{unix.ENOMEM, unix.EMFILE, unix.EAGAIN, unix.EINTR} {
+		assert.False(t, refused(fmt.Errorf("%w: %w", ebpf.ErrNotSupported, errno)), errno)
+		assert.False(t, refused(&ebpf.VerifierError{Cause: errno}), errno)
+	}
+	assert.True(t, refused(&ebpf.VerifierError{Cause: unix.EINVAL}))
+	assert.True(t, refused(ebpf.ErrNotSupported))
 }

@@ -5,6 +5,7 @@ package migrate
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -78,9 +79,8 @@ func (p *Plan) WithoutEntrySum() int {
 // the pinned maps of a load balancer. The node goes on meanwhile, so numbers are of no single moment.
 //
 // Returns an error wrapping [ErrNoHash], [ErrLayout], [ErrEngine], [ErrProcesses] or [lbmap.ErrNoMap].
-func MakePlan(ctx context.Context, opts Options) (*Plan, error) {
-	opts, err := opts.withDefaults()
-	if err != nil {
+func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
+	if err := checkLoader(&opts.Loader); err != nil {
 		return nil, err
 	}
 	engine, err := opts.Engine.choose(true)
@@ -96,21 +96,25 @@ func MakePlan(ctx context.Context, opts Options) (*Plan, error) {
 		return nil, err
 	}
 	defer source.close()
-	if err := checkProcesses(opts.Logger); err != nil {
+	w := newWorker(opts.Progress, nil, opts.Logger)
+	if err := checkProcesses(w.log); err != nil {
 		return nil, err
 	}
 	replacements := source.maps()
 	// What sockets hold already, if a datapath is loaded.
-	if dp, err := loader.Open(opts.Loader); err == nil {
+	dp, err := loader.Open(opts.Loader)
+	if err != nil && !errors.Is(err, loader.ErrNotLoaded) {
+		return nil, err
+	}
+	if err == nil {
 		defer dp.Close()
 		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskPeers, iter.FillMapRevskOverflow} {
 			replacements[name] = dp.Map(name)
 		}
 	}
-	w := worker{Options: opts}
 	s := sweeper{
 		engine:       engine,
-		mayChange:    opts.Engine == EngineAuto,
+		mayChange:    opts.Engine != EngineIter,
 		dryRun:       true,
 		replacements: replacements,
 		backends:     backendsOf(list),

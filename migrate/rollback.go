@@ -51,6 +51,7 @@ type RollbackReport struct {
 // rollback is a rollback under way.
 type rollback struct {
 	worker
+	force  bool
 	dp     *datapath
 	report RollbackReport
 	// What this rollback has written and is not known to be outdated.
@@ -66,33 +67,63 @@ type difference struct{ hash, socket lbmap.ReverseSKValue }
 // again. The report is there even after an error, if anything was done.
 //
 // Returns an error wrapping [ErrDoesNotFit], with nothing changed, if the legacy maps have no room and
-// Options.Force is not set; or, with the datapath in mode dual, [ErrUnresolved]. Other errors wrap
+// RollbackOptions.Force is not set; or, with the datapath in mode dual, [ErrUnresolved]. Other errors wrap
 // [ErrNoHash], [ErrIncomplete], [ErrProcesses] or those of packages loader and inspect.
-func Rollback(ctx context.Context, opts Options) (*RollbackReport, error) {
-	opts, err := opts.withDefaults()
-	if err != nil {
+func Rollback(ctx context.Context, opts RollbackOptions) (*RollbackReport, error) {
+	return rollBack(ctx, opts, (*rollback).run)
+}
+
+// RollbackPlan is what a rollback would find.
+type RollbackPlan struct {
+	// Mode is the datapath's. In mode legacy there is nothing to do.
+	Mode loader.Mode
+	// Tuples is how many there are to bring back, at most one for each socket and backend.
+	Tuples int
+	Maps   []MapFill // with the numbers of tuples that are to go there
+	Steps  []Step
+}
+
+// PlanRollback finds out whether the hash has room for what sockets hold, and changes nothing. Returns the
+// errors that [Rollback] returns before it changes anything; the plan is there even after
+// [ErrDoesNotFit].
+func PlanRollback(ctx context.Context, opts RollbackOptions) (*RollbackPlan, error) {
+	report, err := rollBack(ctx, opts, func(r *rollback, ctx context.Context) error {
+		_, err := r.measure(ctx)
+		return err
+	})
+	if report == nil {
 		return nil, err
 	}
-	dp, err := openDatapath(ctx, opts)
+	return &RollbackPlan{Mode: report.Mode, Tuples: report.Tuples, Maps: report.Maps, Steps: report.Steps}, err
+}
+
+func rollBack(ctx context.Context, opts RollbackOptions, do func(*rollback, context.Context) error) (*RollbackReport, error) {
+	if err := checkLoader(&opts.Loader); err != nil {
+		return nil, err
+	}
+	w := newWorker(opts.Progress, opts.BeforeStep, opts.Logger)
+	dp, err := openDatapath(ctx, opts.Loader, w.log)
 	if err != nil {
 		return nil, err
 	}
 	defer dp.close()
 	r := &rollback{
-		worker:  worker{Options: opts},
+		worker:  w,
+		force:   opts.Force,
 		dp:      dp,
 		written: make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue),
 	}
-	err = r.run(ctx)
+	err = do(r, ctx)
 	mode, modeErr := dp.Mode()
 	r.report.Mode, r.report.Steps = mode, r.steps
 	return &r.report, errors.Join(err, modeErr)
 }
 
-func (r *rollback) run(ctx context.Context) error {
+// measure finds out in which mode the datapath is, and whether everything fits.
+func (r *rollback) measure(ctx context.Context) (loader.Mode, error) {
 	mode, err := r.dp.Mode()
 	if err != nil || mode == loader.ModeLegacy {
-		return err
+		return mode, err
 	}
 	var list []inspect.Socket
 	err = r.do(stepList, func() (err error) {
@@ -100,9 +131,14 @@ func (r *rollback) run(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return mode, err
 	}
-	if err := r.checkFit(list); err != nil || r.DryRun {
+	return mode, r.checkFit(list)
+}
+
+func (r *rollback) run(ctx context.Context) error {
+	mode, err := r.measure(ctx)
+	if err != nil || mode == loader.ModeLegacy {
 		return err
 	}
 	if mode == loader.ModeStorage {
@@ -134,7 +170,7 @@ func (r *rollback) checkFit(list []inspect.Socket) error {
 	}
 	r.report.Maps = mapFills(r.dp.hash.maps(), entries)
 	for _, m := range r.report.Maps {
-		if m.Entries > m.MaxEntries && !r.Force {
+		if m.Entries > m.MaxEntries && !r.force {
 			return fmt.Errorf("%s has room for %d entries, sockets hold %d: %w", m.Name, m.MaxEntries, m.Entries, ErrDoesNotFit)
 		}
 	}
@@ -292,7 +328,7 @@ func (r *rollback) missing(ctx context.Context) error {
 		}
 		r.report.Unresolved = append(r.report.Unresolved, Unresolved{key, d.socket, why})
 	}
-	if !r.Force {
+	if !r.force {
 		return fmt.Errorf("%d tuples: %w", r.report.Missing, ErrUnresolved)
 	}
 	return nil

@@ -68,6 +68,7 @@ var advice = []struct {
 
 	{migrate.ErrUnresolved, exitPartly, "nothing is lost; see what is listed, and run the same command again later"},
 	{migrate.ErrEngine, exitNotSupported, "use --engine auto; revsk features says what is missing and which kernel has it"},
+	{migrate.ErrInvalid, exitUsage, ""},
 	{migrate.ErrNoHash, exitFailed, "name the directory of the legacy maps with --maps; revsk load creates those that are missing"},
 	{migrate.ErrLayout, exitFailed, "name the directory of the legacy maps with --maps, or use the release that made this one"},
 	{migrate.ErrIncomplete, exitFailed, "run revsk load, which attaches them"},

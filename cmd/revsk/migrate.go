@@ -17,6 +17,7 @@ import (
 func newMigrateCommand(env *env) *cobra.Command {
 	var opts migrate.Options
 	engine := string(migrate.EngineAuto)
+	var dryRun bool
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "migrate",
@@ -48,8 +49,8 @@ Engines, that is, ways to come to the sockets:
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.Engine = migrate.Engine(engine)
-			if opts.DryRun {
-				return runPlan(cmd.Context(), env, opts)
+			if dryRun {
+				return runPlan(cmd.Context(), env, opts.Engine)
 			}
 			return runMigrate(cmd.Context(), env, opts, wait)
 		},
@@ -60,27 +61,28 @@ Engines, that is, ways to come to the sockets:
 		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to come to the sockets")
 	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "leave entries in the hash whose service is gone")
 	flags.BoolVar(&opts.UnpinSource, "unpin-source", false, "remove the pins of the legacy maps once they are empty")
-	flags.BoolVar(&opts.DryRun, "dry-run", false, "audit: say what would become of every entry, but change nothing")
+	flags.BoolVar(&dryRun, "dry-run", false, "audit: say what would become of every entry, but change nothing")
 	addWaitFlag(flags, &wait)
 	return cmd
 }
 
-// prepare fills in what the global flags say. The caller calls stop when the work has ended.
-func (e *env) prepare(opts *migrate.Options) (stop func(), err error) {
+// prepare returns what the global flags say, and shows progress until the caller calls stop.
+func (e *env) prepare() (opts loader.Options, progress func(migrate.Progress), stop func(), err error) {
 	if err := unlimitMemory(); err != nil {
-		return nil, err
+		return opts, nil, nil, err
 	}
-	if opts.Loader, err = e.options(); err != nil {
-		return nil, err
+	if opts, err = e.options(); err != nil {
+		return opts, nil, nil, err
 	}
-	opts.Logger = e.logger()
-	opts.Progress, stop = e.startProgress()
-	return stop, nil
+	progress, stop = e.startProgress()
+	return opts, progress, stop, nil
 }
 
-func runPlan(ctx context.Context, env *env, opts migrate.Options) error {
-	stop, err := env.prepare(&opts)
-	if err != nil {
+func runPlan(ctx context.Context, env *env, engine migrate.Engine) error {
+	opts := migrate.PlanOptions{Engine: engine, Logger: env.logger()}
+	var stop func()
+	var err error
+	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
 		return err
 	}
 	plan, err := migrate.MakePlan(ctx, opts)
@@ -103,8 +105,10 @@ func runPlan(ctx context.Context, env *env, opts migrate.Options) error {
 }
 
 func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.Duration) error {
-	stop, err := env.prepare(&opts)
-	if err != nil {
+	opts.Logger = env.logger()
+	var stop func()
+	var err error
+	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
 		return err
 	}
 	var report *migrate.Report

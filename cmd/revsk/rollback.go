@@ -14,7 +14,8 @@ import (
 )
 
 func newRollbackCommand(env *env) *cobra.Command {
-	var opts migrate.Options
+	var opts migrate.RollbackOptions
+	var dryRun bool
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "rollback",
@@ -35,31 +36,40 @@ command again.`,
   revsk rollback -o json | jq .missing`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runRollback(cmd.Context(), env, opts, wait)
+			return runRollback(cmd.Context(), env, opts, dryRun, wait)
 		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&opts.Force, "force", false, "go on even if sockets lose their service for want of room in the legacy maps")
-	addDryRunFlag(flags, &opts.DryRun)
+	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
 	return cmd
 }
 
-func runRollback(ctx context.Context, env *env, opts migrate.Options, wait time.Duration) error {
-	stop, err := env.prepare(&opts)
-	if err != nil {
+func runRollback(ctx context.Context, env *env, opts migrate.RollbackOptions, dryRun bool, wait time.Duration) error {
+	opts.Logger = env.logger()
+	var stop func()
+	var err error
+	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
 		return err
 	}
 	var report *migrate.RollbackReport
 	err = waitForLock(ctx, wait, func() (err error) {
-		report, err = migrate.Rollback(ctx, opts)
+		if !dryRun {
+			report, err = migrate.Rollback(ctx, opts)
+			return err
+		}
+		plan, err := migrate.PlanRollback(ctx, opts)
+		if plan != nil {
+			report = &migrate.RollbackReport{Mode: plan.Mode, Tuples: plan.Tuples, Maps: plan.Maps, Steps: plan.Steps}
+		}
 		return err
 	})
 	stop()
 	if report == nil {
 		return err
 	}
-	doc := newRollbackDocument(report, opts.DryRun, err == nil)
+	doc := newRollbackDocument(report, dryRun, err == nil)
 	return env.printReport(doc, interrupted(err, report.Mode))
 }
 

@@ -77,7 +77,7 @@ func (b *bench) migration(ctx context.Context, v *variant, engine migrate.Engine
 	opts := migrate.Options{Loader: v.opts, Engine: engine}
 	opts.Loader.Mode, opts.Loader.Force = nil, false
 	err = b.pass(ctx, fmt.Sprintf("audit, engine %s", engine), n, 1, func() error {
-		plan, err := migrate.MakePlan(ctx, opts)
+		plan, err := migrate.MakePlan(ctx, migrate.PlanOptions{Loader: opts.Loader, Engine: engine})
 		if err != nil {
 			return err
 		}
@@ -100,7 +100,7 @@ func (b *bench) migration(ctx context.Context, v *variant, engine migrate.Engine
 		return err
 	}
 	err = b.pass(ctx, fmt.Sprintf("roll back, after engine %s", engine), n, 1, func() error {
-		_, err := migrate.Rollback(ctx, opts)
+		_, err := migrate.Rollback(ctx, migrate.RollbackOptions{Loader: opts.Loader})
 		return err
 	})
 	if err != nil {

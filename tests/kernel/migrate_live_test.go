@@ -229,7 +229,7 @@ func runWorker() int {
 
 func (w work) do() error {
 	if w.Rollback {
-		_, err := migrate.Rollback(context.Background(), migrateOptions(w.Engine))
+		_, err := migrate.Rollback(context.Background(), rollbackOptions())
 		return err
 	}
 	_, err := migrate.Run(context.Background(), migrateOptions(w.Engine))

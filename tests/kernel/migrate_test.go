@@ -22,6 +22,12 @@ func migrateOptions(engine migrate.Engine) migrate.Options {
 	return migrate.Options{Loader: options(), Engine: engine}
 }
 
+func planOptions(engine migrate.Engine) migrate.PlanOptions {
+	return migrate.PlanOptions{Loader: options(), Engine: engine}
+}
+
+func rollbackOptions() migrate.RollbackOptions { return migrate.RollbackOptions{Loader: options()} }
+
 // withEngines plays with each engine that the kernel has.
 func withEngines(t *testing.T, play func(t *testing.T, engine migrate.Engine)) {
 	t.Helper()
@@ -51,7 +57,7 @@ func (s *scene) migrates(engine migrate.Engine) *migrate.Report {
 
 func (s *scene) rollsBack() *migrate.RollbackReport {
 	s.Helper()
-	r, err := migrate.Rollback(s.Context(), migrateOptions(migrate.EngineAuto))
+	r, err := migrate.Rollback(s.Context(), rollbackOptions())
 	require.NoError(s, err, "%+v", r)
 	require.Equal(s, loader.ModeLegacy, r.Mode)
 	require.Zero(s, r.Missing)
@@ -83,7 +89,7 @@ func TestMigrateSortsEntries(t *testing.T) {
 			s.leak(3)
 			s.delete(gone)
 
-			plan, err := migrate.MakePlan(s.Context(), migrateOptions(engine))
+			plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
 			require.NoError(s, err)
 			s.addUp(plan.Counts)
 			assert.Equal(s, migrate.Counts{Entries: 6, MovedConn: 1, MovedPeers: 1, Stale: 1, Leaked: 3}, plan.Counts)
@@ -173,18 +179,16 @@ func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
 				entries := s.hashEntries()
 				errCrash := errors.New("a crash")
 				// Before each step of one run after the other, until one comes to its end.
-				crash := func(run func(migrate.Options) error) (runs int) {
+				crash := func(run func(beforeStep func(string) error) error) (runs int) {
 					for {
 						runs++
 						n := 0
-						opts := migrateOptions(engine)
-						opts.BeforeStep = func(string) error {
+						err := run(func(string) error {
 							if n++; n == runs {
 								return errCrash
 							}
 							return nil
-						}
-						err := run(opts)
+						})
 						s.connected(x, a)
 						if err == nil {
 							return runs
@@ -192,7 +196,9 @@ func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
 						require.ErrorIs(s, err, errCrash)
 					}
 				}
-				runs := crash(func(opts migrate.Options) error {
+				runs := crash(func(beforeStep func(string) error) error {
+					opts := migrateOptions(engine)
+					opts.BeforeStep = beforeStep
 					r, err := migrate.Run(s.Context(), opts)
 					s.addUp(r.Counts)
 					return err
@@ -201,7 +207,9 @@ func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
 				assert.Zero(s, s.hashEntries())
 				assert.Equal(s, entries-2, x.tuples()+y.tuples(), "tuples, each once")
 
-				runs = crash(func(opts migrate.Options) error {
+				runs = crash(func(beforeStep func(string) error) error {
+					opts := rollbackOptions()
+					opts.BeforeStep = beforeStep
 					_, err := migrate.Rollback(s.Context(), opts)
 					return err
 				})
@@ -229,7 +237,7 @@ func TestRollbackThatDoesNotFitChangesNothing(t *testing.T) {
 			n++
 		}
 	}
-	r, err := migrate.Rollback(t.Context(), migrateOptions(migrate.EngineAuto))
+	r, err := migrate.Rollback(t.Context(), rollbackOptions())
 	require.ErrorIs(t, err, migrate.ErrDoesNotFit)
 	assert.Equal(t, n, r.Tuples)
 	mode, err := datapath.Mode()
@@ -238,7 +246,7 @@ func TestRollbackThatDoesNotFitChangesNothing(t *testing.T) {
 	assert.Zero(t, s.hashEntries())
 
 	// With force what fits is there, and what does not is counted.
-	opts := migrateOptions(migrate.EngineAuto)
+	opts := rollbackOptions()
 	opts.Force = true
 	r, err = migrate.Rollback(t.Context(), opts)
 	require.NoError(t, err)
@@ -271,4 +279,53 @@ func TestMigrateUnpinsTheSource(t *testing.T) {
 		_, err = migrate.Run(s.Context(), migrateOptions(migrate.EngineAuto))
 		require.NoError(s, err)
 	})
+}
+
+// A dry run is a plan. An option that would be honoured by a part of the work only is refused.
+func TestMigrateRefusesWhatItWouldNotHonour(t *testing.T) {
+	s := newScene(t, legacy, ipv4, unix.IPPROTO_UDP)
+	a := s.service()
+	x := s.socket()
+	x.connect(a.front)
+	dry := options()
+	dry.DryRun = true
+	for name, run := range map[string]func() error{
+		"migrate": func() error {
+			_, err := migrate.Run(t.Context(), migrate.Options{Loader: dry})
+			return err
+		},
+		"roll back": func() error {
+			_, err := migrate.Rollback(t.Context(), migrate.RollbackOptions{Loader: dry})
+			return err
+		},
+		"migrate by an unknown engine": func() error {
+			_, err := migrate.Run(t.Context(), migrateOptions("bogus"))
+			return err
+		},
+		"plan by an unknown engine": func() error {
+			_, err := migrate.MakePlan(t.Context(), planOptions("bogus"))
+			return err
+		},
+	} {
+		require.ErrorIs(t, run(), migrate.ErrInvalid, name)
+		mode, err := datapath.Mode()
+		require.NoError(t, err)
+		assert.Equal(t, legacy, mode, name)
+		assert.Equal(t, 1, s.hashEntries(), name)
+		s.connected(x, a)
+	}
+}
+
+func TestPlanOfARollbackChangesNothing(t *testing.T) {
+	s := newScene(t, loader.ModeStorage, ipv4, unix.IPPROTO_UDP)
+	x := s.socket()
+	x.connect(s.service().front)
+	plan, err := migrate.PlanRollback(t.Context(), rollbackOptions())
+	require.NoError(t, err)
+	assert.Equal(t, 1, plan.Tuples)
+	assert.Equal(t, loader.ModeStorage, plan.Mode)
+	mode, err := datapath.Mode()
+	require.NoError(t, err)
+	assert.Equal(t, loader.ModeStorage, mode)
+	assert.Zero(t, s.hashEntries())
 }

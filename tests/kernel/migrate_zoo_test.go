@@ -330,7 +330,7 @@ func TestMigrateZoo(t *testing.T) {
 		z.check()
 		require.Equal(s, z.want.Entries, legacyCount(t), "entries in the hash")
 
-		plan, err := migrate.MakePlan(t.Context(), migrateOptions(engine))
+		plan, err := migrate.MakePlan(t.Context(), planOptions(engine))
 		require.NoError(t, err)
 		assert.Equal(t, z.want, plan.Counts, "the plan")
 		live := 0
@@ -417,7 +417,7 @@ func TestMigrateInFlightAndDisconnected(t *testing.T) {
 			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[1], x.fd), nil, 0))
 			require.NoError(s, unix.Close(x.fd))
 
-			plan, err := migrate.MakePlan(s.Context(), migrateOptions(engine))
+			plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
 			require.NoError(s, err)
 			assert.Zero(s, plan.Leaked)
 			r, err := migrate.Run(s.Context(), migrateOptions(engine))
@@ -466,7 +466,7 @@ func TestPlanCountsConnectionsWithoutEntry(t *testing.T) {
 				evicted.connect(a.front)
 				key := lbmap.ReverseSKKey{Cookie: evicted.cookie(), Backend: a.backend}
 				require.NoError(s, legacyMap(a.backend).Delete(key))
-				plan, err := migrate.MakePlan(s.Context(), migrateOptions(engine))
+				plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
 				require.NoError(s, err)
 				assert.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(protocol), Sockets: 1}}, plan.WithoutEntry)
 			})

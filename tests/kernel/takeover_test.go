@@ -118,7 +118,7 @@ func TestUpgradeAndBack(t *testing.T) {
 			require.Equal(t, c.tuples, r.MovedConn+r.MovedPeers+r.Present, "%+v", r)
 			require.Zero(t, legacyCount(t))
 
-			back, err := migrate.Rollback(t.Context(), opts)
+			back, err := migrate.Rollback(t.Context(), migrate.RollbackOptions{Loader: opts.Loader})
 			require.NoError(t, err, "%+v", back)
 			require.Zero(t, back.Missing)
 			require.Equal(t, c.tuples, legacyCount(t))
