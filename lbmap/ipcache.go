@@ -99,8 +99,11 @@ type IPCacheValue struct {
 
 // The identities that decide whether an address is one of this node.
 const (
-	IdentityHost       = 1
-	IdentityRemoteNode = 6
+	IdentityHost          = 1
+	IdentityRemoteNode    = 6
+	IdentityAPIServerNode = 7 // a remote node, too
+	// IdentityScopeRemoteNode is in the high byte of the identities of remote nodes that have one each.
+	IdentityScopeRemoteNode = 0x02000000
 )
 
 // IPCacheFlags are the flags of a value of cilium_ipcache_v2.

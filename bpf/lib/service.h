@@ -272,6 +272,8 @@ static __always_inline struct lb_service *service_lookup_exact(struct service_ke
 
 #define IDENTITY_HOST 1
 #define IDENTITY_REMOTE_NODE 6
+#define IDENTITY_API_SERVER_NODE 7 /* a remote node, too */
+#define IDENTITY_SCOPE_REMOTE_NODE 2 /* the high byte of those of nodes that have one each */
 #define IPCACHE_REMOTE_CLUSTER (1 << 3)
 
 static __always_inline struct ipcache_value *ipcache_lookup(const union ip_addr *addr)
@@ -297,12 +299,18 @@ static __always_inline bool ip_is_host(const union ip_addr *addr)
 	return v && v->identity == IDENTITY_HOST;
 }
 
+static __always_inline bool identity_is_remote_node(__u32 identity)
+{
+	return identity == IDENTITY_REMOTE_NODE || identity == IDENTITY_API_SERVER_NODE ||
+	       identity >> 24 == IDENTITY_SCOPE_REMOTE_NODE;
+}
+
 static __always_inline bool ip_is_cluster_node(const union ip_addr *addr)
 {
 	struct ipcache_value *v = ipcache_lookup(addr);
 
-	return v && (v->identity == IDENTITY_HOST ||
-		     (v->identity == IDENTITY_REMOTE_NODE && !(v->flags & IPCACHE_REMOTE_CLUSTER)));
+	return v && (v->identity == IDENTITY_HOST || (identity_is_remote_node(v->identity) &&
+						      !(v->flags & IPCACHE_REMOTE_CLUSTER)));
 }
 
 static __always_inline bool port_is_nodeport(__be16 port)

@@ -186,8 +186,10 @@ func TestTupleIsCurrent(t *testing.T) {
 			wildcard := netip.AddrPortFrom(s.unspecified(), nodePort)
 			s.put(service{frontend: wildcard, flags: lbmap.FlagNodePort, backends: []int{1}})
 			s.wantCurrent(t, false)
-			s.identify(t.service.Addr(), lbmap.IdentityRemoteNode, 0)
-			s.wantCurrent(t, true)
+			for _, identity := range remoteNodes {
+				s.identify(t.service.Addr(), identity, 0)
+				s.wantCurrent(t, true)
+			}
 		}},
 		selection{"by a node port on loopback, on the host", nil, func(s *scene) {
 			t := s.tuple(1, 1)

@@ -596,6 +596,12 @@ func TestSelectAffinity(t *testing.T) {
 	)
 }
 
+// remoteNodes are identities of other nodes: any, one that runs the API server, and those of nodes that have one of
+// their own.
+var remoteNodes = []uint32{
+	lbmap.IdentityRemoteNode, lbmap.IdentityAPIServerNode, lbmap.IdentityScopeRemoteNode, lbmap.IdentityScopeRemoteNode | 0xffffff,
+}
+
 // Node ports and host ports are services of the unspecified address.
 func TestSelectWildcard(t *testing.T) {
 	const nodePort, port = 30080, 8080
@@ -622,12 +628,21 @@ func TestSelectWildcard(t *testing.T) {
 		}},
 		selection{"node port of another node of the cluster: translated", nil, func(s *scene) {
 			wildcard(s, nodePort, lbmap.FlagNodePort)
-			s.wantBackend(s.to(at(node(s, lbmap.IdentityRemoteNode, 0), nodePort)), 1)
+			for _, identity := range remoteNodes {
+				s.wantBackend(s.to(at(node(s, identity, 0), nodePort)), 1)
+			}
 		}},
 		selection{"node port of a node of another cluster: left alone", nil, func(s *scene) {
 			wildcard(s, nodePort, lbmap.FlagNodePort)
-			other := node(s, lbmap.IdentityRemoteNode, lbmap.IPCacheRemoteCluster)
-			s.wantUntranslated(s.to(at(other, nodePort)))
+			for _, identity := range remoteNodes {
+				s.wantUntranslated(s.to(at(node(s, identity, lbmap.IPCacheRemoteCluster), nodePort)))
+			}
+		}},
+		selection{"node port of what is local to a node, but is none: left alone", nil, func(s *scene) {
+			wildcard(s, nodePort, lbmap.FlagNodePort)
+			for _, identity := range []uint32{0, 2, 3, 4, 5, 8, 256, 0x01ffffff, 0x03000000, 0x00000200, 0x80000006} {
+				s.wantUntranslated(s.to(at(node(s, identity, 0), nodePort)))
+			}
 		}},
 		selection{"node port of an address that is no node's: left alone", nil, func(s *scene) {
 			wildcard(s, nodePort, lbmap.FlagNodePort)
