@@ -16,7 +16,7 @@ const (
 	stepDual     = "switch to mode dual"
 	stepSnapshot = "read the hash"
 	stepSweep    = "visit sockets"
-	stepConfirm  = "look again for sockets that were not found"
+	stepConfirm  = "confirm leaks"
 	stepVerify   = "verify"
 	stepStorage  = "switch to mode storage"
 	stepDelete   = "delete from the hash"
