@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Change is one thing that a call changes, or with [Options.DryRun] would change.
+// Change is one thing that a call changes, or would change.
 type Change struct {
 	// Action is one of the Action constants.
 	Action string `json:"action"`
@@ -66,7 +66,7 @@ func checkWritable(dir string) error {
 
 // lockExisting is lock; a dry run does without where there is nothing to lock yet.
 func (o Options) lockExisting(lock func() (func(), error)) (unlock func(), err error) {
-	if o.DryRun && !exists(o.PinsDir) {
+	if o.dryRun && !exists(o.PinsDir) {
 		return func() {}, nil
 	}
 	return lock()
@@ -77,7 +77,7 @@ func (o Options) removePin(path string) error {
 	if !exists(path) {
 		return nil
 	}
-	if !o.DryRun {
+	if !o.dryRun {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

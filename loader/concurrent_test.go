@@ -64,7 +64,7 @@ func TestALoadThatWaitsForOneThatFailsSucceeds(t *testing.T) {
 				}
 				return nil
 			})
-			second.Wait = true
+			second.Wait = -1
 			_, err := loader.Load(context.Background(), second)
 			waited <- err
 		}()

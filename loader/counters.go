@@ -37,6 +37,9 @@ func (c Counters) Live() int64 {
 // Counters reads the counters.
 func (dp *Datapath) Counters() (Counters, error) {
 	var c Counters
+	if err := dp.checkOpen(); err != nil {
+		return c, err
+	}
 	for metric, field := range map[sock.SockRevskMetric]*uint64{
 		sock.SockRevskMetricREVSK_STORED:              &c.Stored,
 		sock.SockRevskMetricREVSK_UPDATED:             &c.Updated,

@@ -13,12 +13,20 @@ import (
 	"github.com/revsk/revsk/bpf/sock"
 )
 
-// Datapath gives access to the maps of a datapath. It does not keep it running: that do the pins.
+// Datapath gives access to the maps of a datapath. It does not keep it running: that do the pins. The
+// methods of a nil or closed Datapath return [ErrClosed].
 type Datapath struct {
 	opts Options
-	maps map[string]*ebpf.Map
+	maps map[string]*ebpf.Map // nil: closed
 	// dryMode is the mode that a dry run has come to.
 	dryMode *Mode
+}
+
+func (dp *Datapath) checkOpen() error {
+	if dp == nil || dp.maps == nil {
+		return ErrClosed
+	}
+	return nil
 }
 
 // Open opens the datapath behind the pins and changes nothing. Maps of the load balancer that do not
@@ -26,6 +34,9 @@ type Datapath struct {
 func Open(opts Options) (*Datapath, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {
+		return nil, err
+	}
+	if err := checkSurroundings(); err != nil {
 		return nil, err
 	}
 	spec, err := sock.LoadSock()
@@ -41,16 +52,28 @@ func Open(opts Options) (*Datapath, error) {
 
 // Close releases the file descriptors. The hooks stay attached.
 func (dp *Datapath) Close() error {
+	if err := dp.checkOpen(); err != nil {
+		return err
+	}
 	closeMaps(dp.maps)
+	dp.maps = nil
 	return nil
 }
 
 // Map returns one of the maps by its name in C, revsk_conn for example; nil if it does not exist.
 // It belongs to the Datapath and must not be closed.
-func (dp *Datapath) Map(name string) *ebpf.Map { return dp.maps[name] }
+func (dp *Datapath) Map(name string) *ebpf.Map {
+	if dp.checkOpen() != nil {
+		return nil
+	}
+	return dp.maps[name]
+}
 
 // Mode returns the current mode.
 func (dp *Datapath) Mode() (Mode, error) {
+	if err := dp.checkOpen(); err != nil {
+		return 0, err
+	}
 	if dp.dryMode != nil {
 		return *dp.dryMode, nil
 	}
@@ -64,6 +87,8 @@ func (dp *Datapath) Mode() (Mode, error) {
 // SetMode switches the mode and returns when no hook works in the old one any more. Without force it
 // refuses, with an error wrapping [ErrUnsafeMode], to stop reading a state that sockets rely on, or to
 // read again a hash that nobody has kept up to date: migrating or rolling back moves it first.
+//
+// Other errors wrap [ErrInvalid], [ErrLocked], [ErrStale] or [ErrClosed].
 func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
 	locked, err := dp.Lock(ctx)
 	if err != nil {
@@ -73,7 +98,20 @@ func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
 	return locked.SetMode(mode, force)
 }
 
-func (dp *Datapath) setMode(mode Mode, force bool) error {
+// PlanMode says what [Datapath.SetMode] would change. It fails as that would.
+func (dp *Datapath) PlanMode(ctx context.Context, mode Mode, force bool) (changes []Change, err error) {
+	if err := dp.checkOpen(); err != nil {
+		return nil, err
+	}
+	dry := &Datapath{opts: dp.opts.planning(&changes), maps: dp.maps}
+	err = dry.SetMode(ctx, mode, force)
+	return changes, err
+}
+
+func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) error {
+	if err := mode.check(); err != nil {
+		return err
+	}
 	current, err := dp.Mode()
 	if err != nil || current == mode {
 		return err
@@ -84,7 +122,7 @@ func (dp *Datapath) setMode(mode Mode, force bool) error {
 			err = dp.checkLegacyEmpty()
 		}
 		if err == nil && mode == ModeLegacy {
-			err = dp.checkStorageEmpty()
+			err = dp.checkStorageEmpty(ctx)
 		}
 		if err != nil {
 			return err
@@ -94,7 +132,7 @@ func (dp *Datapath) setMode(mode Mode, force bool) error {
 }
 
 func (dp *Datapath) writeMode(mode Mode) error {
-	if dp.opts.DryRun {
+	if dp.opts.dryRun {
 		dp.dryMode = &mode
 		dp.opts.changed(ActionSwitch, mode.String())
 		return nil
@@ -102,13 +140,7 @@ func (dp *Datapath) writeMode(mode Mode) error {
 	if err := allowMaps(); err != nil {
 		return err
 	}
-	if err := dp.opts.noteBefore(mode); err != nil {
-		return err
-	}
 	if err := dp.putMode(mode); err != nil {
-		return err
-	}
-	if err := dp.opts.noteAfter(mode); err != nil {
 		return err
 	}
 	dp.opts.changed(ActionSwitch, mode.String())
@@ -146,15 +178,13 @@ func (dp *Datapath) checkLegacyEmpty() error {
 	return nil
 }
 
-// checkStorageEmpty returns an error wrapping ErrUnsafeMode if sockets hold tuples.
-func (dp *Datapath) checkStorageEmpty() error {
-	counters, err := dp.Counters()
-	if err != nil {
+// restoreMode registers that the mode becomes what it is now.
+func (dp *Datapath) restoreMode(undo *undoer) error {
+	mode, err := dp.Mode()
+	if err != nil || dp.opts.dryRun {
 		return err
 	}
-	if live := counters.Live(); live > 0 {
-		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, live)
-	}
+	undo.add(func() error { return dp.putMode(mode) })
 	return nil
 }
 

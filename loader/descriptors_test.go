@@ -43,8 +43,6 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 	f.NodePort, f.HealthCheck = false, true
 	other := options()
 	other.Features = &f
-	dry := options()
-	dry.DryRun = true
 	injected := errors.New("injected")
 
 	// A finalizer would close what was forgotten.
@@ -54,7 +52,7 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 	for name, act := range map[string]func() error{
 		"load":                  func() error { return loadAndClose(t, options()) },
 		"load, other features":  func() error { return loadAndClose(t, other) },
-		"load, a dry run":       func() error { return loadAndClose(t, dry) },
+		"plan of a load":        func() error { _, err := loader.PlanLoad(t.Context(), options()); return err },
 		"load into another dir": func() error { return loadAndClose(t, elsewhere()) },
 		"load that fails to attach": func() error {
 			return wantError(t, injected, loadAndClose(t, options().WithStep(func(step string) error {

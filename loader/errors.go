@@ -2,7 +2,11 @@
 
 package loader
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/revsk/revsk/internal/cgroup2"
+)
 
 // Errors that callers can tell apart with errors.Is. What wraps them says where; what an operator can do about it, the command line adds.
 var (
@@ -16,7 +20,7 @@ var (
 	// ErrNoBPFFS: the directory for the pins is not on a BPF file system.
 	ErrNoBPFFS = errors.New("not a BPF file system")
 	// ErrNoCgroup2: the path is not a directory of the cgroup2 hierarchy, or there is none.
-	ErrNoCgroup2 = errors.New("no cgroup2 hierarchy")
+	ErrNoCgroup2 = cgroup2.ErrNone
 	// ErrPermission: the process lacks a capability.
 	ErrPermission = errors.New("missing capability")
 	// ErrNotSupported: the kernel lacks something that is needed.
@@ -35,6 +39,22 @@ var (
 	ErrNotTakenOver = errors.New("nothing was taken over")
 	// ErrTakenBack: the other agent has put a program of its own back on a hook that was taken over.
 	ErrTakenBack = errors.New("hook was taken back by another agent")
+	// ErrHashIncomplete: live sockets hold what the hash lacks, and programs would come back that know the
+	// hash only.
+	ErrHashIncomplete = errors.New("hash lacks what live sockets hold")
+	// ErrStale: the pins are not those of this Datapath any more: it was unloaded, or loaded anew, meanwhile.
+	ErrStale = errors.New("datapath was replaced meanwhile")
+	// ErrClosed: the Datapath is nil or closed.
+	ErrClosed = errors.New("datapath is closed")
+	// ErrInvalid: an option, or a combination of them, has no meaning.
+	ErrInvalid = errors.New("invalid option")
+	// ErrNotAPin: what exists at the path of a pin is a directory, for example.
+	ErrNotAPin = errors.New("not a pinned object")
+	// ErrNoProc: /proc cannot be read, without which BPF objects cannot be opened.
+	ErrNoProc = errors.New("/proc cannot be read")
+	// ErrMapsReplaced: a pin of the load balancer's maps is missing, and the attached programs use a map with
+	// entries in its place.
+	ErrMapsReplaced = errors.New("pin of a map in use is missing")
 	// ErrUnsafeMode: the mode asked for does not read state that live sockets have.
 	ErrUnsafeMode = errors.New("mode would forget live sockets")
 )

@@ -21,14 +21,11 @@ func (o Options) formerPath(h hook) string { return filepath.Join(o.formerDir(),
 // openFormer opens what another agent had on the hook; nil if it was not taken over.
 func openFormer(opts Options, h hook) (*ebpf.Program, error) {
 	path := opts.formerPath(h)
-	prog, err := ebpf.LoadPinnedProgram(path, nil)
+	prog, err := openPinnedProgram(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, describe(fmt.Errorf("opening %s: %w", path, err))
-	}
-	return prog, nil
+	return prog, err
 }
 
 // pinFormer pins a program as a hook's former one, in one atomic step where another is pinned already.
@@ -51,7 +48,7 @@ func pinFormer(opts Options, h hook, id ebpf.ProgramID) error {
 
 // keep pins what is needed to hand a seat back, before it is taken over.
 func keep(opts Options, s *seat, undo *undoer) error {
-	if opts.DryRun {
+	if opts.dryRun {
 		return nil
 	}
 	if err := opts.step("keep " + s.reference); err != nil {

@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -15,15 +16,25 @@ import (
 // to date any more what sockets remember. The load balancer's maps stay.
 //
 // The programs that come back know the hash only. So the mode becomes legacy first, and that is refused,
-// with an error wrapping [ErrUnsafeMode], where the hash lacks what live sockets have, unless
+// with an error wrapping [ErrHashIncomplete], where the hash lacks what live sockets have, unless
 // [Options.Force] is set. A hook on which the other agent has meanwhile put a program of its own is left
 // as it is, and reported as [ActionLeave].
 //
 // A failure before the last program is back undoes everything. After that, and after the death of the
 // process at any point, another call goes on. Returns an error wrapping [ErrNotLoaded],
-// [ErrNotTakenOver], [ErrUnsafeMode], [ErrTakenBack] or [ErrLocked].
+// [ErrNotTakenOver], [ErrHashIncomplete], [ErrTakenBack] or [ErrLocked].
 func HandBack(ctx context.Context, opts Options) error {
-	return removing(ctx, opts, func(opts Options) error {
+	return removing(ctx, opts, handBack(ctx))
+}
+
+// PlanHandBack says what [HandBack] would change. It fails as that would.
+func PlanHandBack(ctx context.Context, opts Options) (changes []Change, err error) {
+	err = removing(ctx, opts.planning(&changes), handBack(ctx))
+	return changes, err
+}
+
+func handBack(ctx context.Context) func(Options) error {
+	return func(opts Options) error {
 		if !exists(opts.formerDir()) {
 			return fmt.Errorf("%s: %w", opts.PinsDir, ErrNotTakenOver)
 		}
@@ -36,7 +47,7 @@ func HandBack(ctx context.Context, opts Options) error {
 			return fmt.Errorf("handed back, but removing the pins: %w", err)
 		}
 		return nil
-	})
+	}
 }
 
 // handBackAll puts back all that is ours, or nothing. It returns the hooks where it did, by our names.
@@ -63,10 +74,7 @@ func handBackAll(ctx context.Context, opts Options) (back map[string]bool, err e
 			ours = append(ours, s)
 		}
 	}
-	if len(ours) == 0 {
-		return nil, nil
-	}
-	if err := leaveToHash(opts, ours, undo); err != nil {
+	if err := leaveToHash(ctx, opts, ours, undo); err != nil {
 		return nil, err
 	}
 	back = make(map[string]bool)
@@ -82,9 +90,10 @@ func handBackAll(ctx context.Context, opts Options) (back map[string]bool, err e
 	return back, nil
 }
 
-// leaveToHash makes sure that those who come back find in the hash what sockets remember, and switches
-// to mode legacy: from then on their programs and ours do the same, in whatever mixture.
-func leaveToHash(opts Options, seats []*seat, undo *undoer) error {
+// leaveToHash makes sure that the programs which come back, or are back, find in the hash what sockets
+// remember: nobody else will remember it. Then it switches to mode legacy: from then on their
+// programs and ours do the same, in whatever mixture.
+func leaveToHash(ctx context.Context, opts Options, seats []*seat, undo *undoer) error {
 	dp, err := Open(opts)
 	if err != nil {
 		if opts.Force {
@@ -94,17 +103,17 @@ func leaveToHash(opts Options, seats []*seat, undo *undoer) error {
 	}
 	undo.hold(dp)
 	if !opts.Force {
-		if err := dp.checkHashComplete(); err != nil {
+		if err := dp.checkHandBack(ctx, len(seats) > 0); err != nil {
 			return err
 		}
 		for _, s := range seats {
-			if err := dp.checkSharesHash(s.formerly.id); err != nil {
-				return fmt.Errorf("%w: %w", ErrUnsafeMode, err)
+			if _, err := dp.checkSharesHash(s.formerly.id); err != nil {
+				return fmt.Errorf("%w: %w", ErrHashIncomplete, err)
 			}
 		}
 	}
 	mode, err := dp.Mode()
-	if err != nil || mode == ModeLegacy {
+	if err != nil || mode == ModeLegacy || len(seats) == 0 {
 		return err
 	}
 	if err := opts.step("switch to mode legacy"); err != nil {
@@ -114,6 +123,24 @@ func leaveToHash(opts Options, seats []*seat, undo *undoer) error {
 		return err
 	}
 	return dp.writeMode(ModeLegacy)
+}
+
+// checkHandBack returns an error wrapping ErrHashIncomplete if live sockets hold what the hash lacks. In mode
+// legacy the hash is all there is. While programs of ours run in mode storage, nobody looks after the
+// hash: what it has is right only if sockets say so.
+func (dp *Datapath) checkHandBack(ctx context.Context, running bool) error {
+	mode, err := dp.Mode()
+	if err != nil || mode == ModeLegacy {
+		return err
+	}
+	if mode == ModeStorage && running {
+		if err := dp.checkLegacyEmpty(); errors.Is(err, ErrUnsafeMode) {
+			return fmt.Errorf("%w: what it has is outdated in mode storage", ErrHashIncomplete)
+		} else if err != nil {
+			return err
+		}
+	}
+	return dp.checkHash(ctx, running)
 }
 
 // handBack puts the former program back, and registers how to undo that.

@@ -26,6 +26,10 @@ type hook struct {
 
 func (h hook) isWanted(f *Features) bool { return h.wanted == nil || h.wanted(f) }
 
+// remembers tells whether its program writes or reads what sockets remember. Those that only a feature needs
+// are about binding.
+func (h hook) remembers() bool { return h.wanted == nil }
+
 func nodePort(f *Features) bool    { return f.NodePort }
 func healthCheck(f *Features) bool { return f.HealthCheck }
 
@@ -59,7 +63,7 @@ func attachHook(opts Options, s *seat, prog *ebpf.Program, undo *undoer) error {
 	if s.live() {
 		return s.put(opts, prog, undo)
 	}
-	if opts.DryRun {
+	if opts.dryRun {
 		if err := checkNotExclusive(opts.Cgroup, s.hook); err != nil {
 			return err
 		}

@@ -25,12 +25,12 @@ func (o Options) linkPath(h hook) string { return filepath.Join(o.linksDir(), h.
 // its name says: the kernel lets a link take a program of another hook (and nothing works). A link
 // that is not live was detached, by an unload that was cut short or with its cgroup.
 func openLink(opts Options, h hook, path string) (l cgroupLink, live bool, err error) {
-	pinned, err := link.LoadPinnedLink(path, nil)
+	pinned, err := openPinnedLink(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, describe(fmt.Errorf("opening %s: %w", path, err))
+		return nil, false, err
 	}
 	live, err = checkLink(opts, h, pinned)
 	if err != nil {

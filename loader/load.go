@@ -26,10 +26,30 @@ import (
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
 // [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrNothingToTakeOver], [ErrTakenBack],
-// [ErrExclusive] or [ErrUnsafeMode].
-func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
+// [ErrExclusive], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
+func Load(ctx context.Context, opts Options) (*Datapath, error) {
+	opts, err := opts.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return load(ctx, opts)
+}
+
+// PlanLoad says what [Load] would change. It fails as that would.
+func PlanLoad(ctx context.Context, opts Options) (changes []Change, err error) {
 	opts, err = opts.WithDefaults()
 	if err != nil {
+		return nil, err
+	}
+	dp, err := load(ctx, opts.planning(&changes))
+	if err != nil {
+		return nil, err
+	}
+	return changes, dp.Close()
+}
+
+func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
+	if err := checkSurroundings(); err != nil {
 		return nil, err
 	}
 	if err := checkCgroup(opts.Cgroup); err != nil {
@@ -59,6 +79,9 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 
 	spec, err := datapathSpec(opts)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkMissingPins(opts, spec); err != nil {
 		return nil, err
 	}
 	fresh := !exists(opts.pinPath(mapConfig))
@@ -108,7 +131,7 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 		if err := dp.restoreMode(undo); err != nil {
 			return err
 		}
-		if err := dp.setMode(*dp.opts.Mode, dp.opts.Force); err != nil {
+		if err := dp.setMode(ctx, *dp.opts.Mode, dp.opts.Force); err != nil {
 			return err
 		}
 	}
@@ -243,7 +266,7 @@ func makeDir(opts Options, dir string, undo *undoer) error {
 	for d := dir; !exists(d); d = filepath.Dir(d) {
 		made = append(made, d)
 	}
-	if opts.DryRun && len(made) > 0 {
+	if opts.dryRun && len(made) > 0 {
 		opts.changed(ActionCreate, dir)
 		return checkWritable(dir)
 	}

@@ -25,6 +25,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(fewFilesEnv) != "" {
+		os.Exit(runWithFewFiles())
+	}
 	if os.Getenv(killAtEnv) != "" {
 		os.Exit(runUntilKilled())
 	}
@@ -442,7 +445,7 @@ func TestTwoLoadersAtOnce(t *testing.T) {
 		go func() {
 			defer close(done)
 			opts := options()
-			opts.Wait = true
+			opts.Wait = -1
 			_, waited = loader.Load(context.Background(), opts)
 		}()
 		time.Sleep(50 * time.Millisecond)

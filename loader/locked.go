@@ -2,31 +2,90 @@
 
 package loader
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+)
 
 // Locked is a datapath that no other process can change until Unlock. It serves work of several steps,
 // such as a migration. Only [Datapath.Lock] makes one.
 type Locked struct {
 	*Datapath
+	ctx    context.Context // of the call of Lock
 	unlock func()
 }
 
 // Lock takes the lock that loading, unloading and switching the mode take. It ends with the process.
 //
-// Returns an error wrapping [ErrLocked].
+// Returns an error wrapping [ErrLocked], [ErrStale] or [ErrClosed].
 func (dp *Datapath) Lock(ctx context.Context) (*Locked, error) {
+	if err := dp.checkOpen(); err != nil {
+		return nil, err
+	}
 	unlock, err := lock(ctx, dp.opts.PinsDir, dp.opts.Wait)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotLoaded) {
+		return nil, fmt.Errorf("%s: %w", dp.opts.PinsDir, ErrStale)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &Locked{dp, unlock}, nil
+	if err := dp.checkCurrent(); err != nil {
+		unlock()
+		return nil, err
+	}
+	return &Locked{dp, ctx, unlock}, nil
+}
+
+// checkCurrent returns an error wrapping ErrStale if other maps are pinned than those that were opened.
+func (dp *Datapath) checkCurrent() error {
+	for name, m := range dp.maps {
+		path := dp.opts.pinPath(name)
+		pinned, err := openPinnedMap(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s: %w", path, ErrStale)
+		}
+		if err != nil {
+			return err
+		}
+		same, err := sameMap(m, pinned)
+		pinned.Close()
+		if err != nil {
+			return err
+		}
+		if !same {
+			return fmt.Errorf("%s: %w", path, ErrStale)
+		}
+	}
+	return nil
+}
+
+func sameMap(a, b *ebpf.Map) (bool, error) {
+	idA, err := mapID(a)
+	if err != nil {
+		return false, err
+	}
+	idB, err := mapID(b)
+	return idA == idB, err
+}
+
+func mapID(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("reading about %v: %w", m, present(err))
+	}
+	id, _ := info.ID()
+	return id, nil
 }
 
 // Unlock lets others in.
 func (l *Locked) Unlock() { l.unlock() }
 
 // SetMode is [Datapath.SetMode] for the one who has the lock.
-func (l *Locked) SetMode(mode Mode, force bool) error { return l.setMode(mode, force) }
+func (l *Locked) SetMode(mode Mode, force bool) error { return l.setMode(l.ctx, mode, force) }
 
 // UnpinLegacy removes the pins of the legacy maps. Loaded programs keep the maps; a later Load makes new
 // ones.

@@ -48,9 +48,9 @@ func mapNames(spec *ebpf.CollectionSpec) []string {
 // openMap opens a pinned map, with whatever size and flags it has, and adapts the spec to them.
 // Returns an error wrapping [ErrLayout], or [os.ErrNotExist].
 func openMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
-	m, err := ebpf.LoadPinnedMap(path, nil)
+	m, err := openPinnedMap(path)
 	if err != nil {
-		return nil, describe(fmt.Errorf("opening %s: %w", path, err))
+		return nil, err
 	}
 	if err := checkLayout(m, spec); err != nil {
 		m.Close()
@@ -77,11 +77,11 @@ func checkLayout(m *ebpf.Map, spec *ebpf.MapSpec) error {
 		return nil
 	}
 	handle, err := m.Handle()
-	if errors.Is(err, unix.EPERM) {
-		return describe(fmt.Errorf("reading the type of its value: %w", err))
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return fmt.Errorf("%w: its value has no type information", ErrLayout)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: its value has no type information", ErrLayout)
+		return describe(fmt.Errorf("reading the type of its value: %w", present(err)))
 	}
 	defer handle.Close()
 	types, err := handle.Spec(nil)
@@ -150,7 +150,7 @@ func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer
 		if err := opts.step("create map " + name); err != nil {
 			return fail(err)
 		}
-		if opts.DryRun {
+		if opts.dryRun {
 			shrink(spec.Maps[name])
 		}
 		m, err := ebpf.NewMap(spec.Maps[name])
@@ -172,7 +172,7 @@ func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer
 
 // pinMap pins a map that was created, and registers how to undo that.
 func pinMap(opts Options, m *ebpf.Map, name string, undo *undoer) error {
-	if opts.DryRun {
+	if opts.dryRun {
 		return nil
 	}
 	path := opts.pinPath(name)
@@ -193,8 +193,8 @@ func closeMaps(ms map[string]*ebpf.Map) {
 func describe(err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
-	case err == nil:
-		return nil
+	case err == nil || transient(err):
+		return err
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: needed is Linux 5.10 with CONFIG_CGROUP_BPF: %w", ErrNotSupported, err)
 	case errors.As(err, &verifier) && lacking() != "":

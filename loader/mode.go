@@ -36,6 +36,14 @@ func ParseMode(s string) (Mode, error) {
 	return 0, fmt.Errorf("unknown mode %q: use storage, dual or legacy", s)
 }
 
+// check returns an error wrapping [ErrInvalid] for what is no mode.
+func (m Mode) check() error {
+	if _, ok := modeNames[m]; !ok {
+		return fmt.Errorf("%w: %v", ErrInvalid, m)
+	}
+	return nil
+}
+
 func (m Mode) String() string {
 	if name, ok := modeNames[m]; ok {
 		return name

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -48,13 +49,11 @@ type Options struct {
 	// Features of the datapath; nil: [DefaultFeatures].
 	Features *Features
 
-	// Wait for another process that holds the lock until the context ends. Default: fail with
-	// ErrLocked at once.
-	Wait bool
+	// Wait is for how long to wait for another process that holds the lock, before the call fails with
+	// [ErrLocked]; less than 0: until the context ends. Those who wait get the lock in turn.
+	// Default: not to wait.
+	Wait time.Duration
 
-	// DryRun makes [Load], [Unload] and [Datapath.SetMode] check everything and change nothing: what
-	// they would do goes to OnChange. Of the Datapath that Load returns only Close can be used then.
-	DryRun bool
 	// OnChange, if not nil, is called with each change that was made, in order. A call that fails
 	// then takes them back.
 	OnChange func(Change)
@@ -62,6 +61,8 @@ type Options struct {
 	// Logger for what is done; nil: none.
 	Logger *slog.Logger
 
+	// dryRun checks everything and changes nothing.
+	dryRun bool
 	// step is called before every step that changes something; tests make it fail.
 	step func(name string) error
 }
@@ -129,8 +130,27 @@ func (f Features) constants() map[string]any {
 	}
 }
 
+// check returns an error wrapping [ErrInvalid] for features with which nothing would be translated, or not
+// what is meant.
+func (f Features) check() error {
+	if !f.IPv4 && !f.IPv6 {
+		return fmt.Errorf("%w: neither IPv4 nor IPv6", ErrInvalid)
+	}
+	if f.NodePort && (f.NodePortMin == 0 || f.NodePortMin > f.NodePortMax) {
+		return fmt.Errorf("%w: NodePort range %d-%d", ErrInvalid, f.NodePortMin, f.NodePortMax)
+	}
+	return nil
+}
+
+// planning makes a call change nothing and say what it would change.
+func (o Options) planning(changes *[]Change) Options {
+	o.dryRun = true
+	o.OnChange = func(c Change) { *changes = append(*changes, c) }
+	return o
+}
+
 // WithDefaults fills what is empty. Returns an error wrapping [ErrNoCgroup2] if there is no cgroup2
-// mount to default to.
+// mount to default to, or [ErrInvalid].
 func (o Options) WithDefaults() (Options, error) {
 	if o.Cgroup == "" {
 		path, err := FindCgroup2()
@@ -148,6 +168,14 @@ func (o Options) WithDefaults() (Options, error) {
 	if o.Features == nil {
 		f := DefaultFeatures()
 		o.Features = &f
+	}
+	if err := o.Features.check(); err != nil {
+		return o, err
+	}
+	if o.Mode != nil {
+		if err := o.Mode.check(); err != nil {
+			return o, err
+		}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -3,35 +3,21 @@
 package loader
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/cgroup2"
 )
 
 // FindCgroup2 returns where the cgroup2 hierarchy is mounted, /sys/fs/cgroup on most machines and
 // /sys/fs/cgroup/unified on hybrid ones. Returns an error wrapping [ErrNoCgroup2].
-func FindCgroup2() (string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	// proc(5): ID parent major:minor root mountpoint options [optional]... - type source options
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		mount, fs, _ := strings.Cut(sc.Text(), " - ")
-		if fields := strings.Fields(mount); strings.HasPrefix(fs, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
-			return fields[4], nil
-		}
-	}
-	return "", ErrNoCgroup2
-}
+func FindCgroup2() (string, error) { return cgroup2.Find() }
 
 func fsMagic(path string) (int64, error) {
 	var st unix.Statfs_t
@@ -64,35 +50,69 @@ func checkBPFFS(path string) error {
 }
 
 // lock takes the exclusive lock of a directory (flock on the directory itself: a BPF file system has
-// no plain files). It ends with the process. Returns an error wrapping [ErrLocked].
-func lock(ctx context.Context, dir string, wait bool) (unlock func(), err error) {
+// no plain files). It ends with the process. Returns an error wrapping [ErrLocked] if another process has it
+// for longer than wait.
+func lock(ctx context.Context, dir string, wait time.Duration) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && !sameDir(f, dir) {
-			// Removed by the one who had the lock.
-			f.Close()
-			return nil, fmt.Errorf("%s: %w", dir, ErrNotLoaded)
-		}
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if errors.Is(err, unix.EWOULDBLOCK) && wait {
-			select {
-			case <-time.After(20 * time.Millisecond):
-				continue
-			case <-ctx.Done():
-			}
-		}
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) && wait != 0 {
+		return waitForLock(ctx, f, dir, wait)
 	}
+	return locked(f, dir, err)
+}
+
+// waitForLock waits in the kernel's queue, which a process that polls would never be served from.
+func waitForLock(ctx context.Context, f *os.File, dir string, wait time.Duration) (unlock func(), err error) {
+	var timeout <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	done := make(chan error, 1)
+	go func() { done <- flock(f, unix.LOCK_EX) }()
+	select {
+	case err = <-done:
+		return locked(f, dir, err)
+	case <-timeout:
+		err = fmt.Errorf("%s: %w", dir, ErrLocked)
+	case <-ctx.Done():
+		err = fmt.Errorf("waiting for the lock of %s: %w", dir, ctx.Err())
+	}
+	// The call cannot be interrupted: when the lock comes after all, it is given back at once.
+	go func() {
+		<-done
+		f.Close()
+	}()
+	return nil, err
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// locked is the outcome of taking the lock.
+func locked(f *os.File, dir string, err error) (unlock func(), _ error) {
+	switch {
+	case err == nil && sameDir(f, dir):
+		return func() { f.Close() }, nil
+	case err == nil:
+		// Removed by the one who had the lock.
+		err = fmt.Errorf("%s: %w", dir, ErrNotLoaded)
+	case errors.Is(err, unix.EWOULDBLOCK):
+		err = fmt.Errorf("%s: %w", dir, ErrLocked)
+	default:
+		err = fmt.Errorf("locking %s: %w", dir, err)
+	}
+	f.Close()
+	return nil, err
 }
 
 func sameDir(f *os.File, path string) bool {

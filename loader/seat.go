@@ -111,8 +111,7 @@ func isOurs(o occupant) bool { return strings.HasPrefix(o.name, "revsk_") }
 // isReference tells whether a program is called as the reference calls its own of this hook, as far
 // as the kernel keeps names.
 func (h hook) isReference(o occupant) bool {
-	const kept = unix.BPF_OBJ_NAME_LEN - 1
-	return o.name == h.reference || o.name == h.reference[:min(kept, len(h.reference))]
+	return o.name == h.reference || o.name == kept(h.reference)
 }
 
 func (s *seat) live() bool  { return s.now.id != 0 }
@@ -155,7 +154,7 @@ func (s *seat) put(opts Options, prog *ebpf.Program, undo *undoer) error {
 // exchange puts next in the place of old in one atomic step, if old still sits there, and registers
 // how to undo that. Returns an error wrapping [ErrTakenBack] if it does not.
 func (s *seat) exchange(opts Options, old, next *ebpf.Program, change Change, undo *undoer) error {
-	if !opts.DryRun {
+	if !opts.dryRun {
 		if err := s.swap(opts, old, next); err != nil {
 			return fmt.Errorf("replacing %s: %w", s.program, err)
 		}
@@ -220,7 +219,7 @@ func (s *seat) detach(opts Options) error {
 		action = Change{ActionLeave, s.reference}
 	case s.live() && !s.ours(), s.link == nil && !s.live():
 		return opts.unpinSeat(s)
-	case opts.DryRun:
+	case opts.dryRun:
 	case s.link != nil:
 		if err := s.link.Detach(); err != nil {
 			return fmt.Errorf("detaching %s: %w", s.program, err)
@@ -257,7 +256,7 @@ func (s *seat) detachAttachment(opts Options) error {
 // unpinSeat removes the pins of a seat: that of the link first, so that a link whose former program is
 // not known never looks like one of our own.
 func (o Options) unpinSeat(s *seat) error {
-	if o.DryRun {
+	if o.dryRun {
 		return nil
 	}
 	for _, path := range []string{o.linkPath(s.hook), o.formerPath(s.hook)} {

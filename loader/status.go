@@ -102,6 +102,9 @@ func (dp *Datapath) Status() (Status, error) {
 
 // Hooks reports what is attached, readers of the state first.
 func (dp *Datapath) Hooks() ([]HookStatus, error) {
+	if err := dp.checkOpen(); err != nil {
+		return nil, err
+	}
 	var all []HookStatus
 	for _, h := range hooks {
 		hs, err := dp.hookStatus(h)

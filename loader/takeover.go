@@ -3,9 +3,7 @@
 package loader
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -16,6 +14,7 @@ import (
 // that it has, into another agent's if [Options.TakeoverLinks] asks for it, or into a new link.
 func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
 	found := false
+	var takes, shares bool
 	for _, h := range hooks {
 		s, err := dp.chooseSeat(h)
 		if err != nil {
@@ -23,6 +22,14 @@ func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
 		}
 		undo.hold(s)
 		found = found || s.foreign || s.taken()
+		if h.isWanted(dp.opts.Features) && h.remembers() && s.live() && (s.foreign || s.takenBack()) {
+			takes = true
+			uses, err := dp.checkSharesHash(s.now.id)
+			if err != nil {
+				return nil, err
+			}
+			shares = shares || uses
+		}
 		switch {
 		case h.isWanted(dp.opts.Features):
 			seats = append(seats, s)
@@ -32,6 +39,10 @@ func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
 	}
 	if dp.opts.TakeoverLinks != "" && !found {
 		return nil, fmt.Errorf("%w: no link in %s, no program on %s", ErrNothingToTakeOver, dp.opts.TakeoverLinks, dp.opts.Cgroup)
+	}
+	if takes && !shares {
+		return nil, fmt.Errorf("%w: none of its programs uses %s or %s", ErrForeignProgram,
+			dp.opts.pinPath(mapReverse4), dp.opts.pinPath(mapReverse6))
 	}
 	return seats, nil
 }
@@ -115,9 +126,6 @@ func (dp *Datapath) checkSeat(s *seat) error {
 	if beside.id != 0 {
 		return fmt.Errorf("%s of %s: %w: %v would run beside it", s.program, dp.opts.Cgroup, ErrForeignProgram, beside)
 	}
-	if s.foreign || s.takenBack() {
-		return dp.checkSharesHash(s.now.id)
-	}
 	return nil
 }
 
@@ -144,51 +152,45 @@ func referenceBeside(opts Options, s *seat) (occupant, error) {
 }
 
 // checkSharesHash makes sure that another agent's program keeps what sockets remember in the very maps
-// that this datapath reads and writes. Returns an error wrapping [ErrForeignProgram].
-func (dp *Datapath) checkSharesHash(id ebpf.ProgramID) error {
-	prog, err := ebpf.NewProgramFromID(id)
+// that this datapath reads and writes, and tells whether it uses one of them at all. Returns an error
+// wrapping [ErrForeignProgram].
+func (dp *Datapath) checkSharesHash(id ebpf.ProgramID) (uses bool, err error) {
+	used, err := mapsOf(id)
 	if err != nil {
-		return describe(fmt.Errorf("opening program %d: %w", id, err))
+		return false, err
 	}
-	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil {
-		return fmt.Errorf("reading about program %d: %w", id, err)
-	}
-	used, _ := info.MapIDs()
 	for _, name := range []string{mapReverse4, mapReverse6} {
 		ours := dp.maps[name]
 		if ours == nil {
 			continue
 		}
-		oursInfo, err := ours.Info()
+		ourID, err := mapID(ours)
 		if err != nil {
-			return fmt.Errorf("reading about %s: %w", name, err)
+			return false, err
 		}
-		ourID, _ := oursInfo.ID()
-		for _, mapID := range used {
-			same, err := looksLike(mapID, ours)
-			if err != nil {
-				return err
+		for _, id := range used {
+			if id == ourID {
+				uses = true
+				continue
 			}
-			if same && mapID != ourID {
-				return fmt.Errorf("%w: %s (program %d) uses another map than %s",
-					ErrForeignProgram, info.Name, id, dp.opts.pinPath(name))
+			same, err := looksLike(id, ours)
+			if err != nil {
+				return false, err
+			}
+			if same {
+				return false, fmt.Errorf("%w: program %d uses another map than %s", ErrForeignProgram, id, dp.opts.pinPath(name))
 			}
 		}
 	}
-	return nil
+	return uses, nil
 }
 
 // looksLike tells whether a map has the type and sizes of another, which tells the hash of a family
 // from all other maps of the reference.
 func looksLike(id ebpf.MapID, other *ebpf.Map) (bool, error) {
-	m, err := ebpf.NewMapFromID(id)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, describe(fmt.Errorf("opening map %d: %w", id, err))
+	m, err := openMapID(id)
+	if m == nil {
+		return false, err
 	}
 	defer m.Close()
 	return m.Type() == other.Type() && m.KeySize() == other.KeySize() && m.ValueSize() == other.ValueSize(), nil
@@ -212,8 +214,7 @@ func (dp *Datapath) prepareTakeover(seats []*seat, fresh bool, undo *undoer) err
 			return err
 		}
 	} else if takeover {
-		first := !slices.ContainsFunc(seats, (*seat).taken)
-		if err := dp.leaveStorage(first, undo); err != nil {
+		if err := dp.leaveStorage(undo); err != nil {
 			return err
 		}
 	}
@@ -229,12 +230,7 @@ func (dp *Datapath) prepareTakeover(seats []*seat, fresh bool, undo *undoer) err
 }
 
 // leaveStorage switches a datapath that has been there before to mode dual, unless its mode has the hash.
-func (dp *Datapath) leaveStorage(first bool, undo *undoer) error {
-	if first && !dp.opts.DryRun {
-		if err := dp.noteGap(undo); err != nil {
-			return err
-		}
-	}
+func (dp *Datapath) leaveStorage(undo *undoer) error {
 	mode, err := dp.Mode()
 	if err != nil || mode != ModeStorage {
 		return err

@@ -38,10 +38,17 @@ var anchorings = map[string]func(*standin.Agent) error{
 // idle starts another agent, which goes when the test ends.
 func idle(t *testing.T, anchor func(*standin.Agent) error, without ...string) *standin.Agent {
 	t.Helper()
-	a, err := standin.Idle()
+	a := unattached(t)
+	require.NoError(t, anchor(a.Without(without...)))
+	return a
+}
+
+// unattached is another agent before it attaches its programs, which use the pinned hash.
+func unattached(t *testing.T) *standin.Agent {
+	t.Helper()
+	a, err := standin.IdleHash(mapsDir, 128)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
-	require.NoError(t, anchor(a.Without(without...)))
 	return a
 }
 
@@ -223,8 +230,8 @@ func TestFailureAtAnyStepOfATakeoverChangesNothing(t *testing.T) {
 // The datapath is there already, without hooks, and its mode and what it knows of the hash come back.
 func TestFailureOfATakeoverRestoresTheMode(t *testing.T) {
 	dp := load(t, options())
+	connected(t)
 	require.NoError(t, loader.Unload(t.Context(), options(), false))
-	pretendStored(t, dp, 1)
 	few(t, anchorings["links"])
 	failAtEachStep(t, ofTakeover, 11, takeover(), func(t *testing.T, opts loader.Options) error {
 		err := loadAndClose(t, opts)
@@ -234,7 +241,7 @@ func TestFailureOfATakeoverRestoresTheMode(t *testing.T) {
 		return err
 	})
 	require.Equal(t, loader.ModeDual, status(t, dp).Mode)
-	require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrUnsafeMode)
+	require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrHashIncomplete)
 	forced := options()
 	forced.Force = true
 	failAtEachStep(t, anyStep, 5, forced, func(t *testing.T, opts loader.Options) error {
@@ -244,15 +251,6 @@ func TestFailureOfATakeoverRestoresTheMode(t *testing.T) {
 		}
 		return err
 	})
-}
-
-// pretendStored makes the counters say that sockets hold tuples.
-func pretendStored(t *testing.T, dp *loader.Datapath, n uint64) {
-	t.Helper()
-	var perCPU []uint64
-	require.NoError(t, dp.Map("revsk_metrics").Lookup(uint32(0), &perCPU))
-	perCPU[0] += n
-	require.NoError(t, dp.Map("revsk_metrics").Put(uint32(0), perCPU))
 }
 
 func TestHandBackIsRefusedWhereTheHashLacksSomething(t *testing.T) {
@@ -266,25 +264,33 @@ func TestHandBackIsRefusedWhereTheHashLacksSomething(t *testing.T) {
 	refused := func(why string) {
 		t.Helper()
 		before, programs := pins(t), attached(t)
-		require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrUnsafeMode, why)
+		require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrHashIncomplete, why)
 		require.Equal(t, before, pins(t), why)
 		require.Equal(t, programs, attached(t), why)
 	}
-	pretendStored(t, dp, 1)
 	setMode(loader.ModeStorage)
+	conn := connected(t)
 	refused("mode storage")
 	setMode(loader.ModeDual)
 	refused("mode dual after mode storage")
 	mustLoad(t, takeover())
 	refused("after another load")
-	setMode(loader.ModeLegacy)
-	setMode(loader.ModeDual)
+	require.NoError(t, conn.Close())
+	connected(t)
 	require.NoError(t, loader.HandBack(t.Context(), options()))
 	require.Equal(t, theirs, attached(t))
 
+	require.NoError(t, dp.Map("cilium_lb4_reverse_sk").Delete(firstKey(t, dp.Map("cilium_lb4_reverse_sk"))))
 	mustLoad(t, withMode(takeover(), loader.ModeStorage))
 	require.NoError(t, loader.HandBack(t.Context(), options()), "no socket has a tuple")
 	require.Equal(t, theirs, attached(t))
+}
+
+func firstKey(t *testing.T, m *ebpf.Map) []byte {
+	t.Helper()
+	key, err := m.NextKeyBytes(nil)
+	require.NoError(t, err)
+	return key
 }
 
 // The other agent starts again and takes its hooks back, but for two.
@@ -318,9 +324,7 @@ func TestTakenBackHooks(t *testing.T) {
 				idle(t, anchorings[name])
 				theirs := attached(t)
 				mustLoad(t, takeover())
-				again, err := standin.Idle()
-				require.NoError(t, err)
-				t.Cleanup(func() { require.NoError(t, again.Close()) })
+				again := unattached(t)
 				again.Without("cil_sock6_connect", "cil_sock_release")
 				if name == "links" {
 					require.NoError(t, again.Update(foreignLinks))
@@ -480,10 +484,11 @@ func TestTakeoverIsRefused(t *testing.T) {
 			cleanUp(t)
 			test.prepare(t)
 			before, programs := pins(t), attached(t)
-			for _, dryRun := range []bool{true, false} {
-				opts := test.opts
-				opts.DryRun = dryRun
-				_, err := loader.Load(t.Context(), opts)
+			for _, load := range []func() error{
+				func() error { _, err := loader.PlanLoad(t.Context(), test.opts); return err },
+				func() error { return loadAndClose(t, test.opts) },
+			} {
+				err := load()
 				require.Error(t, err)
 				if test.want != nil {
 					require.ErrorIs(t, err, test.want)
@@ -511,7 +516,7 @@ func TestTakeoverOfProgramsWithTheSameHash(t *testing.T) {
 	// The agent makes its map anew: its former programs are of no use any more.
 	require.NoError(t, os.Remove(mapsDir+"/cilium_lb4_reverse_sk"))
 	pinMap(t, mapsDir+"/cilium_lb4_reverse_sk", &ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 32})
-	require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrUnsafeMode)
+	require.ErrorIs(t, loader.HandBack(t.Context(), options()), loader.ErrHashIncomplete)
 	requireTaken(t, a)
 	opts := options()
 	opts.Force = true

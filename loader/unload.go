@@ -16,26 +16,39 @@ import (
 // Unload detaches the hooks. The maps stay pinned, so that sockets keep what they remember and a
 // later Load goes on with it. Purge removes this datapath's own maps too: what live sockets remember
 // is gone then, and their next answer shows a backend's address. The load balancer's maps stay in
-// either case. With [Options.DryRun] nothing changes.
+// either case.
 //
 // Hooks that were taken over from another agent are for [HandBack]. With [Options.Force] they are
 // detached, too: the agent's links are dead then, and its programs gone.
 //
 // Returns an error wrapping [ErrNotLoaded], [ErrTakenOver] or [ErrLocked].
 func Unload(ctx context.Context, opts Options, purge bool) error {
-	return removing(ctx, opts, func(opts Options) error {
+	return removing(ctx, opts, unload(purge))
+}
+
+// PlanUnload says what [Unload] would change. It fails as that would.
+func PlanUnload(ctx context.Context, opts Options, purge bool) (changes []Change, err error) {
+	err = removing(ctx, opts.planning(&changes), unload(purge))
+	return changes, err
+}
+
+func unload(purge bool) func(Options) error {
+	return func(opts Options) error {
 		taken := func(h hook) bool { return exists(opts.formerPath(h)) }
 		if slices.ContainsFunc(hooks, taken) && !opts.Force {
 			return fmt.Errorf("%s: %w", opts.PinsDir, ErrTakenOver)
 		}
 		return remove(opts, nil, purge)
-	})
+	}
 }
 
 // removing calls f with the complete options and the lock of what is to be removed.
 func removing(ctx context.Context, opts Options, f func(Options) error) error {
 	opts, err := opts.WithDefaults()
 	if err != nil {
+		return err
+	}
+	if err := checkSurroundings(); err != nil {
 		return err
 	}
 	if !exists(opts.PinsDir) {
@@ -110,7 +123,7 @@ func removeFormerDir(opts Options) error {
 		return err
 	}
 	for _, e := range left {
-		if opts.DryRun {
+		if opts.dryRun {
 			break
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {

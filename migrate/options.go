@@ -3,7 +3,6 @@
 package migrate
 
 import (
-	"fmt"
 	"log/slog"
 
 	"github.com/revsk/revsk/loader"
@@ -57,12 +56,8 @@ type RollbackOptions struct {
 	Logger *slog.Logger
 }
 
-// checkLoader fills in the defaults of the loader's options, and refuses those that no function of this
-// package honours.
+// checkLoader fills in the defaults of the loader's options.
 func checkLoader(opts *loader.Options) (err error) {
-	if opts.DryRun {
-		return fmt.Errorf("loader.Options.DryRun: %w: use MakePlan or PlanRollback", ErrInvalid)
-	}
 	*opts, err = opts.WithDefaults()
 	return err
 }

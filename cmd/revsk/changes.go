@@ -28,12 +28,9 @@ func (c changes) objects(action string) []string {
 }
 
 // print prints the changes where they are all that is to be printed. Else it returns false.
-func (c changes) print(env *env, dryRun bool) (bool, error) {
-	switch {
-	case env.json():
-		return true, env.printJSON(c.document(dryRun, nil))
-	case dryRun:
-		return true, c.printPlan(env)
+func (c changes) print(env *env) (bool, error) {
+	if env.json() {
+		return true, env.printJSON(c.document(false, nil))
 	}
 	return env.quiet, nil
 }
@@ -53,8 +50,15 @@ func (c changes) printLeft(env *env) {
 	}
 }
 
-// printPlan says what a dry run would have done.
-func (c changes) printPlan(env *env) error {
+// printPlan says what a command would do.
+func printPlan(env *env, plan func() (changes, error)) error {
+	c, err := plan()
+	if err != nil {
+		return err
+	}
+	if env.json() {
+		return env.printJSON(c.document(true, nil))
+	}
 	var b strings.Builder
 	for _, change := range c {
 		if change.Action == loader.ActionSwitch {
@@ -65,7 +69,7 @@ func (c changes) printPlan(env *env) error {
 	if len(c) == 0 {
 		b.WriteString("nothing to do\n")
 	}
-	_, err := fmt.Fprint(env.Stdout, b.String())
+	_, err = fmt.Fprint(env.Stdout, b.String())
 	return err
 }
 

@@ -59,7 +59,13 @@ var advice = []struct {
 	{loader.ErrNoCgroup2, exitFailed, "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup"},
 	{loader.ErrForeignLink, exitFailed, "name the cgroup that it is attached to with --cgroup, or other pins with --pins, or remove the pin if nothing uses it"},
 	{loader.ErrExclusive, exitFailed, "find it with bpftool cgroup tree, and detach it or use another --cgroup"},
-	{loader.ErrTakenBack, exitFailed, "use --takeover-links to take it over once more, or revsk unload --hand-back"},
+	{loader.ErrTakenBack, exitFailed, "run revsk load --takeover-links with the directory of its links to take it over once more"},
+	{loader.ErrHashIncomplete, exitFailed, "run revsk rollback first, and before that revsk load --takeover-links where the agent has taken hooks back"},
+	{loader.ErrStale, exitFailed, "run the command again"},
+	{loader.ErrInvalid, exitUsage, ""},
+	{loader.ErrNotAPin, exitFailed, "move it away, or name other pins with --pins"},
+	{loader.ErrNoProc, exitFailed, "mount it (mount -t proc proc /proc)"},
+	{loader.ErrMapsReplaced, exitFailed, "pin it there again, or start the agent that owns the maps and let it pin its own"},
 	{loader.ErrForeignProgram, exitFailed, "use --takeover-links with the directory of its links to take over from it, after revsk unload if both run"},
 	{loader.ErrNothingToTakeOver, exitFailed, "load without --takeover-links, or name the directory where the other agent pins its links"},
 	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
@@ -92,6 +98,7 @@ var advice = []struct {
 	{inspect.ErrNoMap, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
 
 	{os.ErrPermission, exitFailed, asRoot},
+	{unix.EMFILE, exitFailed, "allow the process more open files (ulimit -n)"},
 	{unix.ENOMEM, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
 	{unix.ENOSPC, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -59,12 +58,15 @@ default is turned off by --NAME=false.`,
 				return err
 			}
 			opts.Force = force
-			opts.DryRun = dryRun
+			opts.Wait = wait
 			opts.TakeoverLinks = takeover
 			opts.LegacyMaxEntries = legacy
 			opts.OverflowMaxEntries = further
 			opts.Features = &features
-			return runLoad(cmd.Context(), env, opts, wait)
+			if dryRun {
+				return printPlan(env, func() (changes, error) { return loader.PlanLoad(cmd.Context(), opts) })
+			}
+			return runLoad(cmd.Context(), env, opts)
 		},
 	}
 	flags := cmd.Flags()
@@ -80,25 +82,14 @@ default is turned off by --NAME=false.`,
 	return cmd
 }
 
-func runLoad(ctx context.Context, env *env, opts loader.Options, wait time.Duration) error {
-	var dp *loader.Datapath
+func runLoad(ctx context.Context, env *env, opts loader.Options) error {
 	var done changes
-	err := waitForLock(ctx, wait, func() (err error) {
-		done = nil
-		opts.OnChange = done.add
-		dp, err = loader.Load(ctx, opts)
-		return err
-	})
+	opts.OnChange = done.add
+	dp, err := loader.Load(ctx, opts)
 	if err != nil {
 		return err
 	}
 	defer dp.Close()
-	if opts.DryRun {
-		if env.json() {
-			return env.printJSON(done.document(true, nil))
-		}
-		return done.printPlan(env)
-	}
 	status, err := readStatus(opts, dp)
 	if err != nil {
 		return exitError{exitPartly, fmt.Errorf("loaded, but reading the status: %w", err)}
@@ -111,22 +102,6 @@ func runLoad(ctx context.Context, env *env, opts loader.Options, wait time.Durat
 	}
 	done.printLeft(env)
 	return status.print(env.Stdout)
-}
-
-// waitForLock tries again for so long while another process has the lock.
-func waitForLock(ctx context.Context, wait time.Duration, try func() error) error {
-	deadline := time.Now().Add(wait)
-	for {
-		err := try()
-		if !errors.Is(err, loader.ErrLocked) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			return err
-		}
-	}
 }
 
 func addForceFlag(flags *pflag.FlagSet, force *bool) {

@@ -111,11 +111,8 @@ func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.D
 	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
 		return err
 	}
-	var report *migrate.Report
-	err = waitForLock(ctx, wait, func() (err error) {
-		report, err = migrate.Run(ctx, opts)
-		return err
-	})
+	opts.Loader.Wait = wait
+	report, err := migrate.Run(ctx, opts)
 	stop()
 	if report == nil {
 		return err

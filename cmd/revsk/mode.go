@@ -48,8 +48,11 @@ legacy maps have entries, to legacy while sockets hold tuples.`,
 			if err != nil {
 				return err
 			}
-			opts.DryRun = dryRun
-			return switchMode(cmd.Context(), env, opts, *mode, force, wait)
+			opts.Wait = wait
+			if dryRun {
+				return printPlan(env, func() (changes, error) { return planMode(cmd.Context(), opts, *mode, force) })
+			}
+			return switchMode(cmd.Context(), env, opts, *mode, force)
 		},
 	}
 	addForceFlag(cmd.Flags(), &force)
@@ -78,7 +81,7 @@ func showMode(env *env, opts loader.Options) error {
 	return err
 }
 
-func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.Mode, force bool, wait time.Duration) error {
+func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.Mode, force bool) error {
 	var done changes
 	opts.OnChange = done.add
 	dp, err := loader.Open(opts)
@@ -90,11 +93,10 @@ func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.
 	if err != nil {
 		return err
 	}
-	err = waitForLock(ctx, wait, func() error { return dp.SetMode(ctx, mode, force) })
-	if err != nil {
+	if err := dp.SetMode(ctx, mode, force); err != nil {
 		return err
 	}
-	if printed, err := done.print(env, opts.DryRun); printed {
+	if printed, err := done.print(env); printed {
 		return err
 	}
 	if len(done) == 0 {
@@ -103,6 +105,15 @@ func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.
 		_, err = fmt.Fprintf(env.Stdout, "switched from mode %v to %v\n", before, mode)
 	}
 	return err
+}
+
+func planMode(ctx context.Context, opts loader.Options, mode loader.Mode, force bool) (changes, error) {
+	dp, err := loader.Open(opts)
+	if err != nil {
+		return nil, err
+	}
+	defer dp.Close()
+	return dp.PlanMode(ctx, mode, force)
 }
 
 func addModeFlag(cmd *cobra.Command, flags *pflag.FlagSet, mode *string) {

@@ -53,24 +53,25 @@ func runRollback(ctx context.Context, env *env, opts migrate.RollbackOptions, dr
 	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
 		return err
 	}
-	var report *migrate.RollbackReport
-	err = waitForLock(ctx, wait, func() (err error) {
-		if !dryRun {
-			report, err = migrate.Rollback(ctx, opts)
-			return err
-		}
-		plan, err := migrate.PlanRollback(ctx, opts)
-		if plan != nil {
-			report = &migrate.RollbackReport{Mode: plan.Mode, Tuples: plan.Tuples, Maps: plan.Maps, Steps: plan.Steps}
-		}
-		return err
-	})
+	opts.Loader.Wait = wait
+	report, err := rollback(ctx, opts, dryRun)
 	stop()
 	if report == nil {
 		return err
 	}
 	doc := newRollbackDocument(report, dryRun, err == nil)
 	return env.printReport(doc, interrupted(err, report.Mode))
+}
+
+func rollback(ctx context.Context, opts migrate.RollbackOptions, dryRun bool) (*migrate.RollbackReport, error) {
+	if !dryRun {
+		return migrate.Rollback(ctx, opts)
+	}
+	plan, err := migrate.PlanRollback(ctx, opts)
+	if plan == nil {
+		return nil, err
+	}
+	return &migrate.RollbackReport{Mode: plan.Mode, Tuples: plan.Tuples, Maps: plan.Maps, Steps: plan.Steps}, err
 }
 
 // rollbackDocument is the JSON output of rollback.

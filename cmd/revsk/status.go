@@ -100,7 +100,7 @@ func (s statusDocument) err() error {
 	}
 	switch {
 	case len(back) > 0:
-		return exitError{exitPartly, fmt.Errorf("taken back by another agent: %s: run revsk load --takeover-links, or revsk unload --hand-back",
+		return exitError{exitPartly, fmt.Errorf("taken back by another agent: %s: run revsk load --takeover-links with the directory of its links",
 			strings.Join(back, ", "))}
 	case attached == 0:
 		return exitError{exitFailed, errors.New("no hook is attached: run revsk load")}

@@ -17,12 +17,19 @@ import (
 // otherAgent starts another agent, which goes when the test ends, and returns the directory of its links.
 func otherAgent(t *testing.T, p place) (a *standin.Agent, links string) {
 	t.Helper()
-	a, err := standin.Idle()
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, a.Close()) })
+	a = unattached(t, p)
 	links = filepath.Join(p.dir, "cilium", "socketlb", "links", "cgroup")
 	require.NoError(t, a.Link(sandbox.Cgroup(), links))
 	return a, links
+}
+
+// unattached is another agent before it attaches its programs, which use the pinned hash.
+func unattached(t *testing.T, p place) *standin.Agent {
+	t.Helper()
+	a, err := standin.IdleHash(p.maps(), 1024)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, a.Close()) })
+	return a
 }
 
 const leftAlone = "left alone: cil_sock4_pre_bind, cil_sock6_pre_bind\n"
@@ -102,18 +109,16 @@ func TestHooksTakenBackAreSaid(t *testing.T) {
 	p := newPlace(t)
 	_, links := otherAgent(t, p)
 	p.load("--takeover-links", links, "--quiet").ok()
-	again, err := standin.Idle()
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, again.Close()) })
+	again := unattached(t, p)
 	require.NoError(t, again.Without("cil_sock_release", "cil_sock4_connect").Update(links))
 
 	r := p.run("status")
 	require.Regexp(t, "^revsk: taken back by another agent: recvmsg4, .*, post_bind6: "+
-		"run revsk load --takeover-links, or revsk unload --hand-back$", r.fails(exitPartly))
+		"run revsk load --takeover-links with the directory of its links$", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^recvmsg4 +\d+, not ours +- +- +cil_sock4_recvmsg \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `(?m)^release +\d+ +[0-9a-f]{16} .* cil_sock_release \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `: hook was taken back by another agent: cil_sock4_recvm \(program \d+\): `+
-		"use --takeover-links to take it over once more, or revsk unload --hand-back$", p.load().fails(exitFailed))
+		"run revsk load --takeover-links with the directory of its links to take it over once more$", p.load().fails(exitFailed))
 
 	r = p.run("unload", "--hand-back")
 	require.Equal(t, 0, r.code)
@@ -130,7 +135,7 @@ func TestHandBackThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
 		p.run("mode", mode.String()).ok()
 		for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
-			require.Regexp(t, "mode would forget live sockets: 1 tuples are on sockets only: ",
+			require.Regexp(t, "hash lacks what live sockets hold: 1 of them: run revsk rollback first",
 				p.run("unload", "--hand-back", dryRun).fails(exitFailed))
 		}
 	}

@@ -32,8 +32,8 @@ Hooks that were taken over from another agent (load --takeover-links) are not
 detached, but given back with --hand-back: the programs that the agent had there
 are put back in place, each in one atomic step, and revsk's own maps and pins are
 removed. Those programs know the legacy maps only. So --hand-back is refused
-where those maps lack what live sockets remember: after mode storage, until a
-rollback. A hook on which the agent has put a new program since is left alone.`,
+where those maps lack what live sockets remember, such as after mode storage: run
+revsk rollback first. A hook on which the agent has put a new program since is left alone.`,
 		Example: `  revsk unload
   revsk unload --purge --dry-run     # how many sockets would forget?
   revsk unload --purge
@@ -44,12 +44,16 @@ rollback. A hook on which the agent has put a new program since is left alone.`,
 			if err != nil {
 				return err
 			}
-			opts.DryRun = dryRun
+			opts.Wait = wait
 			opts.Force = force
-			if handBack {
-				return runHandBack(cmd.Context(), env, opts, wait)
+			ctx := cmd.Context()
+			switch {
+			case handBack && dryRun:
+				return printPlan(env, func() (changes, error) { return loader.PlanHandBack(ctx, opts) })
+			case handBack:
+				return runHandBack(ctx, env, opts)
 			}
-			return runUnload(cmd.Context(), env, opts, purge, wait)
+			return runUnload(ctx, env, opts, purge, dryRun)
 		},
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets forget their service address")
@@ -61,7 +65,7 @@ rollback. A hook on which the agent has put a new program since is left alone.`,
 	return cmd
 }
 
-func runUnload(ctx context.Context, env *env, opts loader.Options, purge bool, wait time.Duration) error {
+func runUnload(ctx context.Context, env *env, opts loader.Options, purge, dryRun bool) error {
 	var live int64
 	if purge {
 		var err error
@@ -69,24 +73,29 @@ func runUnload(ctx context.Context, env *env, opts loader.Options, purge bool, w
 			return err
 		}
 	}
+	forget := func(does string) {
+		if live > 0 && !env.quiet {
+			fmt.Fprintf(env.Stderr, "live sockets %s %s: they show those of backends from now on\n",
+				does, count(live, "service address", "service addresses"))
+		}
+	}
+	if dryRun {
+		return printPlan(env, func() (changes, error) {
+			defer forget("would forget")
+			return loader.PlanUnload(ctx, opts, purge)
+		})
+	}
 	var done changes
 	opts.OnChange = done.add
-	err := waitForLock(ctx, wait, func() error { return loader.Unload(ctx, opts, purge) })
-	if err != nil {
+	if err := loader.Unload(ctx, opts, purge); err != nil {
 		return done.partly(err)
 	}
-	if live > 0 && !env.quiet {
-		does := "forgot"
-		if opts.DryRun {
-			does = "would forget"
-		}
-		fmt.Fprintf(env.Stderr, "live sockets %s %s: they show those of backends from now on\n",
-			does, count(live, "service address", "service addresses"))
-	}
-	if printed, err := done.print(env, opts.DryRun); printed {
+	forget("forgot")
+	if printed, err := done.print(env); printed {
 		return err
 	}
 	done.printLeft(env)
+	var err error
 	switch {
 	case purge:
 		_, err = fmt.Fprintf(env.Stdout, "detached from %s, maps removed from %s\n", opts.Cgroup, opts.PinsDir)

@@ -21,7 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/internal/cgroup2"
 )
 
 const (
@@ -40,9 +40,9 @@ func Cgroup() string { return os.Getenv(cgroupEnv) }
 // if it is still there a few seconds later.
 func Run(ctx context.Context, args ...string) (code int, err error) {
 	if os.Geteuid() != 0 {
-		return 0, fmt.Errorf("making a sandbox: %w", loader.ErrPermission)
+		return 0, fmt.Errorf("making a sandbox: %w", os.ErrPermission)
 	}
-	root, err := loader.FindCgroup2()
+	root, err := cgroup2.Find()
 	if err != nil {
 		return 0, err
 	}

@@ -94,6 +94,29 @@ func Idle(maps ...*ebpf.Map) (*Agent, error) {
 	return a, nil
 }
 
+// IdleHash is Idle of programs that use the hash, which is pinned in the directory: as it is there, or anew
+// with so many entries.
+func IdleHash(mapsDir string, entries uint32) (*Agent, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range spec.Maps {
+		if name != sock.SockMapCiliumLb4ReverseSk && name != sock.SockMapCiliumLb6ReverseSk {
+			delete(spec.Maps, name)
+			continue
+		}
+		m.MaxEntries = entries
+	}
+	holder := new(Agent)
+	shared, err := holder.sharedMaps(spec, mapsDir)
+	if err != nil {
+		return nil, errors.Join(err, holder.Close())
+	}
+	a, err := Idle(slices.Collect(maps.Values(shared))...)
+	return a, errors.Join(err, holder.Close())
+}
+
 // Hash makes an agent that translates, and remembers in the hash alone, as the reference does. It uses
 // the maps that are pinned in the directory, and pins those that are missing.
 func Hash(mapsDir string) (*Agent, error) {

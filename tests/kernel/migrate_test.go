@@ -281,23 +281,12 @@ func TestMigrateUnpinsTheSource(t *testing.T) {
 	})
 }
 
-// A dry run is a plan. An option that would be honoured by a part of the work only is refused.
 func TestMigrateRefusesWhatItWouldNotHonour(t *testing.T) {
 	s := newScene(t, legacy, ipv4, unix.IPPROTO_UDP)
 	a := s.service()
 	x := s.socket()
 	x.connect(a.front)
-	dry := options()
-	dry.DryRun = true
 	for name, run := range map[string]func() error{
-		"migrate": func() error {
-			_, err := migrate.Run(t.Context(), migrate.Options{Loader: dry})
-			return err
-		},
-		"roll back": func() error {
-			_, err := migrate.Rollback(t.Context(), migrate.RollbackOptions{Loader: dry})
-			return err
-		},
 		"migrate by an unknown engine": func() error {
 			_, err := migrate.Run(t.Context(), migrateOptions("bogus"))
 			return err

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// What sockets hold is asked of the sockets, and what the hash holds of the hash: counters also count what
+// nobody can reach any more, and notes can be lost.
+
+// looks is how often sockets and hash are compared before a difference counts: the hooks write one after
+// the other, and sockets are closed meanwhile.
+const looks = 3
+
+// sockets lists the sockets that hold tuples.
+func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
+	if err := allowMaps(); err != nil {
+		return nil, err
+	}
+	all, err := inspect.Sockets(ctx, inspect.Maps{
+		Conn: dp.maps[mapConn], Peers: dp.maps[mapPeers], Overflow: dp.maps[mapOverflow],
+	}, inspect.Options{SkipOwners: true})
+	return all, describe(err)
+}
+
+// checkStorageEmpty returns an error wrapping ErrUnsafeMode if sockets hold tuples.
+func (dp *Datapath) checkStorageEmpty(ctx context.Context) error {
+	all, err := dp.sockets(ctx)
+	if err != nil {
+		return err
+	}
+	held := 0
+	for _, s := range all {
+		held += len(s.Peers)
+		if s.Conn != nil {
+			held++
+		}
+	}
+	if held > 0 {
+		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, held)
+	}
+	return nil
+}
+
+// checkHash returns an error wrapping ErrHashIncomplete if sockets hold what the hash lacks. With exactly,
+// the hash must say the same of each; else another service for the same peer will do, as where
+// programs have written that keep the hash only.
+func (dp *Datapath) checkHash(ctx context.Context, exactly bool) error {
+	var lacking map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
+	for range looks {
+		all, err := dp.sockets(ctx)
+		if err != nil {
+			return err
+		}
+		now, err := dp.lackedByHash(hashEntries(all), exactly)
+		if err != nil {
+			return err
+		}
+		if lacking != nil {
+			for key, value := range now {
+				if before, ok := lacking[key]; !ok || before != value {
+					delete(now, key)
+				}
+			}
+		}
+		if lacking = now; len(lacking) == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %d of them", ErrHashIncomplete, len(lacking))
+}
+
+// hashEntries are what the hash has to say of what sockets hold. Of a peer that a socket is connected to
+// and has sent to, the hash has one entry: the send was later.
+func hashEntries(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
+	entries := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
+	for _, s := range sockets {
+		tuples := slices.Clone(s.Peers)
+		if s.Conn != nil {
+			tuples = slices.Insert(tuples, 0, *s.Conn)
+		}
+		for _, t := range tuples {
+			entries[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
+		}
+	}
+	return entries
+}
+
+func (dp *Datapath) lackedByHash(entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, exactly bool) (map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, error) {
+	lacking := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
+	for key, value := range entries {
+		name := mapReverse6
+		if key.Backend.Addr().Is4() {
+			name = mapReverse4
+		}
+		var now lbmap.ReverseSKValue
+		err := ebpf.ErrKeyNotExist
+		if m := dp.maps[name]; m != nil {
+			err = m.Lookup(key, &now)
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist), err == nil && exactly && now != value:
+			lacking[key] = value
+		case err != nil:
+			return nil, fmt.Errorf("looking into %s: %w", name, err)
+		}
+	}
+	return lacking, nil
+}
