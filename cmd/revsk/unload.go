@@ -33,7 +33,8 @@ detached, but given back with --hand-back: the programs that the agent had there
 are put back in place, each in one atomic step, and revsk's own maps and pins are
 removed. Those programs know the legacy maps only. So --hand-back is refused
 where those maps lack what live sockets remember, such as after mode storage: run
-revsk rollback first. A hook on which the agent has put a new program since is left alone.`,
+revsk rollback first. A hook on which the agent has put a new program since is
+left alone.`,
 		Example: `  revsk unload
   revsk unload --purge --dry-run     # how many sockets would forget?
   revsk unload --purge
