@@ -43,6 +43,8 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 	f.NodePort, f.HealthCheck = false, true
 	other := options()
 	other.Features = &f
+	apart := onCgroup(below(t))
+	apart.MapsDir += mapsDir + "-apart"
 	injected := errors.New("injected")
 
 	// A finalizer would close what was forgotten.
@@ -53,7 +55,7 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 		"load":                  func() error { return loadAndClose(t, options()) },
 		"load, other features":  func() error { return loadAndClose(t, other) },
 		"plan of a load":        func() error { _, err := loader.PlanLoad(t.Context(), options()); return err },
-		"load into another dir": func() error { return loadAndClose(t, elsewhere()) },
+		"load into another dir": func() error { return loadAndClose(t, apart) },
 		"load that fails to attach": func() error {
 			return wantError(t, injected, loadAndClose(t, options().WithStep(func(step string) error {
 				if step == "attach revsk_sendmsg6" {
@@ -63,7 +65,7 @@ func TestNoDescriptorIsLeftOpen(t *testing.T) {
 			})))
 		},
 		"first load that fails to create a map": func() error {
-			return wantError(t, injected, loadAndClose(t, elsewhere().WithStep(func(step string) error {
+			return wantError(t, injected, loadAndClose(t, apart.WithStep(func(step string) error {
 				if step == "create map revsk_peers" {
 					return injected
 				}
@@ -109,7 +111,7 @@ func loadAndClose(t *testing.T, opts loader.Options) error {
 	return nil
 }
 
-// elsewhere are the options of a second datapath on the same cgroup.
+// elsewhere are the options of a second datapath on the same cgroup, which is refused beside the first.
 func elsewhere() loader.Options {
 	opts := options()
 	opts.PinsDir = pinsDir + "-elsewhere"

@@ -52,6 +52,11 @@ var (
 	ErrNotAPin = errors.New("not a pinned object")
 	// ErrNoProc: /proc cannot be read, without which BPF objects cannot be opened.
 	ErrNoProc = errors.New("/proc cannot be read")
+	// ErrUnsafeDir: somebody else could have made, or can write to, a directory of the pins.
+	ErrUnsafeDir = errors.New("directory is not safe")
+	// ErrOtherDatapath: another datapath runs on the same sockets, and each would see the addresses that the
+	// other has translated.
+	ErrOtherDatapath = errors.New("another datapath runs on the same sockets")
 	// ErrMapsReplaced: a pin of the load balancer's maps is missing, and the attached programs use a map with
 	// entries in its place.
 	ErrMapsReplaced = errors.New("pin of a map in use is missing")

@@ -26,7 +26,7 @@ import (
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
 // [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrNothingToTakeOver], [ErrTakenBack],
-// [ErrExclusive], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
+// [ErrExclusive], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (*Datapath, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {
@@ -77,6 +77,16 @@ func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 		}
 	}
 
+	seen, err := observe(opts)
+	if err != nil {
+		return nil, err
+	}
+	if seen.unsafe != nil {
+		return nil, seen.unsafe
+	}
+	if err := seen.checkAlone(); err != nil {
+		return nil, err
+	}
 	spec, err := datapathSpec(opts)
 	if err != nil {
 		return nil, err

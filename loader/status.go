@@ -19,6 +19,8 @@ type Status struct {
 	Hooks    []HookStatus `json:"hooks"`
 	Maps     []MapStatus  `json:"maps"`
 	Counters Counters     `json:"counters"`
+	// Problems are what is not as it has to be, the most important first.
+	Problems []Problem `json:"problems"`
 }
 
 // HookStatus is one hook of the cgroup. Attached is false, and the rest empty, where no program of this
@@ -97,7 +99,24 @@ func (dp *Datapath) Status() (Status, error) {
 		}
 		s.Maps = append(s.Maps, ms)
 	}
+	o, err := observe(dp.opts)
+	if err != nil {
+		return s, err
+	}
+	o.fill(s.Maps)
+	s.Problems = o.problems()
 	return s, nil
+}
+
+// fill takes over what is known of how full the maps are.
+func (o *observation) fill(maps []MapStatus) {
+	for i := range o.maps {
+		for _, ms := range maps {
+			if ms.Name == o.maps[i].name && ms.Entries >= 0 {
+				o.maps[i].entries, o.maps[i].size = ms.Entries, int(ms.MaxEntries)
+			}
+		}
+	}
 }
 
 // Hooks reports what is attached, readers of the state first.

@@ -65,6 +65,8 @@ var advice = []struct {
 	{loader.ErrInvalid, exitUsage, ""},
 	{loader.ErrNotAPin, exitFailed, "move it away, or name other pins with --pins"},
 	{loader.ErrNoProc, exitFailed, "mount it (mount -t proc proc /proc)"},
+	{loader.ErrOtherDatapath, exitFailed, "use the --pins with which it was loaded, or unload it first"},
+	{loader.ErrUnsafeDir, exitFailed, "have root own it and nobody else write to it, or name other pins with --pins"},
 	{loader.ErrMapsReplaced, exitFailed, "pin it there again, or start the agent that owns the maps and let it pin its own"},
 	{loader.ErrForeignProgram, exitFailed, "use --takeover-links with the directory of its links to take over from it, after revsk unload if both run"},
 	{loader.ErrNothingToTakeOver, exitFailed, "load without --takeover-links, or name the directory where the other agent pins its links"},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -195,14 +197,17 @@ func TestLoadWaitsForTheLock(t *testing.T) {
 func TestStatusOfHooksThatAreMissing(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
-	require.NoError(t, os.Remove(filepath.Join(p.pins(), "links", "revsk_connect4")))
+	l, err := link.LoadPinnedLink(filepath.Join(p.pins(), "links", "revsk_connect4"), nil)
+	require.NoError(t, err)
+	require.NoError(t, errors.Join(l.Detach(), l.Unpin(), l.Close()))
 	r := p.run("status")
 	require.Equal(t, "revsk: not attached: connect4: run revsk load", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^connect4 +missing$`, r.stdout)
+	require.Regexp(t, `(?m)^hooks-missing +revsk load$`, r.stdout)
 
 	p.run("unload").ok()
 	r = p.run("status", "-o", "json")
-	require.Equal(t, "revsk: no hook is attached: run revsk load", r.fails(exitFailed))
+	require.Equal(t, "revsk: no hook is attached: run revsk load", r.fails(exitPartly))
 	var status statusDocument
 	r.json(&status)
 	require.False(t, status.Complete)

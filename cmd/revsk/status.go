@@ -30,8 +30,8 @@ taken over from another agent shows what the agent had there, which is what
 revsk unload --hand-back puts back, and whether the agent has put a program of its
 own there since.
 
-Exits with 0 if every hook is attached that is needed, with 3 if some are
-missing, and with 1 if none is attached.`,
+Lists what is not as it has to be, each problem with its code and the command that
+mends it, and says on stderr what is the case. Exits with 3 if there is one.`,
 		Example: `  revsk status
   revsk status -o json | jq .counters`,
 		Args: cobra.NoArgs,
@@ -86,36 +86,32 @@ func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error
 	}, err
 }
 
+// err says what the problems are and what mends them.
 func (s statusDocument) err() error {
-	attached := 0
-	var missing, back []string
-	for _, h := range s.Hooks {
-		if h.Attached {
-			attached++
-		} else if takenBack(h) {
-			back = append(back, hookName(h))
-		} else if !h.Optional {
-			missing = append(missing, hookName(h))
+	if len(s.Problems) == 0 {
+		return nil
+	}
+	var all []string
+	for _, p := range s.Problems {
+		if p.Mend != "" {
+			p.Text += ": run " + p.Mend
 		}
+		all = append(all, p.Text)
 	}
-	switch {
-	case len(back) > 0:
-		return exitError{exitPartly, fmt.Errorf("taken back by another agent: %s: run revsk load --takeover-links with the directory of its links",
-			strings.Join(back, ", "))}
-	case attached == 0:
-		return exitError{exitFailed, errors.New("no hook is attached: run revsk load")}
-	case len(missing) > 0:
-		return exitError{exitPartly, fmt.Errorf("not attached: %s: run revsk load", strings.Join(missing, ", "))}
-	}
-	return nil
+	return exitError{exitPartly, errors.New(strings.Join(all, "; "))}
 }
 
 func (s statusDocument) print(w io.Writer) error {
-	var general, hooks, maps, counters table
+	var general, problems, hooks, maps, counters table
 	general.row("mode", s.Mode)
 	general.row("cgroup", s.Cgroup)
 	general.row("kernel", s.Kernel)
 	general.row("tuples on live sockets", s.LiveTuples)
+
+	problems.row("PROBLEM", "MENDED BY")
+	for _, p := range s.Problems {
+		problems.row(p.Code, p.Mend)
+	}
 
 	head := []any{"HOOK", "PROGRAM ID", "TAG", "LOADED"}
 	if slices.ContainsFunc(s.Hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil }) {
@@ -145,7 +141,7 @@ func (s statusDocument) print(w io.Writer) error {
 		counters.row(strings.ReplaceAll(name, "_", " "), value.Uint())
 	}
 
-	return printSections(w, general, hooks, maps, counters)
+	return printSections(w, general, problems, hooks, maps, counters)
 }
 
 // hookRow is a row of the table of hooks.

@@ -114,7 +114,7 @@ func TestHooksTakenBackAreSaid(t *testing.T) {
 
 	r := p.run("status")
 	require.Regexp(t, "^revsk: taken back by another agent: recvmsg4, .*, post_bind6: "+
-		"run revsk load --takeover-links with the directory of its links$", r.fails(exitPartly))
+		"run revsk load --takeover-links "+links+"$", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^recvmsg4 +\d+, not ours +- +- +cil_sock4_recvmsg \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `(?m)^release +\d+ +[0-9a-f]{16} .* cil_sock_release \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `: hook was taken back by another agent: cil_sock4_recvm \(program \d+\): `+

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// checkDirs makes sure that nobody else could have put something in place of our pins: every directory from
+// the root of the BPF file system to dir belongs to root or to this user, and nobody else can write to
+// it. The root itself, which is mounted with mode 1777 by default, may have the sticky bit instead. Returns an
+// error wrapping [ErrUnsafeDir]. Directories that do not exist are left out.
+func checkDirs(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Lstat(dir)
+		if errors.Is(err, os.ErrNotExist) && dir != "/" {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%s: %w: it is %s", dir, ErrUnsafeDir, kindOfFile(info.Mode()))
+		}
+		top, err := isMountRoot(dir)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(dir, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: dir, Err: err}
+		}
+		if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+			return fmt.Errorf("%s: %w: it belongs to user %d", dir, ErrUnsafeDir, st.Uid)
+		}
+		if st.Mode&0o022 != 0 && !(top && st.Mode&unix.S_ISVTX != 0) {
+			return fmt.Errorf("%s: %w: its mode is %04o", dir, ErrUnsafeDir, st.Mode&0o7777)
+		}
+		if top {
+			return nil
+		}
+	}
+}
+
+// isMountRoot tells whether a directory is where its file system is mounted.
+func isMountRoot(dir string) (bool, error) {
+	var st, parent unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return false, &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if err := unix.Lstat(filepath.Dir(dir), &parent); err != nil {
+		return false, &os.PathError{Op: "lstat", Path: filepath.Dir(dir), Err: err}
+	}
+	return st.Dev != parent.Dev || dir == filepath.Dir(dir), nil
+}

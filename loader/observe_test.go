@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/loader"
+)
+
+// codes are those of the problems that the status has.
+func codes(t *testing.T, opts loader.Options) (found []string) {
+	t.Helper()
+	dp, err := loader.Open(opts)
+	require.NoError(t, err)
+	defer dp.Close()
+	for _, p := range status(t, dp).Problems {
+		found = append(found, p.Code)
+	}
+	return found
+}
+
+// below makes a cgroup below the sandbox's.
+func below(t *testing.T) string {
+	t.Helper()
+	child := filepath.Join(sandbox.Cgroup(), "child")
+	require.NoError(t, os.Mkdir(child, 0o755))
+	t.Cleanup(func() { require.NoError(t, os.Remove(child)) })
+	return child
+}
+
+// onCgroup are the options of another datapath that shares the maps of the load balancer.
+func onCgroup(cgroup string) loader.Options {
+	opts := elsewhere()
+	opts.Cgroup = cgroup
+	return opts
+}
+
+func TestAnotherDatapathOnTheSameSocketsIsRefusedAndShown(t *testing.T) {
+	child := below(t)
+	load(t, options())
+	require.Empty(t, codes(t, options()))
+	requireRefused(t, loader.ErrOtherDatapath, func() error { return loadAndClose(t, elsewhere()) })
+	requireRefused(t, loader.ErrOtherDatapath, func() error { return loadAndClose(t, onCgroup(child)) })
+	require.NoError(t, loader.Unload(t.Context(), options(), true))
+
+	dp, err := loader.Load(t.Context(), onCgroup(child))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, loader.Unload(t.Context(), onCgroup(child), true)) }()
+	require.NoError(t, dp.Close())
+	requireRefused(t, loader.ErrOtherDatapath, func() error { return loadAndClose(t, options()) })
+}
+
+// Another that has maps of its own translates nothing that this one does.
+func TestADatapathBelowWithMapsOfItsOwnIsNobodysBusiness(t *testing.T) {
+	child := below(t)
+	load(t, options())
+	opts := onCgroup(child)
+	opts.MapsDir = mapsDir + "-elsewhere"
+	mustLoad(t, opts)
+	defer func() { require.NoError(t, loader.Unload(t.Context(), opts, true)) }()
+	require.Empty(t, codes(t, options()))
+	require.Empty(t, codes(t, opts))
+}
+
+// The agent's pins were removed, and it started anew; or it started after us.
+func TestAnAgentThatRunsBesideIsAProblem(t *testing.T) {
+	load(t, options())
+	idle(t, anchorings["links"])
+	require.Equal(t, []string{loader.ProblemBeside}, codes(t, options()))
+}
+
+func TestALinkThatWasDetachedIsAProblemAndALoadMendsIt(t *testing.T) {
+	load(t, options())
+	for _, name := range []string{"revsk_post_bind4", "revsk_connect4"} {
+		l, err := link.LoadPinnedLink(pinsDir+"/links/"+name, nil)
+		require.NoError(t, err)
+		require.NoError(t, l.Detach())
+		require.NoError(t, l.Close())
+	}
+	require.Equal(t, []string{loader.ProblemLinkDetached}, codes(t, options()))
+	mustLoad(t, options())
+	require.Empty(t, codes(t, options()))
+}
+
+func TestAMapThatTheControlPlaneHasMadeAnewIsAProblemAndALoadMendsIt(t *testing.T) {
+	load(t, options())
+	services := mapsDir + "/cilium_lb4_services_v2"
+	require.NoError(t, os.Remove(services))
+	require.Equal(t, []string{loader.ProblemMapMissing}, codes(t, options()))
+	pinMap(t, services, &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 12, ValueSize: 12, MaxEntries: 777})
+	require.Equal(t, []string{loader.ProblemMapReplaced}, codes(t, options()))
+	mustLoad(t, options())
+	require.Empty(t, codes(t, options()))
+}
+
+// A BPF file system can be written to by everybody, unless it was mounted otherwise.
+func TestDirectoriesThatOthersMadeOrCanWriteToAreRefused(t *testing.T) {
+	require.NoError(t, os.Chmod("/sys/fs/bpf", 0o777|os.ModeSticky))
+	t.Cleanup(func() { require.NoError(t, os.Chmod("/sys/fs/bpf", 0o700)) })
+	for name, prepare := range map[string]func(dir string) error{
+		"owner": func(dir string) error { return os.Chown(dir, 65534, 65534) },
+		"mode":  func(dir string) error { return os.Chmod(dir, 0o777) },
+	} {
+		for _, dir := range []string{pinsDir, mapsDir, filepath.Dir(mapsDir)} {
+			t.Run(name+" "+filepath.Base(dir), func(t *testing.T) {
+				cleanUp(t)
+				require.NoError(t, os.MkdirAll(dir, 0o700))
+				require.NoError(t, prepare(dir))
+				requireRefused(t, loader.ErrUnsafeDir, func() error { return loadAndClose(t, options()) })
+			})
+		}
+	}
+	t.Run("the root", func(t *testing.T) {
+		cleanUp(t)
+		require.NoError(t, unix.Chmod("/sys/fs/bpf", 0o777))
+		requireRefused(t, loader.ErrUnsafeDir, func() error { return loadAndClose(t, options()) })
+		require.NoError(t, unix.Chmod("/sys/fs/bpf", 0o1777))
+		mustLoad(t, options())
+	})
+}
