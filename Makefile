@@ -4,20 +4,21 @@
 
 GO ?= go
 CLANG_VERSION ?= 19
-C_FILES = $(wildcard bpf/*/*.[ch] tests/*/*.[ch])
+C_FILES = $(wildcard bpf/*/*.[ch] internal/*/*.[ch] tests/*/*.[ch])
 # How long the stress test of tests/kernel runs.
 STRESS ?= 60s
-# The release of Cilium whose own programs are tested and measured, and the tests that they can pass.
-CILIUM ?= v1.20.2
-CILIUM_SOURCE = $(GO) mod download github.com/cilium/cilium@$(CILIUM) && source=$$($(GO) list -m -f '{{.Dir}}' github.com/cilium/cilium@$(CILIUM))
-CILIUM_TESTS = ^Test(Branch([A-Z]+[0-9]|Difference[A-Z])|Connect|Sendmsg|Recvmsg|Getpeername|Reconnect|Disconnect|FormerConnection|$\
+# A compiled object of another agent's programs, on a node its bpf_sock.o, and the tests that those can pass.
+OBJECT ?=
+# Our own programs under the reference's names.
+OWN_OBJECT = internal/standin/reference_bpfel.o
+REFERENCE_TESTS = ^Test(Branch([A-Z]+[0-9]|Difference[A-Z])|Connect|Sendmsg|Recvmsg|Getpeername|Reconnect|Disconnect|FormerConnection|$\
 	StaleTuples|LegacyMode|Other|IPv4AddressOnAnIPv6Socket|UDPLite|TakeoverWithoutGap|UpgradeAndBack)
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## Show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/revsk
@@ -32,9 +33,10 @@ test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 $$($(GO) list ./... | grep -v /tests/kernel$$)
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
 
-.PHONY: test-cilium
-test-cilium: clang ## Run Cilium's own programs through the tests of what revsk has in common with them (root)
-	$(CILIUM_SOURCE) && $(GO) test -count=1 ./tests/kernel -run '$(CILIUM_TESTS)' -cilium "$$source"
+.PHONY: test-reference
+test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)
+	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
+	$(GO) test -count=1 ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
 
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
@@ -42,8 +44,8 @@ test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [V
 		$(if $(PKGS),-pkgs "$(PKGS)") $(if $(DOCS),-docs $(DOCS)) $(if $(PARALLEL),-parallel $(PARALLEL))
 
 .PHONY: bench
-bench: clang ## Measure what the hooks cost, and Cilium's, into docs/benchmarks.json and docs/benchmarks-results.md (root)
-	$(CILIUM_SOURCE) && $(GO) run ./tests/bench -cilium "$$source" -json docs/benchmarks.json -tables docs/benchmarks-results.md
+bench: ## Measure what the hooks cost into docs/benchmarks.json and docs/benchmarks-results.md: [OBJECT=bpf_sock.o] (root)
+	$(GO) run ./tests/bench $(if $(OBJECT),-reference $(OBJECT)) -json docs/benchmarks.json -tables docs/benchmarks-results.md
 
 .PHONY: bench-plots
 bench-plots: ## Draw docs/benchmarks.json

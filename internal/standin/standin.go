@@ -15,37 +15,19 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/loader"
 )
 
 // Agent is a running stand-in. Its programs are by the names that the reference gives them.
 type Agent struct {
 	Programs map[string]*ebpf.Program
 
-	maps     map[string]*ebpf.Map
 	links    []link.Link
 	attached []link.RawDetachProgramOptions
 	closers  []func()
-}
-
-// own maps each of the reference's programs to the one of bpf/sock that does the same.
-var own = map[string]string{
-	"cil_sock4_recvmsg":     sock.SockProgRevskRecvmsg4,
-	"cil_sock6_recvmsg":     sock.SockProgRevskRecvmsg6,
-	"cil_sock4_getpeername": sock.SockProgRevskGetpeername4,
-	"cil_sock6_getpeername": sock.SockProgRevskGetpeername6,
-	"cil_sock_release":      sock.SockProgRevskReleaseBounded,
-	"cil_sock4_connect":     sock.SockProgRevskConnect4,
-	"cil_sock6_connect":     sock.SockProgRevskConnect6,
-	"cil_sock4_sendmsg":     sock.SockProgRevskSendmsg4,
-	"cil_sock6_sendmsg":     sock.SockProgRevskSendmsg6,
-	"cil_sock4_post_bind":   sock.SockProgRevskPostBind4,
-	"cil_sock6_post_bind":   sock.SockProgRevskPostBind6,
-	"cil_sock4_pre_bind":    sock.SockProgRevskBind4,
-	"cil_sock6_pre_bind":    sock.SockProgRevskBind6,
 }
 
 var attachTypes = map[string]ebpf.AttachType{
@@ -117,31 +99,14 @@ func IdleHash(mapsDir string, entries uint32) (*Agent, error) {
 	return a, errors.Join(err, holder.Close())
 }
 
-// Hash makes an agent that translates, and remembers in the hash alone, as the reference does. It uses
+// Hash makes an agent of our own programs that remembers in the hash alone, as the reference does. It uses
 // the maps that are pinned in the directory, and pins those that are missing.
 func Hash(mapsDir string) (*Agent, error) {
-	spec, err := sock.LoadSock()
+	o, err := Ours()
 	if err != nil {
 		return nil, err
 	}
-	wanted := make(map[string]*ebpf.ProgramSpec)
-	for reference, name := range own {
-		prog := spec.Programs[name]
-		prog.Name = reference
-		// The kernel cuts names off; the whole one is that of the function in the type information.
-		btf.FuncMetadata(&prog.Instructions[0]).Name = reference
-		wanted[reference] = prog
-	}
-	spec.Programs = wanted
-	a, err := load(spec, mapsDir)
-	if err != nil {
-		return nil, err
-	}
-	mode := sock.SockRevskConfigValue{Mode: uint32(sock.SockRevskModeREVSK_MODE_LEGACY)}
-	if err := a.maps[sock.SockMapRevskConfig].Put(uint32(0), mode); err != nil {
-		return nil, errors.Join(err, a.Close())
-	}
-	return a, nil
+	return o.Agent(mapsDir, loader.DefaultFeatures())
 }
 
 // load makes an agent of the programs.
@@ -161,7 +126,6 @@ func load(spec *ebpf.CollectionSpec, mapsDir string) (_ *Agent, err error) {
 		return nil, fmt.Errorf("loading the agent's programs: %w", err)
 	}
 	a.closers = append(a.closers, coll.Close)
-	a.maps = coll.Maps
 	for name := range spec.Programs {
 		a.add(name, coll.DetachProgram(name))
 	}
@@ -257,7 +221,7 @@ func (a *Agent) Update(dir string) error {
 func (a *Agent) Replace(dir string) error {
 	wanted := make(map[string]*ebpf.Program)
 	for name, prog := range a.Programs {
-		wanted[strings.TrimSuffix(own[name], "_bounded")] = prog
+		wanted[linkOf(name)] = prog
 	}
 	if err := Exchange(dir, wanted); err != nil {
 		return err
@@ -266,6 +230,16 @@ func (a *Agent) Replace(dir string) error {
 		return fmt.Errorf("%s has no links for %v", dir, slices.Sorted(maps.Keys(wanted)))
 	}
 	return nil
+}
+
+// linkOf is the name that revsk gives to the link of the reference's program on the same hook.
+func linkOf(name string) string {
+	hook := strings.TrimPrefix(strings.TrimPrefix(name, "cil_"), "sock")
+	family, call, _ := strings.Cut(hook, "_")
+	if call == "pre_bind" {
+		call = "bind"
+	}
+	return "revsk_" + call + family
 }
 
 // Exchange puts each program into the link that is pinned in the directory by its name, and detaches the links

@@ -35,14 +35,14 @@ func benchLoss(ctx context.Context, b *bench) error {
 			return fmt.Errorf("%v: %w", mode, err)
 		}
 	}
-	if *ciliumDir == "" {
+	if *reference == "" {
 		return nil
 	}
-	v, err := b.load("Cilium", loader.ModeLegacy, lossEntries)
+	v, err := b.load("reference", loader.ModeLegacy, lossEntries)
 	if err != nil {
 		return err
 	}
-	if err := v.runCilium(); err != nil {
+	if err := v.runReference(); err != nil {
 		return err
 	}
 	return b.lose(ctx, v)

@@ -31,7 +31,7 @@ var (
 	only       = flag.String("sections", "", "only these, separated by commas")
 	variants   = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
 	check      = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
-	ciliumDir  = flag.String("cilium", "", "measure Cilium's own programs too, compiled from this source (the root of its repository)")
+	reference  = flag.String("reference", "", "measure the programs in this compiled object of another agent (a node's bpf_sock.o) too")
 	objects    = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
 )
 

@@ -9,13 +9,15 @@ import (
 
 // report is what docs/benchmarks.json holds.
 type report struct {
-	Schema   int       `json:"schema"`
-	Machine  machine   `json:"machine"`
-	Programs []program `json:"programs"`
-	Figures  []figure  `json:"figures"`
-	Memory   []memory  `json:"memory,omitempty"`
-	Loss     []loss    `json:"loss,omitempty"`
-	Passes   []pass    `json:"passes,omitempty"`
+	Schema  int     `json:"schema"`
+	Machine machine `json:"machine"`
+	// Reference is whose programs the variant "reference, full" had.
+	Reference string    `json:"reference,omitempty"`
+	Programs  []program `json:"programs"`
+	Figures   []figure  `json:"figures"`
+	Memory    []memory  `json:"memory,omitempty"`
+	Loss      []loss    `json:"loss,omitempty"`
+	Passes    []pass    `json:"passes,omitempty"`
 }
 
 // program is the size of one of the programs.
@@ -41,7 +43,7 @@ type figure struct {
 	CallRatios map[string]Stat `json:"calls_ratios,omitempty"`
 }
 
-func newReport() *report { return &report{Schema: 1, Machine: thisMachine()} }
+func newReport() *report { return &report{Schema: 1, Machine: thisMachine(), Reference: *reference} }
 
 func (r *report) addPrograms(v *variant) error {
 	for _, hook := range sortedKeys(v.progs) {
@@ -78,7 +80,7 @@ func (r *report) addResults(section string, res *results) {
 				f.Hooks[name] = netOf(values, hooks[floor])
 			}
 			f.Calls[name] = newStat(calls[name])
-			for _, base := range []string{legacyFull, legacyEmpty, cilium} {
+			for _, base := range []string{legacyFull, legacyEmpty, foreign} {
 				if name == floor || name == base || hooks[base] == nil {
 					continue
 				}

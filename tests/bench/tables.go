@@ -50,7 +50,7 @@ func (r *report) tables() []*table {
 
 // show prints the tables, and writes them to the file that the flags name.
 func (r *report) show() error {
-	fmt.Println(r.Machine)
+	fmt.Println(r.heading())
 	for _, t := range r.tables() {
 		t.print(os.Stdout)
 	}
@@ -60,10 +60,18 @@ func (r *report) show() error {
 	return r.writeMarkdown(*tablesPath)
 }
 
+// heading says what was measured where.
+func (r *report) heading() string {
+	if r.Reference == "" {
+		return r.Machine.String()
+	}
+	return fmt.Sprintf("%v. The reference: %s", r.Machine, r.Reference)
+}
+
 // writeMarkdown writes the tables to a file.
 func (r *report) writeMarkdown(path string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Results of the benchmarks\n\nWritten by `make bench`; [benchmarks.md](benchmarks.md) says what they mean.\n\n%s.\n", r.Machine)
+	fmt.Fprintf(&b, "# Results of the benchmarks\n\nWritten by `make bench`; [benchmarks.md](benchmarks.md) says what they mean.\n\n%s.\n", r.heading())
 	for _, t := range r.tables() {
 		t.markdown(&b)
 	}
@@ -73,7 +81,7 @@ func (r *report) writeMarkdown(path string) error {
 // hookTitles are the sections whose works are compared in all variants.
 var hookTitles = []struct{ section, title, note string }{
 	{"hooks", "Hooks", "Nanoseconds of program time per call, less those of an empty program; the ratios are of storage to legacy, " +
-		"with the interval that has the true median with a probability of 99 %, and to Cilium's own programs. A \"?\" is at what varies much. " +
+		"with the interval that has the true median with a probability of 99 %, and to the reference's own programs. A \"?\" is at what varies much. " +
 		"The last column is that of whole system calls."},
 	{"peers", "Many peers", ""},
 	{"contention", "One CPU, and both at once", ""},
@@ -84,7 +92,7 @@ func (r *report) hookTables() []*table {
 	for _, h := range hookTitles {
 		t := &table{title: h.title, note: h.note}
 		names := r.variants(h.section)
-		t.head = slices.Concat([]string{"work"}, names, []string{"to full", "to empty", "to Cilium", "calls, to full"})
+		t.head = slices.Concat([]string{"work"}, names, []string{"to full", "to empty", "to reference", "calls, to full"})
 		for _, f := range r.Figures {
 			if f.Section != h.section {
 				continue
@@ -94,7 +102,7 @@ func (r *report) hookTables() []*table {
 				row = append(row, nanoseconds(f.Hooks, name))
 			}
 			t.add(append(row, sure(f.against(legacyFull)), short(f.against(legacyEmpty)),
-				short(f.against(cilium)), short(f.CallRatios[storage+" / "+legacyFull]))...)
+				short(f.against(foreign)), short(f.CallRatios[storage+" / "+legacyFull]))...)
 		}
 		all = append(all, t)
 	}
@@ -131,8 +139,8 @@ func (r *report) goalTable() *table {
 	t := &table{
 		title: "What must be reached",
 		note: "Ratios of program time, storage to legacy; the worst of all families and protocols. Bold: missed by more than the noise. " +
-			"Beside them the worst of storage to Cilium's own programs.",
-		head: []string{"work", "to", "must", "aim", "measured", "99 % sure", "the worst of them", "to Cilium"},
+			"Beside them the worst of storage to the reference's own programs.",
+		head: []string{"work", "to", "must", "aim", "measured", "99 % sure", "the worst of them", "to reference"},
 	}
 	for _, g := range goals {
 		f, ok := g.worst(r, g.base)
@@ -140,17 +148,17 @@ func (r *report) goalTable() *table {
 			continue
 		}
 		s := f.against(g.base)
-		toCilium := ""
+		toReference := ""
 		if g.base == legacyFull { // as its hash is
-			w, _ := g.worst(r, cilium)
-			toCilium = short(w.against(cilium))
+			w, _ := g.worst(r, foreign)
+			toReference = short(w.against(foreign))
 		}
 		measured := short(s)
 		if s.SureLow > g.must {
 			measured = "**" + measured + "**"
 		}
 		t.add(g.name, g.base, fmt.Sprintf("%.2f", g.must), fmt.Sprintf("%.2f", g.aim), measured,
-			fmt.Sprintf("%.2f-%.2f", s.SureLow, s.SureHigh), f.Work, toCilium)
+			fmt.Sprintf("%.2f-%.2f", s.SureLow, s.SureHigh), f.Work, toReference)
 	}
 	return t
 }

@@ -32,7 +32,7 @@ const (
 	legacyFull  = "legacy, full"
 	dual        = "dual"
 	storage     = "storage"
-	cilium      = "Cilium, full" // its own programs
+	foreign     = "reference, full" // the programs of another agent
 )
 
 // legacyEntries is the default size of the reference's hash.
@@ -88,9 +88,9 @@ func newBench() (*bench, error) {
 		{legacyFull, loader.ModeLegacy, true, nil},
 		{dual, loader.ModeDual, true, nil},
 		{storage, loader.ModeStorage, false, nil},
-		{cilium, loader.ModeLegacy, true, (*variant).runCilium},
+		{foreign, loader.ModeLegacy, true, (*variant).runReference},
 	} {
-		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == cilium && *ciliumDir == "" {
+		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == foreign && *reference == "" {
 			continue
 		}
 		if err := b.add(v.name, v.mode, v.full, v.replace); err != nil {
@@ -235,9 +235,13 @@ func (v *variant) openPrograms() error {
 	return nil
 }
 
-// runCilium puts Cilium's own programs into the place of those loaded.
-func (v *variant) runCilium() error {
-	agent, err := standin.Cilium(context.Background(), *ciliumDir, v.opts.MapsDir, loader.DefaultFeatures())
+// runReference puts the reference's programs into the place of those loaded.
+func (v *variant) runReference() error {
+	object, err := standin.Open(*reference)
+	if err != nil {
+		return err
+	}
+	agent, err := object.Agent(v.opts.MapsDir, object.Features())
 	if err != nil {
 		return err
 	}

@@ -335,7 +335,7 @@ func TestBranchF13_AffinityMatch(t *testing.T) {
 		}},
 	)
 	t.Run("off", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "affinity is not looked at", notCilium: alwaysAffinity, play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "affinity is not looked at", notReference: alwaysAffinity, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), lbmap.FlagAffinity, s.to(1), sticky, anyProtocol)
 			s.ghost()
 			x := s.socket()
@@ -481,7 +481,7 @@ func TestBranchF16_AffinityIsStored(t *testing.T) {
 		}},
 	)
 	t.Run("off", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "not stored", notCilium: alwaysAffinity, play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "not stored", notReference: alwaysAffinity, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), lbmap.FlagAffinity, s.to(1), sticky, anyProtocol)
 			x := s.socket()
 			s.reaches(a.front, a.backend)

@@ -137,7 +137,7 @@ func TestBranchDifferenceLeaks(t *testing.T) {
 }
 
 func TestBranchDifferenceEviction(t *testing.T) {
-	hold(t, udp, rule{name: "a live socket, when others have filled the hash: getpeername", notCilium: touches, play: func(s *scene) {
+	hold(t, udp, rule{name: "a live socket, when others have filled the hash: getpeername", notReference: touches, play: func(s *scene) {
 		a := s.service()
 		x := s.socket()
 		x.connect(a.front)

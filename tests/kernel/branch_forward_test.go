@@ -303,7 +303,7 @@ func TestBranchF4_Lookup(t *testing.T) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
 			s.reaches(a.front, a.backend)
 		}},
-		rule{name: "for any protocol, if there is none for this one", notCilium: noAnyProtocol, play: func(s *scene) {
+		rule{name: "for any protocol, if there is none for this one", notReference: noAnyProtocol, play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)
 			s.reaches(a.front, a.backend)
 			b := s.put(s.host(1, firstPort), 0, s.to(2))
@@ -323,7 +323,7 @@ func TestBranchF4_Lookup(t *testing.T) {
 		}},
 	)
 	t.Run("without protocol differentiation", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "only services of any protocol are found", notCilium: noAnyProtocol, play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "only services of any protocol are found", notReference: noAnyProtocol, play: func(s *scene) {
 			s.put(s.host(1, firstPort), 0, s.to(2))
 			s.leaves(s.host(1, firstPort))
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)

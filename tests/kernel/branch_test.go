@@ -42,7 +42,7 @@ func all(t *testing.T) loader.Features {
 func none(t *testing.T) loader.Features {
 	return loader.Features{
 		IPv4: true, IPv6: true, HostNetnsCookie: netnsCookie(t),
-		ProtocolDifferentiation: *ciliumSource != "", // which Cilium 1.20 cannot turn off
+		ProtocolDifferentiation: reference != nil, // which Cilium 1.20 cannot turn off
 	}
 }
 
@@ -59,9 +59,9 @@ var loaded = make(map[loader.Features]map[string]hookup)
 // withFeatures has the datapath run with these features until the end of the test.
 func withFeatures(t *testing.T, f loader.Features) {
 	t.Helper()
-	usual := programsFor(t, loader.DefaultFeatures())
+	former := programsFor(t, usual())
 	wanted := programsFor(t, f)
-	t.Cleanup(func() { switchTo(t, usual) })
+	t.Cleanup(func() { switchTo(t, former) })
 	switchTo(t, wanted)
 }
 
@@ -70,7 +70,7 @@ func programsFor(t *testing.T, f loader.Features) map[string]hookup {
 	if programs, ok := loaded[f]; ok {
 		return programs
 	}
-	if f != loader.DefaultFeatures() {
+	if f != usual() {
 		opts := options()
 		opts.Features = &f
 		reload(t, opts)
@@ -330,7 +330,7 @@ func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbma
 
 // Changes of a service that put makes.
 func anyProtocol(svc *lbmap.Service) {
-	if *ciliumSource == "" { // Cilium 1.20 has no services for any protocol
+	if reference == nil { // Cilium 1.20 has no services for any protocol
 		svc.Frontend.Protocol = lbmap.ProtocolAny
 	}
 }
@@ -384,6 +384,9 @@ func (s *scene) refuses(to netip.AddrPort) {
 func holdWith(t *testing.T, f loader.Features, protocols []int, rules ...rule) {
 	t.Helper()
 	require.NoError(t, branchServers())
+	if !canHave(t, f) {
+		return
+	}
 	withFeatures(t, f)
 	hold(t, protocols, rules...)
 }

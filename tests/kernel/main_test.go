@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -20,7 +21,7 @@ import (
 var (
 	stressDuration = flag.Duration("stress.duration", 60*time.Second, "how long the stress test runs")
 	repeats        = flag.Int("repeats", 3, "how often tests of chance are repeated: kills, races")
-	ciliumSource   = flag.String("cilium", "", "test Cilium's own programs, compiled from this source (the root of its repository), in the place of mode legacy")
+	referenceFile  = flag.String("reference", "", "test the programs in this compiled object of another agent (a node's bpf_sock.o) in the place of mode legacy")
 	scale          = flag.Int("scale", 100, "size of the large tests, in percent; for slow machines")
 )
 
@@ -43,8 +44,10 @@ const (
 )
 
 func options() loader.Options {
+	f := usual()
 	return loader.Options{
 		Cgroup:             sandbox.Cgroup(),
+		Features:           &f,
 		LegacyMaxEntries:   legacyEntries,
 		OverflowMaxEntries: overflowEntries,
 	}
@@ -69,6 +72,12 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) (int, error) {
 	flag.Parse()
+	if *referenceFile != "" {
+		var err error
+		if reference, err = standin.Open(*referenceFile); err != nil {
+			return 0, err
+		}
+	}
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return 0, err
 	}
@@ -84,9 +93,9 @@ func run(m *testing.M) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if *ciliumSource != "" {
+	if reference != nil {
 		modes = []loader.Mode{legacy}
-		if err := runCilium(options()); err != nil {
+		if err := runReference(options()); err != nil {
 			return 0, err
 		}
 	}

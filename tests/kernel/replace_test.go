@@ -42,8 +42,8 @@ func reload(t *testing.T, opts loader.Options) {
 	dp, err := loader.Load(context.Background(), opts)
 	require.NoError(t, err)
 	require.NoError(t, dp.Close())
-	if *ciliumSource != "" {
-		require.NoError(t, runCilium(opts))
+	if reference != nil {
+		require.NoError(t, runReference(opts))
 	}
 }
 

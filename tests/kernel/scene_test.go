@@ -22,9 +22,9 @@ type rule struct {
 	// notLegacy says why the rule does not hold in legacy mode, whose hash is the reason that the
 	// other modes exist. TestLegacyMode shows what happens there instead.
 	notLegacy string
-	// notCilium says why it does not hold for Cilium's own programs (see cilium_test.go).
-	notCilium string
-	play      func(s *scene)
+	// notReference says why it does not hold for the reference's own programs (see reference_test.go).
+	notReference string
+	play         func(s *scene)
 }
 
 var (
@@ -40,8 +40,8 @@ var (
 func hold(t *testing.T, protocols []int, rules ...rule) {
 	t.Helper()
 	for _, r := range rules {
-		if r.notCilium != "" && *ciliumSource != "" {
-			t.Logf("%s: not with Cilium's programs: %s", r.name, r.notCilium)
+		if r.notReference != "" && reference != nil {
+			t.Logf("%s: not with the reference's programs: %s", r.name, r.notReference)
 			continue
 		}
 		t.Run(r.name, func(t *testing.T) {

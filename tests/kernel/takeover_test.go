@@ -71,7 +71,7 @@ func otherAgent(t *testing.T) *standin.Agent {
 	t.Cleanup(func() { reload(t, options()) })
 	full, err := options().WithDefaults()
 	require.NoError(t, err)
-	agent, err := newAgent(full.MapsDir, loader.DefaultFeatures())
+	agent, err := newAgent(full.MapsDir, usual())
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, agent.Close())
