@@ -38,6 +38,10 @@ test-reference: ## Test another agent's programs in what revsk has in common wit
 	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
 	$(GO) test -count=1 ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
 
+.PHONY: test-agent
+test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two releases (root)
+	cd tests/agent && $(GO) test -count=1 . -v && $(GO) test -count=1 -modfile=cilium-1.19.mod -tags cilium119 . -v
+
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
 	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(VARIANTS),-variants "$(VARIANTS)") $(if $(RUN),-run "$(RUN)") \
