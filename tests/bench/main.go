@@ -25,7 +25,7 @@ import (
 var (
 	jsonPath   = flag.String("json", "", "write the results to this file")
 	tablesPath = flag.String("tables", "", "write the results to this file, as Markdown")
-	fromPath   = flag.String("from", "", "show the results in this file, written with -json, and measure nothing")
+	fromPath   = flag.String("from", "", "show the results in this file, written with -json, and measure nothing; -json and -tables write them again")
 	rounds     = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
 	most       = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
 	only       = flag.String("sections", "", "only these, separated by commas")
@@ -149,6 +149,11 @@ func show(path string) error {
 	r := new(report)
 	if err := json.Unmarshal(b, r); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	if *jsonPath != "" {
+		if err := r.write(*jsonPath); err != nil {
+			return err
+		}
 	}
 	return r.show()
 }

@@ -3,8 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
+	"reflect"
+	"strings"
 )
 
 // report is what docs/benchmarks.json holds.
@@ -93,10 +97,62 @@ func (r *report) addResults(section string, res *results) {
 	}
 }
 
+// write writes what the tables and plots need, an element of a list to a line.
 func (r *report) write(path string) error {
-	b, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
+	var b bytes.Buffer
+	b.WriteString("{")
+	fields := reflect.ValueOf(r.trimmed()).Elem()
+	for i := range fields.NumField() {
+		tag, _, _ := strings.Cut(fields.Type().Field(i).Tag.Get("json"), ",")
+		value := fields.Field(i)
+		if value.IsZero() {
+			continue
+		}
+		if i > 0 {
+			b.WriteString(",")
+		}
+		fmt.Fprintf(&b, "\n%q: ", tag)
+		if value.Kind() != reflect.Slice {
+			line, err := json.Marshal(value.Interface())
+			if err != nil {
+				return err
+			}
+			b.Write(line)
+			continue
+		}
+		for k := range value.Len() {
+			line, err := json.Marshal(value.Index(k).Interface())
+			if err != nil {
+				return err
+			}
+			b.WriteString(map[bool]string{true: "[\n", false: ",\n"}[k == 0])
+			b.Write(line)
+		}
+		b.WriteString("\n]")
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
+	b.WriteString("\n}\n")
+	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+// trimmed is the report without what no table and no plot has: ratios to other bases than those that are compared
+// with, and times of whole calls.
+func (r *report) trimmed() *report {
+	out := *r
+	out.Figures = make([]figure, 0, len(r.Figures))
+	for _, f := range r.Figures {
+		ratios := make(map[string]Stat)
+		for key, s := range f.Ratios {
+			of, base, _ := strings.Cut(key, " / ")
+			if of == storage || base == foreign {
+				ratios[key] = s
+			}
+		}
+		calls := make(map[string]Stat)
+		if s, ok := f.CallRatios[storage+" / "+legacyFull]; ok {
+			calls[storage+" / "+legacyFull] = s
+		}
+		f.Ratios, f.Calls, f.CallRatios = ratios, nil, calls
+		out.Figures = append(out.Figures, f)
+	}
+	return &out
 }

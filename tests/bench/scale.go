@@ -27,7 +27,7 @@ func benchScale(ctx context.Context, b *bench) (err error) {
 			}
 		}
 	}()
-	for _, name := range []string{floor, legacyFull, storage} {
+	for _, name := range []string{floor, legacyFull, storage, foreign} {
 		if v := b.variant(name); v != nil {
 			crowds = append(crowds, &crowd{variant: v, holders: new(holders)})
 		}

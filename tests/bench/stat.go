@@ -5,6 +5,7 @@ package main
 import (
 	"math"
 	"slices"
+	"strconv"
 )
 
 // Stat is what many rounds say together.
@@ -39,7 +40,16 @@ func newStat(values []float64) Stat {
 		Rounds: n,
 	}
 	st.Wide = st.High-st.Low > wideSpread*math.Abs(st.Median)
+	for _, v := range []*float64{&st.Median, &st.Low, &st.High, &st.SureLow, &st.SureHigh} {
+		*v = significant(*v)
+	}
 	return st
+}
+
+// significant leaves out digits that are noise.
+func significant(v float64) float64 {
+	v, _ = strconv.ParseFloat(strconv.FormatFloat(v, 'g', 5, 64), 64)
+	return v
 }
 
 // ratio is that of two variants, net of the floor, round by round.

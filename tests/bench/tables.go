@@ -126,10 +126,10 @@ func (r *report) variants(section string) []string {
 }
 
 func (r *report) scaleTable() *table {
-	t := &table{title: "Many live sockets", head: []string{"work", legacyFull, storage, "to full"}}
+	t := &table{title: "Many live sockets", head: []string{"work", legacyFull, storage, foreign, "to full"}}
 	for _, f := range r.Figures {
 		if f.Section == "scale" {
-			t.add(f.Work, nanoseconds(f.Hooks, legacyFull), nanoseconds(f.Hooks, storage), sure(f.against(legacyFull)))
+			t.add(f.Work, nanoseconds(f.Hooks, legacyFull), nanoseconds(f.Hooks, storage), nanoseconds(f.Hooks, foreign), sure(f.against(legacyFull)))
 		}
 	}
 	return t
