@@ -1,6 +1,6 @@
 module github.com/revsk/revsk/tests/bench/plots
 
-go 1.26.8
+go 1.26.0
 
 require gonum.org/v1/plot v0.16.0
 
