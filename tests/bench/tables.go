@@ -71,7 +71,7 @@ func (r *report) heading() string {
 // writeMarkdown writes the tables to a file.
 func (r *report) writeMarkdown(path string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Results of the benchmarks\n\nWritten by `make bench`; [benchmarks.md](benchmarks.md) says what they mean.\n\n%s.\n", r.heading())
+	fmt.Fprintf(&b, "# Results of the benchmarks\n\n*For operators, and for maintainers of Cilium.*\n\nWritten by `make bench`; [benchmarks.md](benchmarks.md) says what they mean.\n\n%s.\n", r.heading())
 	for _, t := range r.tables() {
 		t.markdown(&b)
 	}

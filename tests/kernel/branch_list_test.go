@@ -141,3 +141,31 @@ func TestBranchDifferencesList(t *testing.T) {
 		}
 	}
 }
+
+// The tests that the documentation names as its evidence exist.
+func TestDocumentationNamesTestsThatExist(t *testing.T) {
+	functions := testFunctions(t, "inspect", "loader", "migrate", "tests/agent", "tests/kernel", "tests/prog")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	require.NotEmpty(t, pages)
+	for _, page := range pages {
+		for _, m := range regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(readAll(t, filepath.Join("docs", filepath.Base(page))), -1) {
+			assert.True(t, functions[m[1]], "%s: %s does not exist", page, m[1])
+		}
+	}
+}
+
+// Every page is in the index, and says for whom it is.
+func TestDocumentationIndex(t *testing.T) {
+	index := readAll(t, "docs/README.md")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	for _, page := range pages {
+		name := filepath.Base(page)
+		if name == "README.md" {
+			continue
+		}
+		assert.Contains(t, index, "]("+name+")")
+		assert.Contains(t, readAll(t, filepath.Join("docs", name)), "\n*For ", name)
+	}
+}
