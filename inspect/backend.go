@@ -4,6 +4,7 @@ package inspect
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -44,20 +45,20 @@ func (b Backend) isPeerOf(t *revnat.Tuple) bool {
 // Returns an error wrapping [ErrNoBackends] if sockets are connected and there are no backends at all,
 // one wrapping [lbmap.ErrNoMap] if the maps of a socket's family are missing, and those of
 // [lbmap.Tables.Services].
-func GoneBackends(sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
-	gone, err := goneBackends(sockets, tables)
+func GoneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
+	gone, err := goneBackends(ctx, sockets, tables)
 	if err != nil {
 		return nil, fmt.Errorf("looking for backends that are gone: %w", err)
 	}
 	return gone, nil
 }
 
-func goneBackends(sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
-	backends, err := tables.Backends()
+func goneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
+	backends, err := tables.Backends(ctx)
 	if err != nil {
 		return nil, err
 	}
-	services, err := tables.Services()
+	services, err := tables.Services(ctx)
 	if err != nil {
 		return nil, err
 	}

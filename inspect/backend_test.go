@@ -26,7 +26,7 @@ func connectedTo(backend string, protocol lbmap.Protocol) Socket {
 func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 	d := newDatapath(t)
 	upsert := func(s lbmap.Service) {
-		_, err := d.tables.UpsertService(s)
+		_, err := lbmap.NewWriter(&d.tables).Upsert(t.Context(), s)
 		require.NoError(t, err)
 	}
 	front := func(port uint16, p lbmap.Protocol) lbmap.Frontend {
@@ -48,9 +48,9 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 	merelySent.Peers, merelySent.Conn = []revnat.Tuple{*merelySent.Conn}, nil
 	sockets = append(sockets, merelySent)
 
-	_, err := GoneBackends(sockets, &d.tables)
+	_, err := GoneBackends(t.Context(), sockets, &d.tables)
 	require.ErrorIs(t, err, ErrNoBackends)
-	gone, err := GoneBackends([]Socket{merelySent}, &d.tables)
+	gone, err := GoneBackends(t.Context(), []Socket{merelySent}, &d.tables)
 	require.NoError(t, err, "nothing to decide")
 	require.Empty(t, gone)
 
@@ -62,7 +62,7 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 		{AddrPort: netip.MustParseAddrPort("127.0.0.1:3"), Protocol: lbmap.ProtocolAny},
 	}})
 	upsert(lbmap.Service{Frontend: front(4, lbmap.ProtocolTCP), RevNat: 4, Flags: lbmap.FlagL7LoadBalancer, L7ProxyPort: 4})
-	gone, err = GoneBackends(sockets, &d.tables)
+	gone, err = GoneBackends(t.Context(), sockets, &d.tables)
 	require.NoError(t, err)
 	assert.Equal(t, []Backend{
 		{netip.MustParseAddrPort("127.0.0.1:1"), lbmap.ProtocolUDP},
@@ -71,9 +71,9 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 	}, gone)
 
 	four := lbmap.Tables{Services4: d.tables.Services4, Backends4: d.tables.Backends4}
-	_, err = GoneBackends(sockets, &four)
+	_, err = GoneBackends(t.Context(), sockets, &four)
 	assert.ErrorIs(t, err, lbmap.ErrNoMap, "no map for the IPv6 backend")
-	_, err = GoneBackends(sockets[:5], &four)
+	_, err = GoneBackends(t.Context(), sockets[:5], &four)
 	assert.NoError(t, err)
 }
 

@@ -3,6 +3,7 @@
 package inspect
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -98,11 +99,8 @@ func newDatapath(t testing.TB) *datapath {
 
 // empty removes the services. Nothing must be left of the sockets, which the test has closed.
 func (d *datapath) empty(t testing.TB) {
-	services, err := d.tables.Services()
+	_, err := lbmap.NewWriter(&d.tables).Sync(context.Background(), nil)
 	require.NoError(t, err)
-	for _, s := range services {
-		require.NoError(t, d.tables.DeleteService(s.Frontend))
-	}
 	left, err := readOverflow(d.Overflow)
 	require.NoError(t, err)
 	assert.Empty(t, left, "the test has left entries in the overflow map")
@@ -186,7 +184,7 @@ func (d *datapath) addServiceFor(
 		index:     uint16(1 + n),
 		backendID: uint32(1000 + n),
 	}
-	_, err := d.tables.UpsertService(lbmap.Service{
+	_, err := lbmap.NewWriter(&d.tables).Upsert(t.Context(), lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: s.front, Protocol: protocol},
 		RevNat:   s.index,
 		Backends: []lbmap.Backend{{ID: s.backendID, AddrPort: backend, Protocol: protocol}},

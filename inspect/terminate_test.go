@@ -483,7 +483,7 @@ func (g *ground) moveTo(svc service, backend netip.AddrPort) {
 	if g.protocol == lbmap.ProtocolTCP {
 		open(g.T, g.family, g.protocol).listen(g.T, backend)
 	}
-	_, err := g.tables.UpsertService(lbmap.Service{
+	_, err := lbmap.NewWriter(&g.tables).Upsert(g.Context(), lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: svc.front, Protocol: g.protocol},
 		RevNat:   svc.index,
 		Backends: []lbmap.Backend{{AddrPort: backend, Protocol: g.protocol}},

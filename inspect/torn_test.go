@@ -114,7 +114,7 @@ func (p *dumpPrograms) readOften(t *testing.T, prog *ebpf.Program, m *ebpf.Map, 
 func (d *datapath) addSharing(t testing.TB, front, backend netip.AddrPort, index uint16) service {
 	t.Helper()
 	s := service{front: front, backend: backend, index: index, backendID: 7}
-	_, err := d.tables.UpsertService(lbmap.Service{
+	_, err := lbmap.NewWriter(&d.tables).Upsert(t.Context(), lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: front, Protocol: lbmap.ProtocolUDP},
 		RevNat:   index,
 		Backends: []lbmap.Backend{{ID: s.backendID, AddrPort: backend, Protocol: lbmap.ProtocolUDP}},

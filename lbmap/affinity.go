@@ -171,7 +171,7 @@ func (k *AffinityMatchKey) decode(order byteOrder, data []byte) error {
 //
 // Returns an error wrapping [ErrNoMap] or [ErrFull].
 func (t *Tables) AddAffinityMatch(backendID uint32, revNat uint16) error {
-	return add(AffinityMatchMap, t.AffinityMatch, AffinityMatchKey{backendID, revNat}, present)
+	return put(AffinityMatchMap, t.AffinityMatch, AffinityMatchKey{backendID, revNat}, present)
 }
 
 // RemoveAffinityMatch undoes [Tables.AddAffinityMatch].

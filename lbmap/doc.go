@@ -5,7 +5,7 @@
 //
 // The layout is that of Cilium's pinned maps; the documentation of each type
 // names the map that it is a key or a value of. A control plane owns these
-// maps. revsk only reads them, apart from the `service` command and the tests,
+// maps. revsk only reads them, apart from the service command and the tests,
 // which fill them where no control plane does.
 //
 // # Types
@@ -27,7 +27,7 @@
 //
 // # Services
 //
-// A [Service] is spread over many entries of several maps. [Tables] writes them
-// in an order that lets programs that run meanwhile see either the old service
-// or the new one, each with all its backends, and reads them back.
+// A [Service] is spread over many entries of several maps. [Tables] reads
+// services, a [Writer] writes them: one by one with [Writer.Upsert] and
+// [Writer.Delete], or all at once with [Writer.Sync].
 package lbmap

@@ -35,6 +35,14 @@ var (
 	// ErrNotFound is returned when what is to be read or removed is not there.
 	ErrNotFound = errors.New("not found")
 
+	// ErrClosed is returned by methods of [Tables] or a [Writer] that is nil or
+	// closed.
+	ErrClosed = errors.New("already closed")
+
+	// ErrConflict is returned when a map changes under a [Writer] again and again:
+	// something else writes it that does not use one.
+	ErrConflict = errors.New("something else writes the same map")
+
 	// ErrNoMap is returned when a call needs a map that [Tables] does not have.
 	ErrNoMap = errors.New("map is missing")
 

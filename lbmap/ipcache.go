@@ -176,7 +176,7 @@ func (v *IPCacheValue) decode(order byteOrder, data []byte) error {
 //
 // Returns an error wrapping [ErrNoMap], [ErrFamily] or [ErrFull].
 func (t *Tables) UpsertIPCache(prefix netip.Prefix, v IPCacheValue) error {
-	return add(IPCacheMap, t.IPCache, ipcacheKey(prefix), v)
+	return put(IPCacheMap, t.IPCache, ipcacheKey(prefix), v)
 }
 
 // RemoveIPCache undoes [Tables.UpsertIPCache] for the very same prefix.

@@ -3,11 +3,14 @@
 package lbmap
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/cilium/ebpf"
 )
 
 // Service is a service with its backends: what is spread over the entries of
@@ -16,8 +19,8 @@ import (
 type Service struct {
 	Frontend Frontend
 	// RevNat is the reverse-NAT index, which identifies the service. 0 lets
-	// [Tables.UpsertService] keep the one that the service has, or else take
-	// the lowest one that no service of either family has.
+	// [Writer.Upsert] keep the one that the service has, or else take the
+	// lowest one that no service of either family has.
 	RevNat uint16
 	// Flags are those of slot 0. A service with two scopes is two Services,
 	// both with [FlagTwoScopes], that differ in Frontend.Scope.
@@ -31,7 +34,7 @@ type Service struct {
 	// L7ProxyPort is the port of the local L7 proxy. Must be 0 without
 	// [FlagL7LoadBalancer].
 	L7ProxyPort uint16
-	// Backends are in the order of their slots. [Tables.UpsertService] puts
+	// Backends are in the order of their slots. [Writer.Upsert] puts
 	// those in front that get new connections: the active ones, or if there are
 	// none, the terminating ones. It keeps the order otherwise.
 	Backends []Backend
@@ -40,7 +43,7 @@ type Service struct {
 // Backend is a backend of a service.
 type Backend struct {
 	// ID is the key of the backend in cilium_lb{4,6}_backends_v3. 0 lets
-	// [Tables.UpsertService] take the one that is there for this address, port,
+	// [Writer.Upsert] take the one that is there for this address, port,
 	// protocol and cluster, or else the lowest one that is free in both
 	// families.
 	ID uint32
@@ -66,139 +69,114 @@ type Backend struct {
 // counts, are not looked at.
 //
 // Returns an error wrapping [ErrPadding] or [ErrFamily] if an entry does not
-// have the expected layout.
-func (t *Tables) Services() ([]Service, error) {
-	state, err := t.read()
+// have the expected layout, [ErrNoMap] if there is no map of services,
+// [ErrClosed], or the error of the context.
+func (t *Tables) Services(ctx context.Context) ([]Service, error) {
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	state, err := readState(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	var services []Service
-	for key := range state.services {
-		if key.Slot == 0 {
-			services = append(services, state.service(key))
+	for f, r := range state.records {
+		if r.master != nil {
+			svc, err := state.service(f)
+			if err != nil {
+				return nil, err
+			}
+			services = append(services, svc)
 		}
 	}
 	slices.SortFunc(services, func(a, b Service) int { return a.Frontend.Compare(b.Frontend) })
 	return services, nil
 }
 
-// Service returns one service.
+// Service returns one service, in a time that does not depend on how many there
+// are.
 //
 // Returns an error wrapping [ErrNotFound], or as [Tables.Services] does.
-func (t *Tables) Service(f Frontend) (Service, error) {
-	state, err := t.read()
-	if err != nil {
+func (t *Tables) Service(ctx context.Context, f Frontend) (Service, error) {
+	if err := t.check(); err != nil {
 		return Service{}, err
 	}
-	key := serviceKey(f, 0)
-	if _, ok := state.services[key]; !ok {
+	if err := ctx.Err(); err != nil {
+		return Service{}, err
+	}
+	own := t.family(f.is6())
+	if own.services == nil {
+		return Service{}, fmt.Errorf("reading %s: %w", own.servicesName, ErrNoMap)
+	}
+	var r record
+	var master ServiceValue
+	if ok, err := lookup(own.servicesName, own.services, serviceKey(f, 0), &master); err != nil {
+		return Service{}, err
+	} else if !ok {
 		return Service{}, fmt.Errorf("service %v: %w", f, ErrNotFound)
 	}
-	return state.service(key), nil
+	r.master = &master
+	for n := range min(r.inSight(), int(own.services.MaxEntries()), lastSlot) {
+		var s slot
+		var err error
+		if s.there, err = lookup(own.servicesName, own.services, serviceKey(f, uint16(n+1)), &s.ServiceValue); err != nil {
+			return Service{}, err
+		}
+		r.slots = append(r.slots, s)
+	}
+	var failed error
+	svc := r.service(f, func(id uint32) (v BackendValue, ok bool) {
+		for _, v6 := range []bool{f.is6(), !f.is6()} {
+			in := t.family(v6)
+			var err error
+			if ok, err = lookup(in.backendsName, in.backends, id, &v); err != nil {
+				failed = err
+			}
+			if ok || !master.Flags.Has(FlagNAT46x64) {
+				break
+			}
+		}
+		return v, ok
+	})
+	return svc, failed
 }
 
-// Backends returns the entries of the backend maps that are there, in no order, whether a service has
-// them or not.
+// lookup reads an entry of a map that may be nil, and says whether there is one.
+func lookup(name string, m *ebpf.Map, key, value any) (bool, error) {
+	if m == nil {
+		return false, nil
+	}
+	switch err := m.Lookup(key, value); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// Backends returns the entries of the backend maps that are there, in no order,
+// whether a service has them or not.
 //
 // Returns an error as [Tables.Services] does.
-func (t *Tables) Backends() ([]BackendValue, error) {
-	state, err := t.read()
-	if err != nil {
+func (t *Tables) Backends(ctx context.Context) ([]BackendValue, error) {
+	if err := t.check(); err != nil {
 		return nil, err
 	}
 	var backends []BackendValue
-	for _, family := range state.backends {
-		backends = slices.AppendSeq(backends, maps.Values(family))
+	for _, v6 := range []bool{false, true} {
+		f := t.family(v6)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		err := readAll(f.backendsName, f.backends, func(_ backendID, v BackendValue) { backends = append(backends, v) })
+		if err != nil {
+			return nil, err
+		}
 	}
 	return backends, nil
 }
 
 func serviceKey(f Frontend, slot uint16) ServiceKey {
 	return ServiceKey{AddrPort: f.AddrPort, Slot: slot, Protocol: f.Protocol, Scope: f.Scope}
-}
-
-// state is the contents of the maps at one time.
-type state struct {
-	services map[ServiceKey]ServiceValue // both families
-	lastSlot map[Frontend]uint16
-	backends [2]map[uint32]BackendValue // IPv4, IPv6
-	revNat   [2]map[RevNatKey]RevNatValue
-}
-
-// read returns what the maps that are there hold.
-//
-// Services come first: a backend is written before a slot refers to it, so that
-// every slot read finds its backend, unless it is removed meanwhile.
-func (t *Tables) read() (*state, error) {
-	s := &state{
-		services: make(map[ServiceKey]ServiceValue),
-		lastSlot: make(map[Frontend]uint16),
-	}
-	for _, v6 := range []bool{false, true} {
-		f := t.family(v6)
-		services, err := readAll[ServiceKey, ServiceValue](f.servicesName, f.services)
-		if err != nil {
-			return nil, err
-		}
-		for key, value := range services {
-			s.services[key] = value
-			s.lastSlot[key.Frontend()] = max(s.lastSlot[key.Frontend()], key.Slot)
-		}
-	}
-	for i, v6 := range []bool{false, true} {
-		f := t.family(v6)
-		var err error
-		if s.backends[i], err = readAll[uint32, BackendValue](f.backendsName, f.backends); err != nil {
-			return nil, err
-		}
-		if s.revNat[i], err = readAll[RevNatKey, RevNatValue](f.revNatName, f.revNat); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-// service puts a service together from its entries.
-func (s *state) service(master ServiceKey) Service {
-	value := s.services[master]
-	svc := Service{Frontend: master.Frontend(), RevNat: value.RevNat, Flags: value.Flags}
-	if svc.Flags.Has(FlagL7LoadBalancer) {
-		svc.L7ProxyPort = value.L7ProxyPort()
-	} else {
-		svc.AffinityTimeout = value.AffinityTimeout()
-		svc.Algorithm = value.Algorithm()
-	}
-	slots := min(int(value.Count)+int(value.QCount), int(s.lastSlot[svc.Frontend]))
-	for n := 1; n <= slots; n++ {
-		slot, ok := s.services[serviceKey(svc.Frontend, uint16(n))]
-		if !ok {
-			continue
-		}
-		b := Backend{ID: slot.BackendID(), Quarantined: slot.Flags.Has(FlagQuarantined)}
-		if v, _, ok := s.backend(svc, b.ID); ok {
-			b.AddrPort, b.Protocol, b.State = v.AddrPort, v.Protocol, v.State
-			b.ClusterID, b.Zone = v.ClusterID, v.Zone
-		}
-		svc.Backends = append(svc.Backends, b)
-	}
-	return svc
-}
-
-// backend finds a backend of a service, and says whether it is in the IPv6 map.
-func (s *state) backend(svc Service, id uint32) (v BackendValue, v6, ok bool) {
-	v6 = svc.Frontend.AddrPort.Addr().Is6()
-	v, ok = s.backends[index(v6)][id]
-	if !ok && svc.Flags.Has(FlagNAT46x64) {
-		v6 = !v6
-		v, ok = s.backends[index(v6)][id]
-	}
-	return v, v6, ok
-}
-
-// index is where the arrays of a state have the family.
-func index(v6 bool) int {
-	if v6 {
-		return 1
-	}
-	return 0
 }

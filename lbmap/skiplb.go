@@ -65,7 +65,7 @@ func (k *SkipLBKey) decode(order byteOrder, data []byte) error {
 // Returns an error wrapping [ErrNoMap], [ErrFamily] or [ErrFull].
 func (t *Tables) AddSkipLB(netnsCookie uint64, service netip.AddrPort) error {
 	name, m := t.skipLB(service)
-	return add(name, m, SkipLBKey{netnsCookie, service}, present)
+	return put(name, m, SkipLBKey{netnsCookie, service}, present)
 }
 
 // RemoveSkipLB undoes [Tables.AddSkipLB].

@@ -10,14 +10,14 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // Tables are the maps that services are kept in. A field may be nil, for a map
 // that is not there: a method that cannot do without it returns [ErrNoMap].
 //
-// Any number of readers may work while one writer does. Two writers, be it in
-// two processes, may take the same backend id or reverse-NAT index.
+// Tables read services; a [Writer] writes them. Any number of goroutines and
+// processes may read while one writes. Close must not be called at the same
+// time as another method.
 type Tables struct {
 	Services4, Services6 *ebpf.Map // cilium_lb{4,6}_services_v2
 	Backends4, Backends6 *ebpf.Map // cilium_lb{4,6}_backends_v3
@@ -25,6 +25,8 @@ type Tables struct {
 	AffinityMatch        *ebpf.Map // cilium_lb_affinity_match
 	SkipLB4, SkipLB6     *ebpf.Map // cilium_skip_lb{4,6}
 	IPCache              *ebpf.Map // cilium_ipcache_v2
+
+	closed bool
 }
 
 // fields returns where in t the maps are, by name.
@@ -42,6 +44,10 @@ func (t *Tables) fields() map[string]**ebpf.Map {
 		IPCacheMap:       &t.IPCache,
 	}
 }
+
+// named returns the map of services, backends or reverse-NAT indexes with this
+// name.
+func (t *Tables) named(name string) *ebpf.Map { return *t.fields()[name] }
 
 // each iterates over those of the named maps that t has.
 func (t *Tables) each(names ...string) iter.Seq2[string, *ebpf.Map] {
@@ -93,8 +99,23 @@ func openMap(dir, name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Close closes all maps. They stay pinned.
+// check returns an error where there is nothing to read services from.
+func (t *Tables) check() error {
+	switch {
+	case t == nil || t.closed:
+		return ErrClosed
+	case t.Services4 == nil && t.Services6 == nil:
+		return fmt.Errorf("reading services: %w", ErrNoMap)
+	}
+	return nil
+}
+
+// Close closes all maps. They stay pinned. Closing nil, or twice, does nothing.
 func (t *Tables) Close() error {
+	if t == nil {
+		return nil
+	}
+	t.closed = true
 	var errs []error
 	for _, field := range t.fields() {
 		if *field != nil {
@@ -112,23 +133,42 @@ type family struct {
 }
 
 func (t *Tables) family(v6 bool) family {
-	if v6 {
-		return family{
-			t.Services6, t.Backends6, t.RevNat6,
-			Services6Map, Backends6Map, RevNat6Map,
-		}
-	}
-	return family{
+	f := family{
 		t.Services4, t.Backends4, t.RevNat4,
-		Services4Map, Backends4Map, RevNat4Map,
+		servicesName(v6), backendsName(v6), revNatName(v6),
 	}
+	if v6 {
+		f.services, f.backends, f.revNat = t.Services6, t.Backends6, t.RevNat6
+	}
+	return f
+}
+
+func servicesName(v6 bool) string {
+	if v6 {
+		return Services6Map
+	}
+	return Services4Map
+}
+
+func backendsName(v6 bool) string {
+	if v6 {
+		return Backends6Map
+	}
+	return Backends4Map
+}
+
+func revNatName(v6 bool) string {
+	if v6 {
+		return RevNat6Map
+	}
+	return RevNat4Map
 }
 
 // present is the value in maps where only the presence of a key matters.
 const present uint8 = 1
 
-// add sets an entry of a map that may be nil.
-func add(name string, m *ebpf.Map, key, value any) error {
+// put sets an entry of a map that may be nil.
+func put(name string, m *ebpf.Map, key, value any) error {
 	if m == nil {
 		return fmt.Errorf("writing %s: %w", name, ErrNoMap)
 	}
@@ -145,61 +185,4 @@ func remove(name string, m *ebpf.Map, key any) error {
 		return fmt.Errorf("removing from %s: %w", name, ErrNotFound)
 	}
 	return writeError(name, err)
-}
-
-// writeError adds the name of the map to an error, and ErrFull where the kernel
-// says so: E2BIG for a hash, ENOSPC for a trie.
-func writeError(name string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
-		return fmt.Errorf("writing %s: %w", name, ErrFull)
-	}
-	return fmt.Errorf("writing %s: %w", name, err)
-}
-
-// iterationAttempts is how often a map is read from the start that changes so
-// much meanwhile that the kernel does not come to its end.
-const iterationAttempts = 5
-
-// readAll returns the contents of a hash map. A map that is nil is empty.
-//
-// When an entry is deleted at which the kernel stands, the kernel starts again
-// from the first one; keys then come up twice, hence the map.
-func readAll[K comparable, V any](name string, m *ebpf.Map) (map[K]V, error) {
-	all := make(map[K]V)
-	if m == nil {
-		return all, nil
-	}
-	var err error
-	for range iterationAttempts {
-		clear(all)
-		var key K
-		var value V
-		it := m.Iterate()
-		for it.Next(&key, &value) {
-			all[key] = value
-		}
-		if err = it.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	return all, nil
-}
-
-// readKeys returns the keys of a map in which only they matter.
-func readKeys[K comparable](name string, m *ebpf.Map) ([]K, error) {
-	if m == nil {
-		return nil, fmt.Errorf("reading %s: %w", name, ErrNoMap)
-	}
-	all, err := readAll[K, uint8](name, m)
-	keys := make([]K, 0, len(all))
-	for key := range all {
-		keys = append(keys, key)
-	}
-	return keys, err
 }

@@ -85,20 +85,26 @@ func backends(addrs ...string) []Backend {
 
 func upsert(t testing.TB, tables *Tables, s Service) Service {
 	t.Helper()
-	written, err := tables.UpsertService(s)
+	written, err := NewWriter(tables).Upsert(t.Context(), s)
 	require.NoError(t, err)
-	return written
+	return written.Service
+}
+
+func deleteService(t testing.TB, tables *Tables, f Frontend) error {
+	t.Helper()
+	_, err := NewWriter(tables).Delete(t.Context(), f)
+	return err
 }
 
 // backendIDs returns the keys of the backend map of a family.
 func backendIDs(t *testing.T, m *ebpf.Map) []uint32 {
 	t.Helper()
-	all, err := readAll[uint32, BackendValue]("backends", m)
-	require.NoError(t, err)
-	var ids []uint32
-	for id := range all {
-		ids = append(ids, id)
+	name := Backends4Map
+	if m.ValueSize() == BackendValue6Size {
+		name = Backends6Map
 	}
+	var ids []uint32
+	require.NoError(t, readAll(name, m, func(id backendID, _ BackendValue) { ids = append(ids, uint32(id)) }))
 	return ids
 }
 
@@ -151,11 +157,11 @@ func TestServiceIsSpreadOverItsEntries(t *testing.T) {
 			assert.Equal(t, []AffinityMatchKey{{s.Backends[0].ID, 1}}, matches,
 				"clients do not keep a quarantined backend")
 
-			all, err := tables.Services()
+			all, err := tables.Services(t.Context())
 			require.NoError(t, err)
 			assert.Equal(t, []Service{s}, all)
 
-			require.NoError(t, tables.DeleteService(f))
+			require.NoError(t, deleteService(t, tables, f))
 			assert.Empty(t, contents(t, tables))
 		})
 	}
@@ -177,14 +183,14 @@ func TestServicesAreSortedAndReadBackAsWritten(t *testing.T) {
 		j := len(want) - 1 - i
 		want[j] = upsert(t, tables, want[j])
 	}
-	got, err := tables.Services()
+	got, err := tables.Services(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
 
-	one, err := tables.Service(want[3].Frontend)
+	one, err := tables.Service(t.Context(), want[3].Frontend)
 	require.NoError(t, err)
 	assert.Equal(t, want[3], one)
-	_, err = tables.Service(frontend(t, "10.0.0.9:1/tcp"))
+	_, err = tables.Service(t.Context(), frontend(t, "10.0.0.9:1/tcp"))
 	require.ErrorIs(t, err, ErrNotFound)
 
 	// Writing what has been read changes nothing.
@@ -195,7 +201,7 @@ func TestServicesAreSortedAndReadBackAsWritten(t *testing.T) {
 	assert.Equal(t, before, contents(t, tables))
 
 	for _, s := range want {
-		require.NoError(t, tables.DeleteService(s.Frontend))
+		require.NoError(t, deleteService(t, tables, s.Frontend))
 	}
 	assert.Empty(t, contents(t, tables))
 }
@@ -220,19 +226,20 @@ func TestReverseNATIndexIsTheLowestFreeOneOfBothFamilies(t *testing.T) {
 	assert.Equal(t, uint16(1), index("10.0.0.5:80/tcp", 0))
 
 	before := contents(t, tables)
-	_, err := tables.UpsertService(Service{Frontend: frontend(t, "10.0.0.6:80/tcp"), RevNat: 2})
+	_, err := NewWriter(tables).Upsert(t.Context(), Service{Frontend: frontend(t, "10.0.0.6:80/tcp"), RevNat: 2})
 	require.ErrorIs(t, err, ErrInUse)
 	assert.Equal(t, before, contents(t, tables))
 }
 
 func TestReverseNATIndexesRunOut(t *testing.T) {
-	s := &state{services: make(map[ServiceKey]ServiceValue)}
-	for i := range 65535 {
-		key := ServiceKey{AddrPort: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(i))}
-		s.services[key] = ServiceValue{RevNat: uint16(i + 1)}
+	tables := newTables(t, nil)
+	for n := range 65535 {
+		f := Frontend{AddrPort: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(n))}
+		require.NoError(t, tables.Services4.Put(serviceKey(f, 0), ServiceValue{RevNat: uint16(n + 1)}))
 	}
-	_, err := s.pickRevNat(Service{Frontend: frontend(t, "10.0.0.2:1/tcp")})
+	_, err := NewWriter(tables).Upsert(t.Context(), Service{Frontend: frontend(t, "10.0.0.2:1/tcp")})
 	require.ErrorIs(t, err, ErrFull)
+	assert.Contains(t, err.Error(), "reverse-NAT indexes")
 }
 
 func TestBackendIDIsReusedByAddressPortProtocolAndCluster(t *testing.T) {
@@ -262,7 +269,7 @@ func TestBackendIDIsReusedByAddressPortProtocolAndCluster(t *testing.T) {
 	changed.Backends[0].State = BackendTerminating
 	changed.Backends[0].Quarantined = true
 	upsert(t, tables, changed)
-	first, err := tables.Service(first.Frontend)
+	first, err := tables.Service(t.Context(), first.Frontend)
 	require.NoError(t, err)
 	assert.Equal(t, BackendTerminating, first.Backends[0].State)
 	assert.False(t, first.Backends[0].Quarantined)
@@ -278,11 +285,11 @@ func TestBackendIDMayBeGiven(t *testing.T) {
 	before := contents(t, tables)
 	taken := backends("10.1.0.4:80")
 	taken[0].ID = 3
-	_, err := tables.UpsertService(Service{Frontend: frontend(t, "10.0.0.2:80/tcp"), Backends: taken})
+	_, err := NewWriter(tables).Upsert(t.Context(), Service{Frontend: frontend(t, "10.0.0.2:80/tcp"), Backends: taken})
 	require.ErrorIs(t, err, ErrInUse)
 	taken = backends("10.1.0.4:80", "10.1.0.5:80")
 	taken[0].ID, taken[1].ID = 9, 9
-	_, err = tables.UpsertService(Service{Frontend: frontend(t, "10.0.0.2:80/tcp"), Backends: taken})
+	_, err = NewWriter(tables).Upsert(t.Context(), Service{Frontend: frontend(t, "10.0.0.2:80/tcp"), Backends: taken})
 	require.ErrorIs(t, err, ErrInUse)
 	assert.Equal(t, before, contents(t, tables))
 }
@@ -313,9 +320,9 @@ func TestOrphanedBackendsAreRemoved(t *testing.T) {
 		require.ErrorIs(t, tables.Services4.Lookup(serviceKey(a, slot), &v), ebpf.ErrKeyNotExist)
 	}
 
-	require.NoError(t, tables.DeleteService(a))
+	require.NoError(t, deleteService(t, tables, a))
 	assert.ElementsMatch(t, []uint32{3, 77}, backendIDs(t, tables.Backends4))
-	require.NoError(t, tables.DeleteService(b))
+	require.NoError(t, deleteService(t, tables, b))
 	assert.ElementsMatch(t, []uint32{77}, backendIDs(t, tables.Backends4))
 }
 
@@ -324,10 +331,10 @@ func TestDeleteServiceRemovesSlotsThatItDoesNotCount(t *testing.T) {
 	f := frontend(t, "10.0.0.1:80/tcp")
 	upsert(t, tables, Service{Frontend: f, Backends: backends("10.1.0.1:80")})
 	require.NoError(t, tables.Services4.Put(serviceKey(f, 5), ServiceValue{Union: 1}))
-	s, err := tables.Service(f)
+	s, err := tables.Service(t.Context(), f)
 	require.NoError(t, err)
 	assert.Len(t, s.Backends, 1)
-	require.NoError(t, tables.DeleteService(f))
+	require.NoError(t, deleteService(t, tables, f))
 	assert.Empty(t, contents(t, tables))
 }
 
@@ -336,15 +343,15 @@ func TestDeleteServiceLeavesTheReverseNATEntryOfAnother(t *testing.T) {
 	f := frontend(t, "10.0.0.1:80/tcp")
 	upsert(t, tables, Service{Frontend: f})
 	require.NoError(t, tables.RevNat4.Put(RevNatKey(1), RevNatValue{addrPort("10.0.0.9:80")}))
-	require.NoError(t, tables.DeleteService(f))
+	require.NoError(t, deleteService(t, tables, f))
 	assert.Len(t, contents(t, tables), 1)
 }
 
 func TestDeleteServiceThatIsNotThere(t *testing.T) {
 	tables := newTables(t, nil)
-	require.ErrorIs(t, tables.DeleteService(frontend(t, "10.0.0.1:80/tcp")), ErrNotFound)
-	require.ErrorIs(t, tables.DeleteService(Frontend{}), ErrFamily)
-	require.ErrorIs(t, (&Tables{}).DeleteService(frontend(t, "10.0.0.1:80/tcp")), ErrNoMap)
+	require.ErrorIs(t, deleteService(t, tables, frontend(t, "10.0.0.1:80/tcp")), ErrNotFound)
+	require.ErrorIs(t, deleteService(t, tables, Frontend{}), ErrFamily)
+	require.ErrorIs(t, deleteService(t, &Tables{}, frontend(t, "10.0.0.1:80/tcp")), ErrNoMap)
 }
 
 func TestSelectedBackendsAreTheActiveOnesOrElseTheTerminatingOnes(t *testing.T) {
@@ -417,7 +424,7 @@ func TestFamilyOfABackendIsThatOfTheService(t *testing.T) {
 		{Frontend: Frontend{AddrPort: addrPort("[::ffff:10.0.0.1]:80")}},
 		{},
 	} {
-		_, err := tables.UpsertService(s)
+		_, err := NewWriter(tables).Upsert(t.Context(), s)
 		require.ErrorIs(t, err, ErrFamily)
 		assert.Empty(t, contents(t, tables))
 	}
@@ -426,14 +433,14 @@ func TestFamilyOfABackendIsThatOfTheService(t *testing.T) {
 		s := upsert(t, tables, Service{
 			Frontend: frontend(t, f), Flags: FlagNAT46x64, Backends: backends("10.1.0.1:80", "[fd01::1]:80"),
 		})
-		got, err := tables.Service(s.Frontend)
+		got, err := tables.Service(t.Context(), s.Frontend)
 		require.NoError(t, err)
 		assert.Equal(t, s, got)
 	}
 	assert.Len(t, backendIDs(t, tables.Backends4), 1)
 	assert.Len(t, backendIDs(t, tables.Backends6), 1)
-	require.NoError(t, tables.DeleteService(frontend(t, "10.0.0.1:80/tcp")))
-	require.NoError(t, tables.DeleteService(frontend(t, "[fd00::1]:80/tcp")))
+	require.NoError(t, deleteService(t, tables, frontend(t, "10.0.0.1:80/tcp")))
+	require.NoError(t, deleteService(t, tables, frontend(t, "[fd00::1]:80/tcp")))
 	assert.Empty(t, contents(t, tables))
 }
 
@@ -450,7 +457,7 @@ func TestServiceThatTheMapsCannotHoldIsRefused(t *testing.T) {
 		"too many backends":       {Backends: make([]Backend, 65536)},
 	} {
 		s.Frontend = f
-		_, err := tables.UpsertService(s)
+		_, err := NewWriter(tables).Upsert(t.Context(), s)
 		require.ErrorIs(t, err, ErrInvalid, name)
 		assert.Empty(t, contents(t, tables))
 	}
@@ -491,18 +498,18 @@ func TestFullMapIsReportedAndEverythingUndone(t *testing.T) {
 			large.Backends[0].Zone = 9
 
 			if c.growingNeedsRoom {
-				_, err := tables.UpsertService(large)
+				_, err := NewWriter(tables).Upsert(t.Context(), large)
 				require.ErrorIs(t, err, ErrFull)
 				assert.Contains(t, err.Error(), c.name)
 				assert.Equal(t, before, contents(t, tables))
 			}
 			large.Frontend, large.RevNat = frontend(t, fmt.Sprintf(c.frontends, 2)), 0
-			_, err := tables.UpsertService(large)
+			_, err := NewWriter(tables).Upsert(t.Context(), large)
 			require.ErrorIs(t, err, ErrFull)
 			assert.Contains(t, err.Error(), c.name)
 			assert.Equal(t, before, contents(t, tables))
 
-			is, err := tables.Service(small.Frontend)
+			is, err := tables.Service(t.Context(), small.Frontend)
 			require.NoError(t, err)
 			assert.Equal(t, small, is)
 		})
@@ -528,29 +535,17 @@ func TestCallThatFailsHalfWayIsUndone(t *testing.T) {
 			broken := *tables
 			*broken.fields()[name] = readOnly
 
-			require.ErrorIs(t, broken.DeleteService(s.Frontend), unix.EPERM)
+			require.ErrorIs(t, deleteService(t, &broken, s.Frontend), unix.EPERM)
 			assert.Equal(t, before, contents(t, tables))
 
 			changed := s
 			changed.RevNat = 7
 			changed.Backends = backends("10.1.0.2:80", "10.1.0.3:80", "10.1.0.4:80")
-			_, err = broken.UpsertService(changed)
+			_, err = NewWriter(&broken).Upsert(t.Context(), changed)
 			require.ErrorIs(t, err, unix.EPERM)
 			assert.Equal(t, before, contents(t, tables))
 		})
 	}
-}
-
-func TestUndoGoesBackwards(t *testing.T) {
-	tables := newTables(t, nil)
-	var c changes
-	for i := range uint32(3) {
-		match := AffinityMatchKey{BackendID: 1}
-		require.NoError(t, c.put(AffinityMatchMap, tables.AffinityMatch, match, uint8(i)))
-		require.NoError(t, c.remove(AffinityMatchMap, tables.AffinityMatch, match))
-	}
-	require.NoError(t, c.undo())
-	assert.Empty(t, contents(t, tables))
 }
 
 func TestRunningProgramsAlwaysFindSlotsAndBackends(t *testing.T) {
@@ -598,10 +593,10 @@ func TestRunningProgramsAlwaysFindSlotsAndBackends(t *testing.T) {
 		write(all[n%2*20:][:20])
 	}
 	for range 30 {
-		require.NoError(t, tables.DeleteService(f))
+		require.NoError(t, deleteService(t, tables, f))
 		write(all[:20])
 	}
-	require.NoError(t, tables.DeleteService(f))
+	require.NoError(t, deleteService(t, tables, f))
 	close(stop)
 	readers.Wait()
 	assert.Empty(t, contents(t, tables))
@@ -648,13 +643,13 @@ func TestServiceWithEntriesMissingIsReadAsFarAsItIsThere(t *testing.T) {
 	})
 	require.NoError(t, tables.Services4.Delete(serviceKey(s.Frontend, 1)))
 	require.NoError(t, tables.Backends4.Delete(s.Backends[1].ID))
-	got, err := tables.Service(s.Frontend)
+	got, err := tables.Service(t.Context(), s.Frontend)
 	require.NoError(t, err)
 	assert.Equal(t, []Backend{{ID: 2}, s.Backends[2]}, got.Backends)
 
 	// Counts that cannot be right are no reason to look up 131070 slots.
 	require.NoError(t, tables.Services4.Put(serviceKey(s.Frontend, 0), ServiceValue{Count: 65535, QCount: 65535}))
-	got, err = tables.Service(s.Frontend)
+	got, err = tables.Service(t.Context(), s.Frontend)
 	require.NoError(t, err)
 	assert.Len(t, got.Backends, 2)
 }
@@ -662,7 +657,7 @@ func TestServiceWithEntriesMissingIsReadAsFarAsItIsThere(t *testing.T) {
 func TestEntryWithAnotherLayoutIsReported(t *testing.T) {
 	tables := newTables(t, nil)
 	require.NoError(t, tables.Services4.Put(unhex(t, "0a000001 0050 0000 06 00 0001"), ServiceValue{}))
-	_, err := tables.Services()
+	_, err := tables.Services(t.Context())
 	require.ErrorIs(t, err, ErrPadding)
 	assert.Contains(t, err.Error(), Services4Map)
 }
@@ -673,18 +668,18 @@ func TestTablesWithOneFamilyOnly(t *testing.T) {
 	s := upsert(t, only, Service{
 		Frontend: frontend(t, "10.0.0.1:80/tcp"), Flags: FlagAffinity, Backends: backends("10.1.0.1:80"),
 	})
-	all, err := only.Services()
+	all, err := only.Services(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []Service{s}, all)
 
-	_, err = only.UpsertService(Service{Frontend: frontend(t, "[fd00::1]:80/tcp"), Backends: backends("[fd01::1]:80")})
+	_, err = NewWriter(only).Upsert(t.Context(), Service{Frontend: frontend(t, "[fd00::1]:80/tcp"), Backends: backends("[fd01::1]:80")})
 	require.ErrorIs(t, err, ErrNoMap)
-	_, err = (&Tables{Backends4: tables.Backends4}).UpsertService(
+	_, err = NewWriter(&Tables{Backends4: tables.Backends4}).Upsert(t.Context(),
 		Service{Frontend: frontend(t, "10.0.0.2:80/tcp"), Backends: backends("10.1.0.2:80")})
 	require.ErrorIs(t, err, ErrNoMap)
 	assert.Len(t, backendIDs(t, tables.Backends4), 1, "the backend of the failed call is gone")
 
-	require.NoError(t, only.DeleteService(s.Frontend))
+	require.NoError(t, deleteService(t, only, s.Frontend))
 	assert.Empty(t, contents(t, tables))
 	_, err = only.AffinityMatches()
 	require.ErrorIs(t, err, ErrNoMap)
@@ -799,7 +794,7 @@ func TestOpenTablesOpensWhatIsPinned(t *testing.T) {
 	for name, field := range tables.fields() {
 		assert.NotNil(t, *field, name)
 	}
-	all, err := tables.Services()
+	all, err := tables.Services(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []Service{s}, all)
 	require.NoError(t, tables.Close())

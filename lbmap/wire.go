@@ -9,6 +9,9 @@ import (
 	"slices"
 )
 
+// hostOrder is the byte order of numbers in the maps that are not in network order.
+var hostOrder = binary.NativeEndian
+
 // byteOrder is what [binary.NativeEndian] and the two fixed orders have in
 // common. The exported methods always use the native one for numbers in host
 // order; tests use the fixed ones, to read a dump made on another machine.

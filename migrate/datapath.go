@@ -110,11 +110,11 @@ func tuples(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValu
 }
 
 // openServices reads the services of a node. Returns an error wrapping [lbmap.ErrNoMap].
-func openServices(dir string) (services, []lbmap.Service, error) {
+func openServices(ctx context.Context, dir string) (services, []lbmap.Service, error) {
 	tables, err := lbmap.OpenTables(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	s, all, err := readServices(tables)
+	s, all, err := readServices(ctx, tables)
 	return s, all, errors.Join(err, tables.Close())
 }

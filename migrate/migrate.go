@@ -89,7 +89,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	svcs, _, err := openServices(opts.Loader.MapsDir)
+	svcs, _, err := openServices(ctx, opts.Loader.MapsDir)
 	if err != nil {
 		return nil, err
 	}

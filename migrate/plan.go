@@ -87,7 +87,7 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	svcs, list, err := openServices(opts.Loader.MapsDir)
+	svcs, list, err := openServices(ctx, opts.Loader.MapsDir)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@
 package migrate
 
 import (
+	"context"
+
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -10,8 +12,8 @@ import (
 // their service is gone, has no backends, or has another reverse-NAT index.
 type services map[uint16][]lbmap.Service
 
-func readServices(tables *lbmap.Tables) (services, []lbmap.Service, error) {
-	all, err := tables.Services()
+func readServices(ctx context.Context, tables *lbmap.Tables) (services, []lbmap.Service, error) {
+	all, err := tables.Services(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

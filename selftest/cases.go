@@ -160,8 +160,8 @@ func testCases() []testCase {
 }
 
 // connectedScene is a service of the case and a socket connected to it.
-func connectedScene(s *scene) (*client, error) {
-	svc, err := s.addService(s.protocol, 0)
+func connectedScene(ctx context.Context, s *scene) (*client, error) {
+	svc, err := s.addService(ctx, s.protocol, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func connectedScene(s *scene) (*client, error) {
 }
 
 func connectClose(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func connectClose(ctx context.Context, s *scene) error {
 }
 
 func connectAbort(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ func connectAbort(ctx context.Context, s *scene) error {
 }
 
 func sendClose(ctx context.Context, s *scene) error {
-	svc, err := s.addService(s.protocol, 0)
+	svc, err := s.addService(ctx, s.protocol, 0)
 	if err != nil {
 		return err
 	}
@@ -212,7 +212,7 @@ func sendClose(ctx context.Context, s *scene) error {
 }
 
 func disconnectClose(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -226,11 +226,11 @@ func disconnectClose(ctx context.Context, s *scene) error {
 }
 
 func reconnectServiceClose(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
-	other, err := s.addService(s.protocol, 1)
+	other, err := s.addService(ctx, s.protocol, 1)
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func reconnectServiceClose(ctx context.Context, s *scene) error {
 }
 
 func reconnectPlainClose(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,7 @@ func reconnectPlainClose(ctx context.Context, s *scene) error {
 func holdKill(ctx context.Context, s *scene) error {
 	var targets []target
 	for _, protocol := range []int{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		svc, err := s.addService(protocol, 0)
+		svc, err := s.addService(ctx, protocol, 0)
 		if err != nil {
 			return err
 		}
@@ -281,7 +281,7 @@ func holdKill(ctx context.Context, s *scene) error {
 }
 
 func passClose(ctx context.Context, s *scene) error {
-	c, err := connectedScene(s)
+	c, err := connectedScene(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -304,7 +304,7 @@ func passClose(ctx context.Context, s *scene) error {
 }
 
 func overfullClose(ctx context.Context, s *scene) error {
-	svc, err := s.addService(s.protocol, 0)
+	svc, err := s.addService(ctx, s.protocol, 0)
 	if err != nil {
 		return err
 	}

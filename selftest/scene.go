@@ -26,6 +26,7 @@ type datapath struct {
 	opts     loader.Options
 	dir      string
 	nextPort uint16
+	writer   *lbmap.Writer
 }
 
 // startDatapath loads one with maps of its own, in a new directory of the BPF file system.
@@ -51,6 +52,9 @@ func startDatapath(ctx context.Context, opts Options, small bool) (_ *datapath, 
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	if dp.writer, err = lbmap.OpenWriter(dp.opts.MapsDir); err != nil {
+		return nil, errors.Join(err, dp.remove())
+	}
 	// Finds out whether sockets can be counted.
 	if _, err := dp.countStorage(ctx, nil); err != nil {
 		return nil, errors.Join(err, dp.remove())
@@ -61,6 +65,7 @@ func startDatapath(ctx context.Context, opts Options, small bool) (_ *datapath, 
 // remove works after the context has ended too.
 func (dp *datapath) remove() error {
 	return errors.Join(
+		dp.writer.Close(),
 		dp.Close(),
 		loader.Unload(context.Background(), dp.opts, true),
 		os.RemoveAll(dp.dir),
@@ -79,14 +84,6 @@ func (dp *datapath) column() column {
 		return legacyColumn
 	}
 	return storageColumn
-}
-
-// tables are the maps of services and backends. They belong to the datapath.
-func (dp *datapath) tables() *lbmap.Tables {
-	return &lbmap.Tables{
-		Services4: dp.Map(lbmap.Services4Map), Services6: dp.Map(lbmap.Services6Map),
-		Backends4: dp.Map(lbmap.Backends4Map), Backends6: dp.Map(lbmap.Backends6Map),
-	}
 }
 
 // count returns how many entries the hash holds, or how many tuples the sockets, of the services.
@@ -255,7 +252,7 @@ func (s *scene) backend(i int) netip.AddrPort {
 }
 
 // addService makes a service that no other case has, with one backend.
-func (s *scene) addService(protocol, backend int) (netip.AddrPort, error) {
+func (s *scene) addService(ctx context.Context, protocol, backend int) (netip.AddrPort, error) {
 	addr := service4
 	if s.v6 {
 		addr = service6
@@ -266,7 +263,7 @@ func (s *scene) addService(protocol, backend int) (netip.AddrPort, error) {
 	if protocol == unix.IPPROTO_TCP {
 		proto = lbmap.ProtocolTCP
 	}
-	_, err := s.tables().UpsertService(lbmap.Service{
+	_, err := s.writer.Upsert(ctx, lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: service, Protocol: proto},
 		Backends: []lbmap.Backend{{AddrPort: s.backend(backend), Protocol: proto}},
 	})

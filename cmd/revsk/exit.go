@@ -87,6 +87,7 @@ var advice = []struct {
 	{lbmap.ErrLayout, exitFailed, "use the release that made it, or name another directory with --maps"},
 	{lbmap.ErrFull, exitFailed, "delete services, or have the owner of the map make it larger"},
 	{lbmap.ErrInUse, exitFailed, "see revsk service list, and choose another or let revsk choose"},
+	{lbmap.ErrConflict, exitFailed, "a control plane writes its services itself: use revsk service where there is none"},
 	{lbmap.ErrNotFound, exitFailed, "see revsk service list for what there is"},
 	{lbmap.ErrSyntax, exitUsage, ""},
 	{lbmap.ErrFamily, exitUsage, "use IPv4 backends for an IPv4 service and IPv6 backends for an IPv6 service"},

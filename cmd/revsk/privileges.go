@@ -68,8 +68,8 @@ var privileges = map[string][]need{
 	"revsk rollback":       {{[]capability{capAdmin, capPtrace, capResource}, ""}},
 	"revsk gc":             {{[]capability{capAdmin, capResource}, ""}},
 	"revsk service list":   {{[]capability{capOldBPF}, ""}},
-	"revsk service add":    {{[]capability{capOldBPF}, ""}, {[]capability{capBPF, capResource}, "with --dry-run"}},
-	"revsk service delete": {{[]capability{capOldBPF}, ""}, {[]capability{capBPF, capResource}, "with --dry-run"}},
+	"revsk service add":    {{[]capability{capOldBPF}, ""}},
+	"revsk service delete": {{[]capability{capOldBPF}, ""}},
 	"revsk features":       {{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, ""}},
 	"revsk selftest":       {{[]capability{capAdmin, capNetAdmin, capOverride, capResource}, ""}},
 }

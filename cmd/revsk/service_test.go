@@ -64,15 +64,39 @@ func TestServiceAddReplacesAndDelete(t *testing.T) {
 	require.Equal(t, empty, state(t, p))
 }
 
+func TestServiceCommandsCanBeRepeated(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	for _, want := range []string{
+		"added 10.96.0.1:80/tcp with 1 backend and reverse-NAT index 1\n",
+		"already there: 10.96.0.1:80/tcp with 1 backend and reverse-NAT index 1\n",
+	} {
+		require.Equal(t, want, p.run("service", "add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80").ok().stdout)
+	}
+	for _, want := range []string{
+		"deleted 10.96.0.1:80/tcp with 1 backend and reverse-NAT index 1\n",
+		"nothing to delete: there is no service 10.96.0.1:80/tcp\n",
+	} {
+		require.Equal(t, want, p.run("service", "delete", "10.96.0.1:80/tcp").ok().stdout)
+	}
+	require.Equal(t, "nothing to delete: there is no service 10.96.0.1:80/tcp\n",
+		p.run("service", "delete", "10.96.0.1:80/tcp", "--dry-run").ok().stdout)
+	var change serviceChange
+	p.run("-o", "json", "service", "delete", "10.96.0.1:80/tcp").ok().json(&change)
+	require.Equal(t, lbmap.ActionKeep, change.Action)
+	require.Empty(t, change.Service.Backends)
+}
+
 func TestServiceChangesAsJSON(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	for _, step := range []struct {
-		action string
+		action lbmap.Action
 		args   []string
 	}{
 		{"add", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80"}},
-		{"replace", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80"}},
+		{"keep", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80"}},
+		{"replace", []string{"add", "10.96.0.1:80/tcp", "--backend", "10.0.1.1:80", "--affinity", "9"}},
 		{"delete", []string{"delete", "10.96.0.1:80/tcp"}},
 	} {
 		var change serviceChange
@@ -131,7 +155,6 @@ func TestServicesThatAreRefusedChangeNothing(t *testing.T) {
 		{"add 10.0.0.1:80/tcp --no-backend --loopback", `--loopback needs --hostport`, 2},
 		{"add 10.0.0.1:80/tcp --no-backend --hostport --l7-delegate", `--l7-delegate excludes --hostport`, 2},
 		{"add 10.0.0.1:80/tcp --no-backend --rev-nat 1", `writing service 10.0.0.1:80/tcp: reverse-NAT index 1 belongs to 10.96.0.1:80/tcp: already in use: see revsk service list, and choose another or let revsk choose`, 1},
-		{"delete 10.0.0.1:80/tcp", `service 10.0.0.1:80/tcp: not found: see revsk service list for what there is`, 1},
 		{"delete nonsense", `service "nonsense": ` + form, 2},
 	} {
 		t.Run(strings.ReplaceAll(test.line, "/", "_"), func(t *testing.T) {

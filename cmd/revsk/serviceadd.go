@@ -82,8 +82,8 @@ func newServiceAddCommand(env *env) *cobra.Command {
 		Use:   "add ADDR:PORT/PROTO --backend ADDR:PORT[,ADDR:PORT...]",
 		Short: "Add a service, or replace the one with this address",
 		Long: `Writes a service with its backends. PROTO is tcp, udp, udplite, any or a number.
-A service that exists is replaced: connections that are open keep their backend,
-programs that run meanwhile see either the old service or the new one.
+A service that exists is replaced: connections that are open keep their backend.
+Programs that run meanwhile see either the old service or the new one.
 
 Backends are of the service's address family and protocol. ADDR:PORT/STATE gives
 one a state: active (the default), terminating, quarantined or maintenance. Its
@@ -222,39 +222,42 @@ func words[T fmt.Stringer](values []T) []string {
 }
 
 func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun bool) error {
-	action := "add"
-	err := changeTables(ctx, env, dryRun, func(tables *lbmap.Tables) (err error) {
-		if _, err := tables.Service(service.Frontend); err == nil {
-			action = "replace"
-		} else if !errors.Is(err, lbmap.ErrNotFound) {
-			return err
-		}
-		service, err = tables.UpsertService(service)
-		return err
-	})
+	writer, err := lbmap.OpenWriter(env.mapsDir())
 	if err != nil {
 		return err
 	}
-	return reportService(env, action, dryRun, service)
+	defer writer.Close()
+	upsert := writer.Upsert
+	if dryRun {
+		upsert = writer.PlanUpsert
+	}
+	change, err := upsert(ctx, service)
+	if err != nil {
+		return err
+	}
+	return reportService(env, dryRun, change)
 }
 
 // serviceChange is the JSON output of the commands that change a service.
 type serviceChange struct {
 	Schema  string          `json:"schema"` // revsk/service/v1
 	DryRun  bool            `json:"dry_run"`
-	Action  string          `json:"action"` // add, replace or delete
+	Action  lbmap.Action    `json:"action"`
 	Service serviceDocument `json:"service"`
 }
 
-var actionDone = map[string]string{"add": "added", "replace": "replaced", "delete": "deleted"}
+var actionDone = map[lbmap.Action]string{
+	lbmap.ActionAdd: "added", lbmap.ActionReplace: "replaced", lbmap.ActionKeep: "already there:", lbmap.ActionDelete: "deleted",
+}
 
-func reportService(env *env, action string, dryRun bool, s lbmap.Service) error {
+func reportService(env *env, dryRun bool, change lbmap.Change) error {
+	s := change.Service
 	if env.json() {
-		return env.printJSON(serviceChange{"revsk/service/v1", dryRun, action, newServiceDocument(s)})
+		return env.printJSON(serviceChange{"revsk/service/v1", dryRun, change.Action, newServiceDocument(s)})
 	}
-	does := actionDone[action]
+	does := actionDone[change.Action]
 	if dryRun {
-		does = "would " + action
+		does = "would " + string(change.Action)
 	} else if env.quiet {
 		return nil
 	}

@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -15,9 +17,12 @@ func newServiceDeleteCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete ADDR:PORT/PROTO",
 		Short: "Delete a service",
-		Long: `Deletes a service, and those of its backends that no other service has. Connections
-that are open go on, but sockets no longer show the service's address. An entry
-in the internal scope is named with /internal behind the protocol.`,
+		Long: `Deletes a service, and those of its backends that no other service has.
+Connections that are open go on, but sockets no longer show the service's
+address. To delete the entry in the internal scope, append /internal to the
+protocol.
+
+If there is no such service, the command says so and exits with 0.`,
 		Example: `  revsk service delete 10.96.0.1:80/tcp
   revsk service delete '[fd00::1]:53/udp'
   revsk service delete 10.96.0.1:80/tcp/internal`,
@@ -36,15 +41,33 @@ in the internal scope is named with /internal behind the protocol.`,
 }
 
 func runServiceDelete(ctx context.Context, env *env, frontend lbmap.Frontend, dryRun bool) error {
-	var service lbmap.Service
-	err := changeTables(ctx, env, dryRun, func(tables *lbmap.Tables) (err error) {
-		if service, err = tables.Service(frontend); err != nil {
-			return err
-		}
-		return tables.DeleteService(frontend)
-	})
+	writer, err := lbmap.OpenWriter(env.mapsDir())
 	if err != nil {
 		return err
 	}
-	return reportService(env, "delete", dryRun, service)
+	defer writer.Close()
+	remove := writer.Delete
+	if dryRun {
+		remove = writer.PlanDelete
+	}
+	change, err := remove(ctx, frontend)
+	if errors.Is(err, lbmap.ErrNotFound) {
+		return reportNoService(env, dryRun, frontend)
+	}
+	if err != nil {
+		return err
+	}
+	return reportService(env, dryRun, change)
+}
+
+// reportNoService says that there is no such service, which is all that was asked for.
+func reportNoService(env *env, dryRun bool, frontend lbmap.Frontend) error {
+	if env.json() {
+		return env.printJSON(serviceChange{"revsk/service/v1", dryRun, lbmap.ActionKeep, newServiceDocument(lbmap.Service{Frontend: frontend})})
+	}
+	if env.quiet {
+		return nil
+	}
+	_, err := fmt.Fprintf(env.Stdout, "nothing to delete: there is no service %v\n", frontend)
+	return err
 }

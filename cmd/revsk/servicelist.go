@@ -24,13 +24,13 @@ shows its id only.`,
 		Example: `  revsk service list
   revsk service list -o json | jq '.services[] | select(.backends == [])'`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			tables, err := openTables(env, false)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			tables, err := lbmap.OpenTables(env.mapsDir())
 			if err != nil {
 				return err
 			}
 			defer tables.Close()
-			services, err := tables.Services()
+			services, err := tables.Services(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -140,12 +140,12 @@ func goneBackends(ctx context.Context, env *env, maps inspect.Maps) ([]inspect.B
 	if err != nil {
 		return nil, err
 	}
-	tables, err := openTables(env, false)
+	tables, err := lbmap.OpenTables(env.mapsDir())
 	if err != nil {
 		return nil, err
 	}
 	defer tables.Close()
-	return inspect.GoneBackends(sockets, tables)
+	return inspect.GoneBackends(ctx, sockets, tables)
 }
 
 func printTerminated(env *env, dryRun bool, report inspect.Report) error {

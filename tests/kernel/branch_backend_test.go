@@ -227,7 +227,7 @@ func (s *scene) usedJustNow(x *socket, a *service, backend netip.AddrPort) {
 		same(s, s.backendAt(ghostNumber), backend, "backend remembered")
 		return
 	}
-	svc, err := tables.Service(s.frontend(a.front))
+	svc, err := tables.Service(s.Context(), s.frontend(a.front))
 	require.NoError(s, err)
 	for _, b := range svc.Backends {
 		if b.ID == v.BackendID {
@@ -348,7 +348,7 @@ func TestBranchF13_AffinityMatch(t *testing.T) {
 // loseBackends deletes the backends that the slots of a service name.
 func (s *scene) loseBackends(a *service) {
 	s.Helper()
-	svc, err := tables.Service(s.frontend(a.front))
+	svc, err := tables.Service(s.Context(), s.frontend(a.front))
 	require.NoError(s, err)
 	for _, b := range svc.Backends {
 		m := tables.Backends6

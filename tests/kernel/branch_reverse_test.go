@@ -89,7 +89,8 @@ func TestBranchV3_RewriteAsV4Mapped(t *testing.T) {
 		x := s.socket()
 		x.connect(a.front)
 		s.talks(x, a.backend, a.front)
-		require.NoError(s, tables.DeleteService(s.frontend(a.front)))
+		_, err := services.Delete(s.Context(), s.frontend(a.front))
+		require.NoError(s, err)
 		// Not reversed any more. The address is checked to be v4-mapped (family.address).
 		same(s, a.backend, x.peername(), "getpeername")
 	}})

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -310,10 +311,10 @@ func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbma
 	for _, change := range more {
 		change(&svc)
 	}
-	_, err := tables.UpsertService(svc)
+	_, err := services.Upsert(s.Context(), svc)
 	require.NoError(s, err)
 	s.Cleanup(func() {
-		if err := tables.DeleteService(svc.Frontend); err != nil {
+		if _, err := services.Delete(context.Background(), svc.Frontend); err != nil {
 			assert.ErrorIs(s, err, lbmap.ErrNotFound)
 		}
 		if flags.Has(lbmap.FlagAffinity) {

@@ -34,6 +34,7 @@ func scaledDuration(d time.Duration) time.Duration { return d * time.Duration(mi
 var (
 	datapath *loader.Datapath
 	tables   *lbmap.Tables
+	services *lbmap.Writer
 	haveIPv6 bool
 )
 
@@ -103,6 +104,10 @@ func run(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer tables.Close()
+	if services, err = lbmap.OpenWriter(full.MapsDir); err != nil {
+		return 0, err
+	}
+	defer services.Close()
 	if err := startServers(); err != nil {
 		return 0, fmt.Errorf("starting servers: %w", err)
 	}

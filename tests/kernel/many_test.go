@@ -9,12 +9,10 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -68,9 +66,9 @@ func (s *scene) talksToMany(all []*service) {
 	s.asksAll(x, all, func() {
 		for i, svc := range all {
 			if i%2 == 1 {
-				s.unpublishOne(svc)
+				s.delete(svc)
 				svc.revNat += 10000
-				s.publishOne(svc)
+				s.publish(svc)
 				gone[svc] = true
 			}
 		}
@@ -132,13 +130,13 @@ func (s *scene) asksAll(x *socket, all []*service, between func(), gone ...map[*
 	assert.Empty(s, asked)
 }
 
-// publishMany writes services one by one, without looking through all of them for each.
+// publishMany writes services for any protocol.
 func (s *scene) publishMany(n int) []*service {
 	s.Helper()
 	var all []*service
 	s.Cleanup(func() {
 		for _, svc := range all {
-			s.unpublishOne(svc)
+			s.delete(svc)
 		}
 	})
 	for i := range n {
@@ -147,47 +145,8 @@ func (s *scene) publishMany(n int) []*service {
 			backend: s.backendAt(i),
 			revNat:  uint16(1000 + i),
 		}
-		s.publishOne(svc)
+		s.publish(svc)
 		all = append(all, svc)
 	}
 	return all
-}
-
-// backendID is that of the backend of publishOne: one of its own.
-func backendID(svc *service) uint32 { return 100000 + uint32(svc.revNat) }
-
-// publishOne writes a service of one backend in the order that running programs need.
-func (s *scene) publishOne(svc *service) {
-	s.Helper()
-	services, backends := s.maps()
-	id := backendID(svc)
-	put := func(m *ebpf.Map, key, value any) {
-		s.Helper()
-		require.NoError(s, m.Put(key, value))
-	}
-	put(backends, id, lbmap.BackendValue{AddrPort: svc.backend})
-	slot := lbmap.ServiceValue{RevNat: svc.revNat}
-	slot.SetBackendID(id)
-	put(services, svc.key(1), slot)
-	put(services, svc.key(0), lbmap.ServiceValue{RevNat: svc.revNat, Count: 1})
-}
-
-func (s *scene) unpublishOne(svc *service) {
-	s.Helper()
-	services, backends := s.maps()
-	require.NoError(s, services.Delete(svc.key(0)))
-	require.NoError(s, services.Delete(svc.key(1)))
-	require.NoError(s, backends.Delete(backendID(svc)))
-}
-
-// key of a service for any protocol.
-func (svc *service) key(slot uint16) lbmap.ServiceKey {
-	return lbmap.ServiceKey{AddrPort: svc.front, Slot: slot}
-}
-
-func (s *scene) maps() (services, backends *ebpf.Map) {
-	if s.unroutable.Is4() {
-		return tables.Services4, tables.Backends4
-	}
-	return tables.Services6, tables.Backends6
 }

@@ -196,8 +196,8 @@ func (s *scene) overflows() {
 	s.connected(connected, all[30])
 	// Another service of a peer that is in the chain takes no room.
 	other := &service{front: s.nowhere(), backend: all[7].backend, revNat: 5000}
-	s.publishOne(other)
-	defer s.unpublishOne(other)
+	s.publish(other)
+	defer s.delete(other)
 	s.asksService(before, other)
 	s.asksService(before, all[7])
 

@@ -234,7 +234,7 @@ func (s *scene) publish(svc *service) {
 	if svc.backend.IsValid() {
 		backends = []lbmap.Backend{{AddrPort: svc.backend, Protocol: lbmap.Protocol(svc.protocol)}}
 	}
-	_, err := tables.UpsertService(lbmap.Service{
+	_, err := services.Upsert(s.Context(), lbmap.Service{
 		Frontend: svc.frontend(), RevNat: svc.revNat, Backends: backends,
 	})
 	require.NoError(s, err)
@@ -242,11 +242,12 @@ func (s *scene) publish(svc *service) {
 
 func (s *scene) delete(svc *service) {
 	s.Helper()
-	require.NoError(s, tables.DeleteService(svc.frontend()))
+	_, err := services.Delete(context.Background(), svc.frontend())
+	require.NoError(s, err)
 }
 
 func (s *scene) deleteIfThere(svc *service) {
-	err := tables.DeleteService(svc.frontend())
+	_, err := services.Delete(context.Background(), svc.frontend())
 	if err != nil {
 		assert.ErrorIs(s, err, lbmap.ErrNotFound)
 	}

@@ -91,13 +91,13 @@ func newPlaza(s *scene) *plaza {
 			backend: p.all[i].backend,
 			revNat:  uint16(5000 + i),
 		}
-		s.publishOne(twin)
-		s.Cleanup(func() { s.unpublishOne(twin) })
+		s.publish(twin)
+		s.Cleanup(func() { s.delete(twin) })
 		p.all = append(p.all, twin)
 	}
 	far := &service{front: s.nowhere(), backend: s.unreachable(), revNat: 6000}
-	s.publishOne(far)
-	s.Cleanup(func() { s.unpublishOne(far) })
+	s.publish(far)
+	s.Cleanup(func() { s.delete(far) })
 	p.all = append(p.all, far)
 
 	p.byFront = make(map[netip.AddrPort]int)

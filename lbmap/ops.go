@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lbmap
+
+import (
+	"cmp"
+	"encoding"
+	"fmt"
+	"slices"
+)
+
+// op is one entry to write, or to remove if it has no new value. Without an old value it was not there.
+type op struct {
+	phase    phase
+	name     string // of the map
+	key      bytes
+	old, new bytes
+}
+
+// bytes holds any key or value.
+type bytes struct {
+	n    uint8
+	data [ServiceKey6Size]byte
+}
+
+func (b *bytes) slice() []byte { return b.data[:b.n] }
+
+// phase is the order in which entries are written, of all services that a plan has.
+//
+// It is so that programs that run meanwhile never find a service without the slots that it counts, nor
+// such a slot without its backend; and so that, if it ends anywhere, what is left can be told from the
+// slots: they are written before the backends, out of sight, and removed after them.
+type phase uint8
+
+const (
+	phaseMastersGone phase = iota // from here on a service that is deleted is not found
+	phaseSlotsGoneFirst
+	phaseLog    // out of sight
+	phaseHidden // out of sight
+	phaseBackends
+	phaseIndexes
+	phaseSlots
+	phaseMasters     // from here on the service is as it is wanted
+	phaseMatchesGone // whose indexes can be told from the entries that are removed next
+	phaseIndexesGone
+	phaseBackendsGone
+	phaseSlotsGone
+)
+
+// ops returns what has to be written. Without log it leaves out the entries that are for the case only
+// that the process is killed.
+func (p *plan) ops(log bool) ([]op, error) {
+	var c collector
+	for key, old := range p.backends {
+		now, ok := p.state.backends[key]
+		in := backendsName(key.v6)
+		id := backendID(key.id)
+		switch {
+		case ok && old == nil:
+			c.add(phaseBackends, in, id, nil, now)
+		case ok && *old != now:
+			c.add(phaseBackends, in, id, *old, now)
+		case !ok && old != nil:
+			c.add(phaseBackendsGone, in, id, *old, nil)
+		}
+	}
+	for key, old := range p.revNats {
+		now := p.state.revNats[key]
+		in := revNatName(key.v6)
+		index := RevNatKey(key.index)
+		switch {
+		case now == old:
+		case !old.IsValid():
+			c.add(phaseIndexes, in, index, nil, RevNatValue{now})
+		case now.IsValid():
+			c.add(phaseIndexes, in, index, RevNatValue{old}, RevNatValue{now})
+		default:
+			c.add(phaseIndexesGone, in, index, RevNatValue{old}, nil)
+		}
+	}
+	for key, old := range p.matches {
+		now := p.state.matches[key.RevNat][key.BackendID]
+		switch {
+		case now == old:
+		case now:
+			c.add(phaseIndexes, AffinityMatchMap, key, nil, presence{})
+		default:
+			c.add(phaseMatchesGone, AffinityMatchMap, key, presence{}, nil)
+		}
+	}
+	for f, old := range p.records {
+		p.serviceOps(&c, f, old, log)
+	}
+	slices.SortStableFunc(c.ops, func(a, b op) int {
+		return cmp.Or(cmp.Compare(a.phase, b.phase), cmp.Compare(a.name, b.name))
+	})
+	return c.ops, c.err
+}
+
+// serviceOps adds what has to be written in the map of services.
+func (p *plan) serviceOps(c *collector, f Frontend, old *record, log bool) {
+	now := p.state.records[f]
+	var oldSlots, nowSlots []slot
+	var oldMaster, nowMaster *ServiceValue
+	if old != nil {
+		oldSlots, oldMaster = old.slots, old.master
+	}
+	if now != nil {
+		nowSlots, nowMaster = now.slots, now.master
+	}
+
+	name := servicesName(f.is6())
+	gone := phaseSlotsGone
+	if p.whole && now == nil {
+		gone = phaseSlotsGoneFirst // makes room, and nothing is told from slots
+	}
+	last := max(len(oldSlots), len(nowSlots))
+	for n := 1; n <= last; n++ {
+		was, is := slotAt(oldSlots, n), slotAt(nowSlots, n)
+		put := phaseHidden
+		if n <= old.inSight() {
+			put = phaseSlots
+		}
+		switch key := serviceKey(f, uint16(n)); {
+		case was == is:
+		case !is.there:
+			c.add(gone, name, key, was.ServiceValue, nil)
+		case was.there:
+			c.add(put, name, key, was.ServiceValue, is.ServiceValue)
+		default:
+			c.add(put, name, key, nil, is.ServiceValue)
+		}
+	}
+	switch key := serviceKey(f, 0); {
+	case oldMaster == nil && nowMaster == nil:
+	case nowMaster == nil:
+		c.add(phaseMastersGone, name, key, *oldMaster, nil)
+	case oldMaster == nil:
+		c.add(phaseMasters, name, key, nil, *nowMaster)
+	case *oldMaster != *nowMaster:
+		c.add(phaseMasters, name, key, *oldMaster, *nowMaster)
+	}
+
+	if !log || p.whole {
+		return
+	}
+	// Backends that come and go are in a slot out of sight for as long as it takes, so that a process that
+	// is killed does not leave one that no slot refers to.
+	for _, id := range p.unrecorded(old, oldSlots, nowSlots) {
+		if last++; last > lastSlot {
+			return
+		}
+		value := ServiceValue{Union: id, RevNat: p.indexOf(old, now)}
+		key := serviceKey(f, uint16(last))
+		c.add(phaseLog, name, key, nil, value)
+		c.add(phaseSlotsGone, name, key, value, nil)
+	}
+}
+
+const lastSlot = 1<<16 - 1
+
+func (p *plan) indexOf(old, now *record) uint16 {
+	if now != nil {
+		return now.index()
+	}
+	return old.index()
+}
+
+// unrecorded returns the backends that are to be written or removed and that no slot refers to which is
+// written before, or removed after.
+func (p *plan) unrecorded(old *record, oldSlots, nowSlots []slot) []uint32 {
+	var ids []uint32
+	for n := 1; n <= len(nowSlots); n++ {
+		was, is := slotAt(oldSlots, n), slotAt(nowSlots, n)
+		if was == is {
+			continue
+		}
+		if n <= old.inSight() && is.there && p.appears(is.BackendID()) {
+			ids = append(ids, is.BackendID())
+		}
+		if was.there && p.vanishes(was.BackendID()) {
+			ids = append(ids, was.BackendID())
+		}
+	}
+	return ids
+}
+
+// appears and vanishes say whether a backend is to be written that was not there, or to be removed.
+func (p *plan) appears(id uint32) bool {
+	for _, v6 := range []bool{false, true} {
+		old, touched := p.backends[backendKey{v6, id}]
+		if _, now := p.state.backends[backendKey{v6, id}]; touched && old == nil && now {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *plan) vanishes(id uint32) bool {
+	for _, v6 := range []bool{false, true} {
+		old := p.backends[backendKey{v6, id}]
+		if _, now := p.state.backends[backendKey{v6, id}]; old != nil && !now {
+			return true
+		}
+	}
+	return false
+}
+
+// slotAt returns slot n, which may be behind the last one.
+func slotAt(slots []slot, n int) slot {
+	if n > len(slots) {
+		return slot{}
+	}
+	return slots[n-1]
+}
+
+// collector encodes entries.
+type collector struct {
+	ops []op
+	err error
+}
+
+func (c *collector) add(phase phase, name string, key, old, now encoding.BinaryMarshaler) {
+	c.ops = append(c.ops, op{phase, name, c.bytes(key), c.bytes(old), c.bytes(now)})
+}
+
+func (c *collector) bytes(v encoding.BinaryMarshaler) (b bytes) {
+	if v == nil {
+		return b
+	}
+	data, err := v.MarshalBinary()
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	b.n = uint8(copy(b.data[:], data))
+	return b
+}
+
+// fit returns an error wrapping ErrFull if a map has too little room at any moment of the given changes.
+func (p *plan) fit(ops []op) error {
+	entries, room := make(map[string]int), make(map[string]int)
+	for _, o := range ops {
+		if _, ok := entries[o.name]; !ok {
+			entries[o.name] = p.entries[o.name]
+			room[o.name] = int(p.tables.named(o.name).MaxEntries())
+		}
+		entries[o.name] -= o.growth() // which the state has already
+	}
+	for _, o := range ops {
+		entries[o.name] += o.growth()
+		if o.growth() > 0 && entries[o.name] > room[o.name] {
+			return fmt.Errorf("writing %s: %w", o.name, ErrFull)
+		}
+	}
+	return nil
+}
+
+// growth is the number of entries that the map has more.
+func (o *op) growth() int {
+	switch {
+	case o.old.n == 0:
+		return 1
+	case o.new.n == 0:
+		return -1
+	}
+	return 0
+}

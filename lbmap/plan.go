@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lbmap
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// plan is a change of the maps that is prepared in their state: it has what it changes there as it was
+// before, to find out what has to be written, and to take it back.
+type plan struct {
+	*state
+	tables *Tables
+
+	records  map[Frontend]*record
+	backends map[backendKey]*BackendValue
+	revNats  map[revNatKey]netip.AddrPort
+	matches  map[AffinityMatchKey]bool
+	taken    []uint32 // ids
+	indexes  []uint16
+	dropped  []droppedBackend
+	// whole says that all there is in the maps is planned, not single services.
+	whole bool
+}
+
+// droppedBackend is a backend that a service had.
+type droppedBackend struct {
+	v6    bool // the service
+	flags ServiceFlags
+	id    uint32
+}
+
+func newPlan(s *state, t *Tables) *plan {
+	return &plan{
+		state: s, tables: t,
+		records:  make(map[Frontend]*record),
+		backends: make(map[backendKey]*BackendValue),
+		revNats:  make(map[revNatKey]netip.AddrPort),
+		matches:  make(map[AffinityMatchKey]bool),
+	}
+}
+
+func (p *plan) setRecord(f Frontend, r *record) {
+	if _, ok := p.records[f]; !ok {
+		p.records[f] = p.state.records[f]
+	}
+	p.state.setRecord(f, r)
+}
+
+// before returns the entries that a service has in the maps.
+func (p *plan) before(f Frontend) *record {
+	if r, ok := p.records[f]; ok {
+		return r
+	}
+	return p.state.records[f]
+}
+
+func (p *plan) setBackend(key backendKey, v *BackendValue) {
+	if _, ok := p.backends[key]; !ok {
+		p.backends[key] = nil
+		if old, ok := p.state.backends[key]; ok {
+			p.backends[key] = &old
+		}
+	}
+	p.state.setBackend(key, v)
+}
+
+func (p *plan) setRevNat(key revNatKey, addr netip.AddrPort) {
+	if p.tables.family(key.v6).revNat == nil {
+		return
+	}
+	if _, ok := p.revNats[key]; !ok {
+		p.revNats[key] = p.state.revNats[key]
+	}
+	p.state.setRevNat(key, addr)
+}
+
+func (p *plan) setMatch(key AffinityMatchKey, there bool) {
+	if p.tables.AffinityMatch == nil {
+		return
+	}
+	if _, ok := p.matches[key]; !ok {
+		p.matches[key] = p.state.matches[key.RevNat][key.BackendID]
+	}
+	p.state.setMatch(key, there)
+}
+
+// revert takes everything back in the state.
+func (p *plan) revert() {
+	for f, r := range p.records {
+		p.state.setRecord(f, r)
+	}
+	for key, v := range p.backends {
+		p.state.setBackend(key, v)
+	}
+	for key, addr := range p.revNats {
+		p.state.setRevNat(key, addr)
+	}
+	for key, there := range p.matches {
+		p.state.setMatch(key, there)
+	}
+	p.release()
+}
+
+// release makes available again what was taken or is used no more. That waits for the end of the plan,
+// so that no backend gets the id of one that programs may still find.
+func (p *plan) release() {
+	releaseID := func(id uint32) {
+		if !p.idInUse(id) {
+			p.freeIDs.release(id)
+		}
+	}
+	releaseIndex := func(index uint16) {
+		if !p.indexInUse(uint32(index)) {
+			p.freeIndexes.release(uint32(index))
+		}
+	}
+	for _, id := range p.taken {
+		releaseID(id)
+	}
+	for key := range p.backends {
+		releaseID(key.id)
+	}
+	for _, index := range p.indexes {
+		releaseIndex(index)
+	}
+	for key := range p.revNats {
+		releaseIndex(key.index)
+	}
+	for _, r := range p.records {
+		if r == nil {
+			continue
+		}
+		releaseIndex(r.index())
+		for _, slot := range r.slots {
+			if slot.there {
+				releaseID(slot.BackendID())
+			}
+		}
+	}
+}
+
+// upsert plans a service, and returns it as it is going to be.
+func (p *plan) upsert(s Service) (Service, error) {
+	master, err := s.check()
+	if err != nil {
+		return s, err
+	}
+	own := p.tables.family(s.Frontend.is6())
+	if own.services == nil {
+		return s, fmt.Errorf("writing %s: %w", own.servicesName, ErrNoMap)
+	}
+	old := p.before(s.Frontend)
+	p.drop(s.Frontend)
+	if s.RevNat, err = p.pickRevNat(s, old); err != nil {
+		return s, err
+	}
+	var selected int
+	s.Backends, selected = orderBackends(s.Backends)
+	if err := p.pickIDs(s.Backends); err != nil {
+		return s, err
+	}
+
+	master.RevNat = s.RevNat
+	master.Count = uint16(selected)
+	master.QCount = uint16(len(s.Backends) - selected)
+	now := &record{master: &master}
+	for _, b := range s.Backends {
+		value := ServiceValue{RevNat: s.RevNat, Flags: s.Flags &^ notInSlots}
+		if b.Quarantined {
+			value.Flags |= FlagQuarantined
+		}
+		value.SetBackendID(b.ID)
+		now.slots = append(now.slots, slot{value, true})
+	}
+	p.setRecord(s.Frontend, now)
+
+	if old != nil && old.index() != s.RevNat {
+		p.dropIndex(s.Frontend, old.index())
+	}
+	for index := p.leftIndex(s.Frontend); index != 0; index = p.leftIndex(s.Frontend) {
+		p.dropIndex(s.Frontend, index)
+	}
+	p.setRevNat(revNatKey{s.Frontend.is6(), s.RevNat}, s.Frontend.AddrPort)
+	p.setMatches(s, selected, now)
+	return s, nil
+}
+
+// delete plans the end of a service, and of what an earlier call for it may have left behind. It returns
+// an error wrapping ErrNotFound if there is nothing of either.
+func (p *plan) delete(f Frontend) error {
+	if err := checkAddr(f.AddrPort.Addr()); err != nil {
+		return err
+	}
+	own := p.tables.family(f.is6())
+	if own.services == nil {
+		return fmt.Errorf("writing %s: %w", own.servicesName, ErrNoMap)
+	}
+	old := p.before(f)
+	p.drop(f)
+	index := uint16(0)
+	if old != nil {
+		index = old.index()
+	} else if index = p.leftIndex(f); index == 0 {
+		return ErrNotFound
+	}
+	p.dropIndex(f, index)
+	return nil
+}
+
+// drop takes away the entries of a service.
+func (p *plan) drop(f Frontend) {
+	old := p.state.records[f]
+	if old == nil {
+		return
+	}
+	var flags ServiceFlags
+	if old.master != nil {
+		flags = old.master.Flags
+	}
+	for _, slot := range old.slots {
+		if slot.there {
+			p.dropped = append(p.dropped, droppedBackend{f.is6(), flags | slot.Flags, slot.BackendID()})
+		}
+	}
+	p.setRecord(f, nil)
+}
+
+// dropIndex removes what belongs to a reverse-NAT index that the service f had, unless another service
+// has it too.
+func (p *plan) dropIndex(f Frontend, index uint16) {
+	if p.indexUses[index] > 0 {
+		return
+	}
+	key := revNatKey{f.is6(), index}
+	if p.state.revNats[key] == f.AddrPort {
+		p.setRevNat(key, netip.AddrPort{})
+	}
+	for id := range p.state.matches[index] {
+		p.setMatch(AffinityMatchKey{id, index}, false)
+	}
+}
+
+// setMatches sets which backends the clients of a service may keep: the first selected ones, as far as
+// they are active.
+func (p *plan) setMatches(s Service, selected int, now *record) {
+	keep := make(map[uint32]bool)
+	if s.Flags.Has(FlagAffinity) {
+		for _, b := range s.Backends[:selected] {
+			if b.State == BackendActive {
+				keep[b.ID] = true
+				p.setMatch(AffinityMatchKey{b.ID, s.RevNat}, true)
+			}
+		}
+	}
+	own := 1 + len(now.slots)
+	if p.indexUses[s.RevNat] > own {
+		return // another service has the index, and matches of its own
+	}
+	for id := range p.state.matches[s.RevNat] {
+		if !keep[id] {
+			p.setMatch(AffinityMatchKey{id, s.RevNat}, false)
+		}
+	}
+}
+
+// collect removes the backends to which no slot refers any more.
+func (p *plan) collect() {
+	for _, d := range p.dropped {
+		if p.refs[d.id] > 0 {
+			continue
+		}
+		if key, ok := p.findBackend(d.v6, d.flags, d.id); ok {
+			p.setBackend(key, nil)
+		}
+	}
+}
+
+// pickRevNat returns the reverse-NAT index for a service, whose entries were old and are dropped.
+//
+// Both families share one range of indexes, because cilium_lb_affinity_match
+// does not tell them apart.
+func (p *plan) pickRevNat(s Service, old *record) (uint16, error) {
+	if s.RevNat != 0 {
+		if p.indexUses[s.RevNat] > 0 {
+			return 0, fmt.Errorf("reverse-NAT index %d belongs to %v: %w", s.RevNat, p.ownerOf(s.RevNat), ErrInUse)
+		}
+		return s.RevNat, nil
+	}
+	if old != nil {
+		index := old.index()
+		if index != 0 && (old.master != nil || p.indexUses[index] == 0) {
+			return index, nil
+		}
+	}
+	if index := p.leftIndex(s.Frontend); index != 0 {
+		return index, nil
+	}
+	index := p.freeIndexes.take(p.indexInUse)
+	if index == 0 {
+		return 0, fmt.Errorf("reverse-NAT indexes: %w", ErrFull)
+	}
+	p.indexes = append(p.indexes, uint16(index))
+	return uint16(index), nil
+}
+
+// leftIndex returns the reverse-NAT index that an earlier call for a service has left behind, or 0.
+func (p *plan) leftIndex(f Frontend) uint16 {
+	left := uint16(0)
+	for _, index := range p.addresses[f.AddrPort] {
+		if p.indexUses[index] == 0 && (left == 0 || index < left) {
+			left = index
+		}
+	}
+	return left
+}
+
+// pickIDs gives ids to the backends of a service, and writes down what the backends are.
+//
+// Both families share one range of ids, because a slot and
+// cilium_lb_affinity_match do not say which family an id is of.
+func (p *plan) pickIDs(backends []Backend) error {
+	for _, given := range []bool{true, false} {
+		for i := range backends {
+			b := &backends[i]
+			if given != (b.ID != 0) {
+				continue
+			}
+			if err := p.pickID(b); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *plan) pickID(b *Backend) error {
+	v6 := b.AddrPort.Addr().Is6()
+	in := p.tables.family(v6)
+	if in.backends == nil {
+		return fmt.Errorf("writing %s: %w", in.backendsName, ErrNoMap)
+	}
+	value := b.value()
+	if b.ID == 0 {
+		b.ID = p.ids[value.identity()]
+	}
+	if b.ID == 0 {
+		if b.ID = p.freeIDs.take(p.idInUse); b.ID == 0 {
+			return fmt.Errorf("backend ids: %w", ErrFull)
+		}
+		p.taken = append(p.taken, b.ID)
+	}
+	for _, other := range []bool{false, true} {
+		v, ok := p.state.backends[backendKey{other, b.ID}]
+		if ok && v.identity() != value.identity() {
+			return fmt.Errorf("backend id %d belongs to %v: %w", b.ID, v.AddrPort, ErrInUse)
+		}
+	}
+	p.setBackend(backendKey{v6, b.ID}, &value)
+	return nil
+}
+
+func (b Backend) value() BackendValue {
+	return BackendValue{
+		AddrPort: b.AddrPort, Protocol: b.Protocol, State: b.State, ClusterID: b.ClusterID, Zone: b.Zone,
+	}
+}
+
+// check refuses what the maps cannot hold, and returns what slot 0 is to hold
+// apart from the reverse-NAT index and the counts.
+func (s Service) check() (ServiceValue, error) {
+	value := ServiceValue{Flags: s.Flags}
+	if err := checkAddr(s.Frontend.AddrPort.Addr()); err != nil {
+		return value, err
+	}
+	if len(s.Backends) > math.MaxUint16 {
+		return value, fmt.Errorf("%d backends, at most %d: %w", len(s.Backends), math.MaxUint16, ErrInvalid)
+	}
+	seen := make(map[backendIdentity]bool, len(s.Backends))
+	for _, b := range s.Backends {
+		if err := checkAddr(b.AddrPort.Addr()); err != nil {
+			return value, fmt.Errorf("backend: %w", err)
+		}
+		if b.AddrPort.Addr().Is4() != s.Frontend.AddrPort.Addr().Is4() && !s.Flags.Has(FlagNAT46x64) {
+			return value, fmt.Errorf("backend %v: %w", b.AddrPort, ErrFamily)
+		}
+		identity := b.value().identity()
+		if seen[identity] {
+			return value, fmt.Errorf("backend %v twice: %w", b.AddrPort, ErrInvalid)
+		}
+		seen[identity] = true
+	}
+
+	if !s.Flags.Has(FlagL7LoadBalancer) {
+		if s.L7ProxyPort != 0 {
+			return value, fmt.Errorf("L7 proxy port without the flag l7-load-balancer: %w", ErrInvalid)
+		}
+		return value, value.SetAffinity(s.AffinityTimeout, s.Algorithm)
+	}
+	if s.AffinityTimeout != 0 || s.Algorithm != AlgorithmDefault {
+		return value, fmt.Errorf("affinity timeout or algorithm with the flag l7-load-balancer: %w", ErrInvalid)
+	}
+	value.SetL7ProxyPort(s.L7ProxyPort)
+	return value, nil
+}
+
+// orderBackends returns a copy of the backends with those in front that get new
+// connections, and how many these are.
+func orderBackends(backends []Backend) ([]Backend, int) {
+	backends = slices.Clone(backends)
+	var groups [3][]Backend
+	for i := range backends {
+		b := &backends[i]
+		b.Quarantined = b.Quarantined || b.State == BackendQuarantined
+		switch {
+		case b.Quarantined:
+			groups[2] = append(groups[2], *b)
+		case b.State == BackendActive:
+			groups[0] = append(groups[0], *b)
+		case b.State == BackendTerminating:
+			groups[1] = append(groups[1], *b)
+		default:
+			groups[2] = append(groups[2], *b)
+		}
+	}
+	selected := len(groups[0])
+	if selected == 0 {
+		selected = len(groups[1])
+	}
+	return slices.Concat(groups[:]...), selected
+}

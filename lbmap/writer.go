@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lbmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Writer writes services. It reads the maps once and then knows which backend
+// ids and reverse-NAT indexes are free and which backends are in use, so that a
+// call takes the same time among ten services and among ten thousand.
+//
+// A Writer is safe for use by several goroutines. Any number of Writers, in any
+// number of processes, may write the maps that are pinned in a directory: they
+// take turns (flock(2) on the directory), and each notices what others have
+// written. What writes the maps without a Writer, such as a control plane, is
+// noticed only where the two collide; see [ErrConflict].
+//
+// Programs that run meanwhile see a service either as it was or as it is to be,
+// with all its backends: backends are written before the slots that refer to
+// them, the slots before slot 0 that counts them, and only then is removed what
+// is no longer used. After an error the maps are as before. A process may be
+// killed at any moment: the same call for the same service then finishes the
+// work and leaves nothing behind.
+type Writer struct {
+	dir  string        // "" if the maps are not pinned
+	turn chan struct{} // holds a value while a call is at work
+
+	// What follows belongs to the call at work.
+	tables  *Tables
+	state   *state // nil: to be read
+	version version
+	closed  bool
+
+	// beforeWrite is called before each system call that writes; for tests.
+	beforeWrite func() error
+}
+
+// OpenWriter opens the maps pinned in a directory, usually
+// /sys/fs/bpf/tc/globals, as [OpenTables] does.
+//
+// Returns an error wrapping [ErrNoMap] or [ErrLayout].
+func OpenWriter(dir string) (*Writer, error) {
+	w := &Writer{dir: dir, turn: make(chan struct{}, 1)}
+	var err error
+	if w.tables, err = OpenTables(dir); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// NewWriter returns a Writer for maps that are pinned nowhere, or that nothing
+// else writes: no other Writer knows of it. The maps still belong to the caller.
+func NewWriter(t *Tables) *Writer { return &Writer{turn: make(chan struct{}, 1), tables: t} }
+
+// Close waits for calls that are at work, and closes the maps that [OpenWriter]
+// has opened. Closing nil, or twice, does nothing.
+func (w *Writer) Close() error {
+	if w == nil {
+		return nil
+	}
+	w.turn <- struct{}{}
+	defer func() { <-w.turn }()
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	w.state = nil
+	if w.dir == "" {
+		return nil
+	}
+	return w.tables.Close()
+}
+
+// attempts is how often a call starts again because a map has changed under it.
+const attempts = 3
+
+// do makes a plan and, with write, carries it out. It says whether there is anything to write.
+//
+// prepare may be called again, with a state that has been read anew: whenever it does not succeed with
+// one that has been read before.
+func (w *Writer) do(ctx context.Context, write bool, prepare func(*plan) error) (changes bool, err error) {
+	if w == nil {
+		return false, ErrClosed
+	}
+	select {
+	case w.turn <- struct{}{}:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	defer func() { <-w.turn }()
+	if w.closed {
+		return false, ErrClosed
+	}
+	if w.dir == "" {
+		return w.doLocked(ctx, nil, write, prepare)
+	}
+	l, err := acquire(ctx, w.dir)
+	if err != nil {
+		return false, err
+	}
+	defer l.release()
+	return w.doLocked(ctx, l, write, prepare)
+}
+
+func (w *Writer) doLocked(ctx context.Context, l *lock, write bool, prepare func(*plan) error) (bool, error) {
+	if l != nil {
+		if err := w.reopen(l); err != nil {
+			return false, err
+		}
+	}
+	for attempt := 1; ; attempt++ {
+		read := w.state == nil
+		if read {
+			var err error
+			if w.state, err = readState(ctx, w.tables); err != nil {
+				w.state = nil
+				return false, err
+			}
+		}
+		p := newPlan(w.state, w.tables)
+		ops, err := p.prepare(prepare)
+		if err != nil {
+			p.revert()
+			if read {
+				return false, err
+			}
+			w.state = nil // what is read anew may allow it, or explain it
+			continue
+		}
+		if !write {
+			p.revert()
+			return len(ops) > 0, nil
+		}
+		err = w.write(ctx, l, ops)
+		if err == nil {
+			p.release()
+			return len(ops) > 0, nil
+		}
+		p.revert()
+		if !errors.Is(err, errChanged) {
+			return false, err
+		}
+		w.state = nil
+		if attempt == attempts {
+			return false, fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+	}
+}
+
+// reopen opens the maps again if the pins may be others, and has them read again if they may have other
+// entries.
+func (w *Writer) reopen(l *lock) error {
+	v, err := l.version()
+	if err != nil || v == w.version {
+		return err
+	}
+	tables, err := OpenTables(w.dir)
+	if err != nil {
+		return err
+	}
+	old := w.tables
+	w.tables, w.state, w.version = tables, nil, v
+	return old.Close()
+}
+
+// prepare returns what has to be written.
+func (p *plan) prepare(prepare func(*plan) error) ([]op, error) {
+	if err := prepare(p); err != nil {
+		return nil, err
+	}
+	p.collect()
+	var ops []op
+	for _, log := range []bool{true, false} {
+		var err error
+		if ops, err = p.ops(log); err != nil {
+			return nil, err
+		}
+		if err = p.fit(ops); err == nil {
+			break
+		}
+		// The room that the log takes may be what is missing.
+		if !log {
+			return nil, err
+		}
+	}
+	return ops, nil
+}
+
+// errChanged says that an entry is not as it was read.
+var errChanged = errors.New("an entry has changed meanwhile")
+
+// write writes entries in their order. After an error the maps are as before.
+func (w *Writer) write(ctx context.Context, l *lock, ops []op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	if l != nil {
+		var err error
+		if w.version, err = l.outdate(); err != nil {
+			return err
+		}
+	}
+	for done := 0; done < len(ops); {
+		group := sameKind(ops[done:])
+		n, err := w.writeGroup(ctx, group)
+		done += n
+		if errors.Is(err, errStopped) {
+			return err
+		}
+		if err != nil {
+			if undone := w.undo(ops[:done]); undone != nil {
+				w.state = nil
+				err = errors.Join(err, undone)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// errStopped is what a test makes beforeWrite return to stop a call as a kill would.
+var errStopped = errors.New("stopped")
+
+// sameKind returns the first operations that may go together.
+func sameKind(ops []op) []op {
+	for i, o := range ops {
+		if o.phase != ops[0].phase || o.name != ops[0].name || (o.new.n == 0) != (ops[0].new.n == 0) {
+			return ops[:i]
+		}
+	}
+	return ops
+}
+
+const (
+	// fewest is the number of entries from which on they go with one system call. One by one, the
+	// kernel can be told what is expected to be there.
+	fewest = 16
+	// most is how many go with one system call.
+	most = 4096
+)
+
+// writeGroup returns how many operations are done.
+func (w *Writer) writeGroup(ctx context.Context, group []op) (done int, err error) {
+	m := w.tables.named(group[0].name)
+	for done < len(group) {
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+		if w.beforeWrite != nil {
+			if err := w.beforeWrite(); err != nil {
+				return done, err
+			}
+		}
+		n := 1
+		if len(group) < fewest {
+			err = writeOne(m, &group[done])
+		} else {
+			n, err = writeMany(m, group[done:min(done+most, len(group))])
+		}
+		if err != nil {
+			return done + n - 1, writeError(group[0].name, err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+func writeOne(m *ebpf.Map, o *op) error {
+	var err error
+	switch {
+	case o.new.n == 0:
+		err = m.Delete(o.key.slice())
+	case o.old.n == 0:
+		err = m.Update(o.key.slice(), o.new.slice(), ebpf.UpdateNoExist)
+	default:
+		err = m.Update(o.key.slice(), o.new.slice(), ebpf.UpdateExist)
+	}
+	if errors.Is(err, ebpf.ErrKeyExist) || errors.Is(err, ebpf.ErrKeyNotExist) {
+		return errChanged
+	}
+	return err
+}
+
+// writeMany returns how many operations are done, and one more with an error.
+func writeMany(m *ebpf.Map, ops []op) (n int, err error) {
+	in := bulkOf(ops[0].name)
+	var keys, values []byte
+	for i := range ops {
+		keys = append(keys, ops[i].key.slice()...)
+		values = append(values, ops[i].new.slice()...)
+	}
+	if len(values) == 0 {
+		n, err = in.remove(m, keys)
+	} else {
+		n, err = in.put(m, keys, values)
+	}
+	switch {
+	case err == nil:
+		return n, nil
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return n + 1, errChanged
+	case errors.Is(err, unix.ENOMEM) && n > 0:
+		return n, nil // the kernel's reserve is refilled between system calls
+	}
+	return n + 1, err
+}
+
+// undo restores what was there, last change first. It goes on after an error, to restore as much as it
+// can.
+func (w *Writer) undo(done []op) error {
+	var errs []error
+	for i := len(done) - 1; i >= 0; i-- {
+		o := &done[i]
+		m := w.tables.named(o.name)
+		var err error
+		if o.old.n == 0 {
+			if err = m.Delete(o.key.slice()); errors.Is(err, ebpf.ErrKeyNotExist) {
+				err = nil
+			}
+		} else {
+			err = m.Put(o.key.slice(), o.old.slice())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("undoing: %w", writeError(o.name, err)))
+		}
+	}
+	return errors.Join(errs...)
+}
