@@ -144,13 +144,17 @@ func (p *plan) serviceOps(c *collector, f Frontend, old *record, log bool) {
 	if !log || p.whole {
 		return
 	}
-	// Backends that come and go are in a slot out of sight for as long as it takes, so that a process that
-	// is killed does not leave one that no slot refers to.
-	for _, id := range p.unrecorded(old, oldSlots, nowSlots) {
+	// Backends to which no slot refers in between are in one out of sight for as long as it takes, so that
+	// they can be told by a call that comes after a kill.
+	value := ServiceValue{RevNat: old.index(), Flags: (old.flags() | now.flags()) & FlagNAT46x64}
+	if now != nil {
+		value.RevNat = now.index()
+	}
+	for id := range p.unrecorded(old, oldSlots, nowSlots) {
 		if last++; last > lastSlot {
 			return
 		}
-		value := ServiceValue{Union: id, RevNat: p.indexOf(old, now)}
+		value.SetBackendID(id)
 		key := serviceKey(f, uint16(last))
 		c.add(phaseLog, name, key, nil, value)
 		c.add(phaseSlotsGone, name, key, value, nil)
@@ -159,47 +163,48 @@ func (p *plan) serviceOps(c *collector, f Frontend, old *record, log bool) {
 
 const lastSlot = 1<<16 - 1
 
-func (p *plan) indexOf(old, now *record) uint16 {
-	if now != nil {
-		return now.index()
-	}
-	return old.index()
-}
-
-// unrecorded returns the backends that are to be written or removed and that no slot refers to which is
-// written before, or removed after.
-func (p *plan) unrecorded(old *record, oldSlots, nowSlots []slot) []uint32 {
-	var ids []uint32
+// unrecorded returns the backends that no slot refers to at some time between the first write and the
+// last one.
+func (p *plan) unrecorded(old *record, oldSlots, nowSlots []slot) map[uint32]bool {
+	ids := make(map[uint32]bool)
 	for n := 1; n <= len(nowSlots); n++ {
 		was, is := slotAt(oldSlots, n), slotAt(nowSlots, n)
-		if was == is {
-			continue
+		if n <= old.inSight() && p.appears(is.BackendID()) {
+			ids[is.BackendID()] = true
 		}
-		if n <= old.inSight() && is.there && p.appears(is.BackendID()) {
-			ids = append(ids, is.BackendID())
+		if was.there && was.BackendID() != is.BackendID() {
+			ids[was.BackendID()] = true
 		}
-		if was.there && p.vanishes(was.BackendID()) {
-			ids = append(ids, was.BackendID())
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	others := make(map[uint32]int) // slots of other services
+	for id := range ids {
+		others[id] = p.refs[id]
+	}
+	for _, is := range nowSlots {
+		others[is.BackendID()]--
+	}
+	for n := 1; n <= len(oldSlots); n++ {
+		was := slotAt(oldSlots, n)
+		if n > len(nowSlots) || was.BackendID() == slotAt(nowSlots, n).BackendID() {
+			delete(ids, was.BackendID()) // this one stays until the end
+		}
+	}
+	for id := range ids {
+		if others[id] > 0 {
+			delete(ids, id)
 		}
 	}
 	return ids
 }
 
-// appears and vanishes say whether a backend is to be written that was not there, or to be removed.
+// appears says whether a backend is to be written that was not there.
 func (p *plan) appears(id uint32) bool {
 	for _, v6 := range []bool{false, true} {
 		old, touched := p.backends[backendKey{v6, id}]
 		if _, now := p.state.backends[backendKey{v6, id}]; touched && old == nil && now {
-			return true
-		}
-	}
-	return false
-}
-
-func (p *plan) vanishes(id uint32) bool {
-	for _, v6 := range []bool{false, true} {
-		old := p.backends[backendKey{v6, id}]
-		if _, now := p.state.backends[backendKey{v6, id}]; old != nil && !now {
 			return true
 		}
 	}

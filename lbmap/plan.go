@@ -217,13 +217,10 @@ func (p *plan) drop(f Frontend) {
 	if old == nil {
 		return
 	}
-	var flags ServiceFlags
-	if old.master != nil {
-		flags = old.master.Flags
-	}
+	flags := old.flags()
 	for _, slot := range old.slots {
 		if slot.there {
-			p.dropped = append(p.dropped, droppedBackend{f.is6(), flags | slot.Flags, slot.BackendID()})
+			p.dropped = append(p.dropped, droppedBackend{f.is6(), flags, slot.BackendID()})
 		}
 	}
 	p.setRecord(f, nil)

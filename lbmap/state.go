@@ -291,6 +291,9 @@ func (s *state) findBackend(v6 bool, flags ServiceFlags, id uint32) (backendKey,
 
 // index is the reverse-NAT index of the service.
 func (r *record) index() uint16 {
+	if r == nil {
+		return 0
+	}
 	if r.master != nil {
 		return r.master.RevNat
 	}
@@ -300,6 +303,20 @@ func (r *record) index() uint16 {
 		}
 	}
 	return 0
+}
+
+// flags are all that the entries have.
+func (r *record) flags() (flags ServiceFlags) {
+	if r == nil {
+		return 0
+	}
+	if r.master != nil {
+		flags = r.master.Flags
+	}
+	for _, slot := range r.slots {
+		flags |= slot.Flags
+	}
+	return flags
 }
 
 // inSight is the number of slots that programs and readers look at.

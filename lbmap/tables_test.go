@@ -606,8 +606,9 @@ func TestRunningProgramsAlwaysFindSlotsAndBackends(t *testing.T) {
 // look-ups the service may change, so a miss counts only if slot 0 and the slot
 // are still the same afterwards.
 func walk(tables *Tables, f Frontend) error {
+	services := tables.family(f.is6()).services
 	var master, now, slot, slotNow ServiceValue
-	err := tables.Services4.Lookup(serviceKey(f, 0), &master)
+	err := services.Lookup(serviceKey(f, 0), &master)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil
 	}
@@ -615,18 +616,22 @@ func walk(tables *Tables, f Frontend) error {
 		return err
 	}
 	same := func() bool {
-		return tables.Services4.Lookup(serviceKey(f, 0), &now) == nil && now == master
+		return services.Lookup(serviceKey(f, 0), &now) == nil && now == master
 	}
 	for n := uint16(1); n <= master.Count; n++ {
-		if err := tables.Services4.Lookup(serviceKey(f, n), &slot); err != nil {
+		if err := services.Lookup(serviceKey(f, n), &slot); err != nil {
 			if same() {
 				return fmt.Errorf("slot %d of %d: %w", n, master.Count, err)
 			}
 			return nil
 		}
 		var b BackendValue
-		if err := tables.Backends4.Lookup(slot.BackendID(), &b); err != nil {
-			again := tables.Services4.Lookup(serviceKey(f, n), &slotNow)
+		err := tables.family(f.is6()).backends.Lookup(slot.BackendID(), &b)
+		if err != nil && slot.Flags.Has(FlagNAT46x64) {
+			err = tables.family(!f.is6()).backends.Lookup(slot.BackendID(), &b)
+		}
+		if err != nil {
+			again := services.Lookup(serviceKey(f, n), &slotNow)
 			if again == nil && slotNow == slot && same() {
 				return fmt.Errorf("backend %d of slot %d: %w", slot.BackendID(), n, err)
 			}
