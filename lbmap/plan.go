@@ -306,13 +306,12 @@ func (p *plan) pickRevNat(s Service, old *record) (uint16, error) {
 
 // leftIndex returns the reverse-NAT index that an earlier call for a service has left behind, or 0.
 func (p *plan) leftIndex(f Frontend) uint16 {
-	left := uint16(0)
 	for _, index := range p.addresses[f.AddrPort] {
-		if p.indexUses[index] == 0 && (left == 0 || index < left) {
-			left = index
+		if p.indexUses[index] == 0 {
+			return index
 		}
 	}
-	return left
+	return 0
 }
 
 // pickIDs gives ids to the backends of a service, and writes down what the backends are.
@@ -341,8 +340,8 @@ func (p *plan) pickID(b *Backend) error {
 		return fmt.Errorf("writing %s: %w", in.backendsName, ErrNoMap)
 	}
 	value := b.value()
-	if b.ID == 0 {
-		b.ID = p.ids[value.identity()]
+	if ids := p.ids[value.identity()]; b.ID == 0 && len(ids) > 0 {
+		b.ID = ids[0]
 	}
 	if b.ID == 0 {
 		if b.ID = p.freeIDs.take(p.idInUse); b.ID == 0 {

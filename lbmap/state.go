@@ -3,6 +3,7 @@
 package lbmap
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -18,10 +19,10 @@ type state struct {
 	matches  map[uint16]map[uint32]bool // backends by reverse-NAT index
 	entries  map[string]int             // number of entries by name of the map
 
-	ids       map[backendIdentity]uint32  // the lowest one of each backend
-	addresses map[netip.AddrPort][]uint16 // the reverse-NAT indexes that have the address
-	refs      map[uint32]int              // how many slots refer to a backend
-	indexUses map[uint16]int              // how many entries of services have a reverse-NAT index
+	ids       map[backendIdentity][]uint32 // by backend, sorted; mostly one
+	addresses map[netip.AddrPort][]uint16  // reverse-NAT indexes that have the address, sorted; mostly one
+	refs      map[uint32]int               // how many slots refer to a backend
+	indexUses map[uint16]int               // how many entries of services have a reverse-NAT index
 
 	freeIDs, freeIndexes *allocator
 }
@@ -77,7 +78,7 @@ func readState(ctx context.Context, t *Tables) (*state, error) {
 		revNats:     make(map[revNatKey]netip.AddrPort),
 		matches:     make(map[uint16]map[uint32]bool),
 		entries:     make(map[string]int),
-		ids:         make(map[backendIdentity]uint32),
+		ids:         make(map[backendIdentity][]uint32),
 		addresses:   make(map[netip.AddrPort][]uint16),
 		refs:        make(map[uint32]int),
 		indexUses:   make(map[uint16]int),
@@ -171,24 +172,34 @@ func add[K comparable](counts map[K]int, key K, n int) {
 	}
 }
 
+// remember and forget keep sorted numbers by key.
+func remember[K comparable, N cmp.Ordered](all map[K][]N, key K, n N) {
+	if i, found := slices.BinarySearch(all[key], n); !found {
+		all[key] = slices.Insert(all[key], i, n)
+	}
+}
+
+func forget[K comparable, N cmp.Ordered](all map[K][]N, key K, n N) {
+	left := slices.DeleteFunc(all[key], func(m N) bool { return m == n })
+	if all[key] = left; len(left) == 0 {
+		delete(all, key)
+	}
+}
+
 // setBackend sets a backend; nil removes it.
 func (s *state) setBackend(key backendKey, v *BackendValue) {
 	name := backendsName(key.v6)
 	if old, ok := s.backends[key]; ok {
 		s.entries[name]--
 		delete(s.backends, key)
-		if s.ids[old.identity()] == key.id {
-			delete(s.ids, old.identity())
-		}
+		forget(s.ids, old.identity(), key.id)
 	}
 	if v == nil {
 		return
 	}
 	s.entries[name]++
 	s.backends[key] = *v
-	if id, ok := s.ids[v.identity()]; !ok || key.id < id {
-		s.ids[v.identity()] = key.id
-	}
+	remember(s.ids, v.identity(), key.id)
 }
 
 // setRevNat sets a reverse-NAT entry; the zero address removes it.
@@ -197,15 +208,12 @@ func (s *state) setRevNat(key revNatKey, addr netip.AddrPort) {
 	if old, ok := s.revNats[key]; ok {
 		s.entries[name]--
 		delete(s.revNats, key)
-		left := slices.DeleteFunc(s.addresses[old], func(index uint16) bool { return index == key.index })
-		if s.addresses[old] = left; len(left) == 0 {
-			delete(s.addresses, old)
-		}
+		forget(s.addresses, old, key.index)
 	}
 	if addr.IsValid() {
 		s.entries[name]++
 		s.revNats[key] = addr
-		s.addresses[addr] = append(s.addresses[addr], key.index)
+		remember(s.addresses, addr, key.index)
 	}
 }
 
