@@ -21,7 +21,7 @@ import (
 
 // newTables creates real maps. entries overrides the number of entries of the
 // named maps.
-func newTables(t *testing.T, entries map[string]uint32) *Tables {
+func newTables(t testing.TB, entries map[string]uint32) *Tables {
 	t.Helper()
 	tables := &Tables{}
 	for name, field := range tables.fields() {
@@ -31,7 +31,7 @@ func newTables(t *testing.T, entries map[string]uint32) *Tables {
 	return tables
 }
 
-func newMap(t *testing.T, name string, entries uint32) *ebpf.Map {
+func newMap(t testing.TB, name string, entries uint32) *ebpf.Map {
 	t.Helper()
 	spec := MapSpec(name)
 	spec.Name = "" // too long for the kernel
@@ -41,7 +41,7 @@ func newMap(t *testing.T, name string, entries uint32) *ebpf.Map {
 	return makeMap(t, spec)
 }
 
-func makeMap(t *testing.T, spec *ebpf.MapSpec) *ebpf.Map {
+func makeMap(t testing.TB, spec *ebpf.MapSpec) *ebpf.Map {
 	t.Helper()
 	// Linux before 5.11 counts maps as locked memory.
 	require.NoError(t, rlimit.RemoveMemlock(), "these tests need CAP_BPF")
@@ -750,7 +750,7 @@ func TestIPCacheFindsTheLongestPrefix(t *testing.T) {
 }
 
 // bpffs mounts a BPF file system.
-func bpffs(t *testing.T) string {
+func bpffs(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("bpf", dir, "bpf", 0, ""), "these tests need CAP_SYS_ADMIN")

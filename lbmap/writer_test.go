@@ -19,7 +19,7 @@ import (
 )
 
 // pinnedTables makes maps that are pinned in a directory.
-func pinnedTables(t *testing.T) (*Tables, string) {
+func pinnedTables(t testing.TB) (*Tables, string) {
 	t.Helper()
 	dir := bpffs(t)
 	tables := newTables(t, nil)
@@ -29,7 +29,7 @@ func pinnedTables(t *testing.T) (*Tables, string) {
 	return tables, dir
 }
 
-func openWriter(t *testing.T, dir string) *Writer {
+func openWriter(t testing.TB, dir string) *Writer {
 	t.Helper()
 	w, err := OpenWriter(dir)
 	require.NoError(t, err)
