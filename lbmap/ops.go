@@ -6,13 +6,19 @@ import (
 	"cmp"
 	"encoding"
 	"fmt"
+	"maps"
 	"slices"
 )
 
+// group is what goes into one map at one time: entries that are all to be written, or all to be removed.
+type group struct {
+	phase phase
+	name  string // of the map
+	ops   []op
+}
+
 // op is one entry to write, or to remove if it has no new value. Without an old value it was not there.
 type op struct {
-	phase    phase
-	name     string // of the map
 	key      bytes
 	old, new bytes
 }
@@ -47,10 +53,10 @@ const (
 	phaseSlotsGone
 )
 
-// ops returns what has to be written. Without log it leaves out the entries that are for the case only
-// that the process is killed.
-func (p *plan) ops(log bool) ([]op, error) {
-	var c collector
+// groups returns what has to be written, in that order. Without log it leaves out the entries that are for
+// the case only that the process is killed.
+func (p *plan) groups(log bool) ([]group, error) {
+	c := collector{groups: make(map[groupKey]*group)}
 	for key, old := range p.backends {
 		now, ok := p.state.backends[key]
 		in := backendsName(key.v6)
@@ -91,10 +97,14 @@ func (p *plan) ops(log bool) ([]op, error) {
 	for f, old := range p.records {
 		p.serviceOps(&c, f, old, log)
 	}
-	slices.SortStableFunc(c.ops, func(a, b op) int {
+	var all []group
+	for _, g := range c.groups {
+		all = append(all, *g)
+	}
+	slices.SortFunc(all, func(a, b group) int {
 		return cmp.Or(cmp.Compare(a.phase, b.phase), cmp.Compare(a.name, b.name))
 	})
-	return c.ops, c.err
+	return all, c.err
 }
 
 // serviceOps adds what has to be written in the map of services.
@@ -221,12 +231,23 @@ func slotAt(slots []slot, n int) slot {
 
 // collector encodes entries.
 type collector struct {
-	ops []op
-	err error
+	groups map[groupKey]*group
+	err    error
+}
+
+type groupKey struct {
+	phase phase
+	name  string
 }
 
 func (c *collector) add(phase phase, name string, key, old, now encoding.BinaryMarshaler) {
-	c.ops = append(c.ops, op{phase, name, c.bytes(key), c.bytes(old), c.bytes(now)})
+	k := groupKey{phase, name}
+	g := c.groups[k]
+	if g == nil {
+		g = &group{phase: phase, name: name}
+		c.groups[k] = g
+	}
+	g.ops = append(g.ops, op{c.bytes(key), c.bytes(old), c.bytes(now)})
 }
 
 func (c *collector) bytes(v encoding.BinaryMarshaler) (b bytes) {
@@ -242,19 +263,21 @@ func (c *collector) bytes(v encoding.BinaryMarshaler) (b bytes) {
 }
 
 // fit returns an error wrapping ErrFull if a map has too little room at any moment of the given changes.
-func (p *plan) fit(ops []op) error {
-	entries, room := make(map[string]int), make(map[string]int)
-	for _, o := range ops {
-		if _, ok := entries[o.name]; !ok {
-			entries[o.name] = p.entries[o.name]
-			room[o.name] = int(p.tables.named(o.name).MaxEntries())
+func (p *plan) fit(groups []group) error {
+	entries := maps.Clone(p.entries)
+	for _, g := range groups {
+		for i := range g.ops {
+			entries[g.name] -= g.ops[i].growth() // which the state has already
 		}
-		entries[o.name] -= o.growth() // which the state has already
 	}
-	for _, o := range ops {
-		entries[o.name] += o.growth()
-		if o.growth() > 0 && entries[o.name] > room[o.name] {
-			return fmt.Errorf("writing %s: %w", o.name, ErrFull)
+	for _, g := range groups {
+		grown := 0
+		for i := range g.ops {
+			grown += g.ops[i].growth()
+		}
+		entries[g.name] += grown
+		if grown > 0 && entries[g.name] > int(p.tables.named(g.name).MaxEntries()) {
+			return fmt.Errorf("writing %s: %w", g.name, ErrFull)
 		}
 	}
 	return nil

@@ -59,9 +59,13 @@ func (p *plan) before(f Frontend) *record {
 }
 
 func (p *plan) setBackend(key backendKey, v *BackendValue) {
+	old, there := p.state.backends[key]
+	if there && v != nil && old == *v {
+		return
+	}
 	if _, ok := p.backends[key]; !ok {
 		p.backends[key] = nil
-		if old, ok := p.state.backends[key]; ok {
+		if there {
 			p.backends[key] = &old
 		}
 	}
@@ -72,8 +76,12 @@ func (p *plan) setRevNat(key revNatKey, addr netip.AddrPort) {
 	if p.tables.family(key.v6).revNat == nil {
 		return
 	}
+	old := p.state.revNats[key]
+	if old == addr {
+		return
+	}
 	if _, ok := p.revNats[key]; !ok {
-		p.revNats[key] = p.state.revNats[key]
+		p.revNats[key] = old
 	}
 	p.state.setRevNat(key, addr)
 }
@@ -375,7 +383,6 @@ func (s Service) check() (ServiceValue, error) {
 	if len(s.Backends) > math.MaxUint16 {
 		return value, fmt.Errorf("%d backends, at most %d: %w", len(s.Backends), math.MaxUint16, ErrInvalid)
 	}
-	seen := make(map[backendIdentity]bool, len(s.Backends))
 	for _, b := range s.Backends {
 		if err := checkAddr(b.AddrPort.Addr()); err != nil {
 			return value, fmt.Errorf("backend: %w", err)
@@ -383,11 +390,9 @@ func (s Service) check() (ServiceValue, error) {
 		if b.AddrPort.Addr().Is4() != s.Frontend.AddrPort.Addr().Is4() && !s.Flags.Has(FlagNAT46x64) {
 			return value, fmt.Errorf("backend %v: %w", b.AddrPort, ErrFamily)
 		}
-		identity := b.value().identity()
-		if seen[identity] {
-			return value, fmt.Errorf("backend %v twice: %w", b.AddrPort, ErrInvalid)
-		}
-		seen[identity] = true
+	}
+	if b, ok := twice(s.Backends); ok {
+		return value, fmt.Errorf("backend %v twice: %w", b.AddrPort, ErrInvalid)
 	}
 
 	if !s.Flags.Has(FlagL7LoadBalancer) {
@@ -401,6 +406,22 @@ func (s Service) check() (ServiceValue, error) {
 	}
 	value.SetL7ProxyPort(s.L7ProxyPort)
 	return value, nil
+}
+
+// twice returns a backend that comes up more than once.
+func twice(backends []Backend) (Backend, bool) {
+	if len(backends) < 2 {
+		return Backend{}, false
+	}
+	seen := make(map[backendIdentity]bool, len(backends))
+	for _, b := range backends {
+		identity := b.value().identity()
+		if seen[identity] {
+			return b, true
+		}
+		seen[identity] = true
+	}
+	return Backend{}, false
 }
 
 // orderBackends returns a copy of the backends with those in front that get new

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -124,7 +125,7 @@ func (w *Writer) doLocked(ctx context.Context, l *lock, write bool, prepare func
 			}
 		}
 		p := newPlan(w.state, w.tables)
-		ops, err := p.prepare(prepare)
+		groups, err := p.prepare(prepare)
 		if err != nil {
 			p.revert()
 			if read {
@@ -135,12 +136,12 @@ func (w *Writer) doLocked(ctx context.Context, l *lock, write bool, prepare func
 		}
 		if !write {
 			p.revert()
-			return len(ops) > 0, nil
+			return len(groups) > 0, nil
 		}
-		err = w.write(ctx, l, ops)
+		err = w.write(ctx, l, groups)
 		if err == nil {
 			p.release()
-			return len(ops) > 0, nil
+			return len(groups) > 0, nil
 		}
 		p.revert()
 		if !errors.Is(err, errChanged) {
@@ -170,34 +171,27 @@ func (w *Writer) reopen(l *lock) error {
 }
 
 // prepare returns what has to be written.
-func (p *plan) prepare(prepare func(*plan) error) ([]op, error) {
+func (p *plan) prepare(prepare func(*plan) error) ([]group, error) {
 	if err := prepare(p); err != nil {
 		return nil, err
 	}
 	p.collect()
-	var ops []op
-	for _, log := range []bool{true, false} {
-		var err error
-		if ops, err = p.ops(log); err != nil {
-			return nil, err
-		}
-		if err = p.fit(ops); err == nil {
-			break
-		}
+	groups, err := p.groups(true)
+	if err == nil && p.fit(groups) != nil {
 		// The room that the log takes may be what is missing.
-		if !log {
-			return nil, err
+		if groups, err = p.groups(false); err == nil {
+			err = p.fit(groups)
 		}
 	}
-	return ops, nil
+	return groups, err
 }
 
 // errChanged says that an entry is not as it was read.
 var errChanged = errors.New("an entry has changed meanwhile")
 
 // write writes entries in their order. After an error the maps are as before.
-func (w *Writer) write(ctx context.Context, l *lock, ops []op) error {
-	if len(ops) == 0 {
+func (w *Writer) write(ctx context.Context, l *lock, groups []group) error {
+	if len(groups) == 0 {
 		return nil
 	}
 	if l != nil {
@@ -206,36 +200,28 @@ func (w *Writer) write(ctx context.Context, l *lock, ops []op) error {
 			return err
 		}
 	}
-	for done := 0; done < len(ops); {
-		group := sameKind(ops[done:])
-		n, err := w.writeGroup(ctx, group)
-		done += n
+	for i, g := range groups {
+		n, err := w.writeGroup(ctx, g)
+		if err == nil {
+			continue
+		}
 		if errors.Is(err, errStopped) {
 			return err
 		}
-		if err != nil {
-			if undone := w.undo(ops[:done]); undone != nil {
-				w.state = nil
-				err = errors.Join(err, undone)
-			}
-			return err
+		undone := w.undo(group{name: g.name, ops: g.ops[:n]})
+		for _, g := range slices.Backward(groups[:i]) {
+			undone = errors.Join(undone, w.undo(g))
 		}
+		if undone != nil {
+			w.state = nil
+		}
+		return errors.Join(err, undone)
 	}
 	return nil
 }
 
 // errStopped is what a test makes beforeWrite return to stop a call as a kill would.
 var errStopped = errors.New("stopped")
-
-// sameKind returns the first operations that may go together.
-func sameKind(ops []op) []op {
-	for i, o := range ops {
-		if o.phase != ops[0].phase || o.name != ops[0].name || (o.new.n == 0) != (ops[0].new.n == 0) {
-			return ops[:i]
-		}
-	}
-	return ops
-}
 
 const (
 	// fewest is the number of entries from which on they go with one system call. One by one, the
@@ -245,10 +231,10 @@ const (
 	most = 4096
 )
 
-// writeGroup returns how many operations are done.
-func (w *Writer) writeGroup(ctx context.Context, group []op) (done int, err error) {
-	m := w.tables.named(group[0].name)
-	for done < len(group) {
+// writeGroup returns how many entries are written.
+func (w *Writer) writeGroup(ctx context.Context, g group) (done int, err error) {
+	m := w.tables.named(g.name)
+	for done < len(g.ops) {
 		if err := ctx.Err(); err != nil {
 			return done, err
 		}
@@ -257,16 +243,18 @@ func (w *Writer) writeGroup(ctx context.Context, group []op) (done int, err erro
 				return done, err
 			}
 		}
-		n := 1
-		if len(group) < fewest {
-			err = writeOne(m, &group[done])
+		n := 0
+		if len(g.ops) < fewest {
+			if err = writeOne(m, &g.ops[done]); err == nil {
+				n = 1
+			}
 		} else {
-			n, err = writeMany(m, group[done:min(done+most, len(group))])
-		}
-		if err != nil {
-			return done + n - 1, writeError(group[0].name, err)
+			n, err = writeMany(m, g.name, g.ops[done:min(done+most, len(g.ops))])
 		}
 		done += n
+		if err != nil {
+			return done, writeError(g.name, err)
+		}
 	}
 	return done, nil
 }
@@ -287,10 +275,11 @@ func writeOne(m *ebpf.Map, o *op) error {
 	return err
 }
 
-// writeMany returns how many operations are done, and one more with an error.
-func writeMany(m *ebpf.Map, ops []op) (n int, err error) {
-	in := bulkOf(ops[0].name)
-	var keys, values []byte
+// writeMany returns how many entries are written.
+func writeMany(m *ebpf.Map, name string, ops []op) (n int, err error) {
+	in := bulkOf(name)
+	keys := make([]byte, 0, len(ops)*int(m.KeySize()))
+	values := make([]byte, 0, len(ops)*int(m.ValueSize()))
 	for i := range ops {
 		keys = append(keys, ops[i].key.slice()...)
 		values = append(values, ops[i].new.slice()...)
@@ -301,23 +290,21 @@ func writeMany(m *ebpf.Map, ops []op) (n int, err error) {
 		n, err = in.put(m, keys, values)
 	}
 	switch {
-	case err == nil:
-		return n, nil
 	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return n + 1, errChanged
+		err = errChanged
 	case errors.Is(err, unix.ENOMEM) && n > 0:
-		return n, nil // the kernel's reserve is refilled between system calls
+		err = nil // the kernel fills up its reserve between system calls
 	}
-	return n + 1, err
+	return n, err
 }
 
 // undo restores what was there, last change first. It goes on after an error, to restore as much as it
 // can.
-func (w *Writer) undo(done []op) error {
+func (w *Writer) undo(g group) error {
+	m := w.tables.named(g.name)
 	var errs []error
-	for i := len(done) - 1; i >= 0; i-- {
-		o := &done[i]
-		m := w.tables.named(o.name)
+	for i := range slices.Backward(g.ops) {
+		o := &g.ops[i]
 		var err error
 		if o.old.n == 0 {
 			if err = m.Delete(o.key.slice()); errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -327,7 +314,7 @@ func (w *Writer) undo(done []op) error {
 			err = m.Put(o.key.slice(), o.old.slice())
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("undoing: %w", writeError(o.name, err)))
+			errs = append(errs, fmt.Errorf("undoing: %w", writeError(g.name, err)))
 		}
 	}
 	return errors.Join(errs...)
