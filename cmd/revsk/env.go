@@ -96,14 +96,17 @@ func (e *env) printJSON(doc any) error {
 	return enc.Encode(doc)
 }
 
-// stickyWriter remembers that a write failed, for output whose errors nobody looks at.
+// stickyWriter remembers that a write failed, for output whose errors nobody looks at, and that there was
+// one.
 type stickyWriter struct {
 	io.Writer
-	err error
+	err     error
+	written bool
 }
 
 func (w *stickyWriter) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
+	w.written = w.written || n > 0
 	if err != nil && w.err == nil {
 		w.err = err
 	}

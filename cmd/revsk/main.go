@@ -44,6 +44,10 @@ func run(ctx context.Context, env *env, args []string) int {
 	var exit exitError
 	if !errors.As(err, &exit) || exit.err != nil {
 		fmt.Fprintf(env.Stderr, "revsk: %s\n", text)
+		if env.json() && out.err == nil && !out.written {
+			// An error of this is on top of one that is printed.
+			_ = env.printJSON(errorDocument{newHeader("revsk/error/v1"), text, code})
+		}
 	}
 	return code
 }

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
@@ -18,7 +20,7 @@ func TestServiceListDecodesEverything(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	require.Equal(t, "SERVICE  REV-NAT  FLAGS  BACKENDS\n", p.run("service", "list").ok().stdout)
-	require.Equal(t, "{\n  \"schema\": \"revsk/services/v1\",\n  \"services\": []\n}\n", p.run("service", "list", "-o", "json").ok().stdout)
+	golden(t, "services-none.json", document(p.run("service", "list", "-o", "json").ok().stdout))
 	for _, line := range []string{
 		"[fd00::1]:53/udp --backend [fd00:1::1]:53/terminating,[fd00:1::2]:53 --backend [fd00:1::3]:53/maintenance,[fd00:1::4]:53/quarantined",
 		"10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080 --affinity 300 --two-scopes",
@@ -35,7 +37,59 @@ func TestServiceListDecodesEverything(t *testing.T) {
 		p.run(append([]string{"service", "add"}, strings.Fields(line)...)...).ok()
 	}
 	golden(t, "services.txt", p.run("service", "list").ok().stdout)
-	golden(t, "services.json", p.run("service", "list", "-o", "json").ok().stdout)
+	golden(t, "services.json", document(p.run("service", "list", "-o", "json").ok().stdout))
+}
+
+// document is a JSON document without what differs from run to run.
+func document(text string) string {
+	return replace(text,
+		`"time": "20[^"]*Z"`, `"time": "TIME"`,
+		`"node": "[^"]+"`, `"node": "NODE"`,
+		`"version": "[^"]+"`, `"version": "VERSION"`,
+	)
+}
+
+func TestServiceListIsNoWiderThanATable(t *testing.T) {
+	backends := []lbmap.Backend{
+		{AddrPort: netip.MustParseAddrPort("[2001:db8:1111:2222:3333:4444:5555:6666]:65535"), State: lbmap.BackendMaintenance},
+		{AddrPort: netip.MustParseAddrPort("[2001:db8:1111:2222:3333:4444:5555:7777]:65535")},
+	}
+	services := []lbmap.Service{
+		{Frontend: frontend(t, "10.96.0.1:80/tcp"), RevNat: 1, Backends: backends},
+		{Frontend: frontend(t, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535/udplite/internal"), RevNat: 65535, Flags: 0xffff, Backends: backends},
+	}
+	var out strings.Builder
+	require.NoError(t, printServices(&env{Stdout: &out}, services))
+	golden(t, "services-wide.txt", out.String())
+	for line := range strings.Lines(out.String()) {
+		require.LessOrEqual(t, len(strings.TrimSpace(line)), tableWidth)
+	}
+}
+
+func frontend(t *testing.T, text string) lbmap.Frontend {
+	t.Helper()
+	f, err := lbmap.ParseFrontend(text)
+	require.NoError(t, err)
+	return f
+}
+
+func TestErrorsAreJSONWhereThatWasAskedFor(t *testing.T) {
+	p := newPlace(t)
+	var doc errorDocument
+	r := p.run("service", "list", "-o", "json")
+	message := r.fails(exitFailed)
+	r.json(&doc)
+	require.Equal(t, "revsk/error/v1", doc.Schema)
+	require.Equal(t, "revsk: "+doc.Error, message)
+	require.Equal(t, exitFailed, doc.ExitCode)
+	require.NotEmpty(t, doc.Node)
+	require.WithinDuration(t, time.Now(), doc.Time, time.Minute)
+
+	r = p.run("service", "add", "nonsense", "--no-backend", "-o", "json")
+	r.fails(exitUsage)
+	r.json(&doc)
+	require.Equal(t, exitUsage, doc.ExitCode)
+	require.Empty(t, p.run("service", "list").stdout)
 }
 
 func TestBackendThatHasNoEntryIsShownByItsID(t *testing.T) {

@@ -240,7 +240,7 @@ func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun 
 
 // serviceChange is the JSON output of the commands that change a service.
 type serviceChange struct {
-	Schema  string          `json:"schema"` // revsk/service/v1
+	header                  // revsk/service/v1
 	DryRun  bool            `json:"dry_run"`
 	Action  lbmap.Action    `json:"action"`
 	Service serviceDocument `json:"service"`
@@ -253,7 +253,7 @@ var actionDone = map[lbmap.Action]string{
 func reportService(env *env, dryRun bool, change lbmap.Change) error {
 	s := change.Service
 	if env.json() {
-		return env.printJSON(serviceChange{"revsk/service/v1", dryRun, change.Action, newServiceDocument(s)})
+		return env.printJSON(serviceChange{newHeader("revsk/service/v1"), dryRun, change.Action, newServiceDocument(s)})
 	}
 	does := actionDone[change.Action]
 	if dryRun {

@@ -44,7 +44,7 @@ shows its id only.`,
 
 // servicesDocument is the JSON output of service list.
 type servicesDocument struct {
-	Schema   string            `json:"schema"` // revsk/services/v1
+	header                     // revsk/services/v1
 	Services []serviceDocument `json:"services"`
 }
 
@@ -76,7 +76,7 @@ type backendDocument struct {
 }
 
 func newServicesDocument(services []lbmap.Service) servicesDocument {
-	doc := servicesDocument{Schema: "revsk/services/v1", Services: []serviceDocument{}}
+	doc := servicesDocument{header: newHeader("revsk/services/v1"), Services: []serviceDocument{}}
 	for _, s := range services {
 		doc.Services = append(doc.Services, newServiceDocument(s))
 	}
@@ -113,20 +113,75 @@ func newServiceDocument(s lbmap.Service) serviceDocument {
 	return doc
 }
 
+// Where a table of services would be wider than tableWidth, flags are wrapped, and then services that are
+// long have a line of their own.
+const (
+	wrappedFlags = 22
+	longService  = 24
+)
+
 func printServices(env *env, services []lbmap.Service) error {
 	var t table
-	t.row("SERVICE", "REV-NAT", "FLAGS", "BACKENDS")
-	for _, s := range services {
-		first := "none"
-		if len(s.Backends) > 0 {
-			first = backendText(s.Backends[0])
-		}
-		t.row(s.Frontend, s.RevNat, flagsText(s), first)
-		for i := 1; i < len(s.Backends); i++ {
-			t.rows = append(t.rows, []string{"", "", "", backendText(s.Backends[i])})
+	for _, layout := range []struct{ flags, service int }{{}, {flags: wrappedFlags}, {wrappedFlags, longService}} {
+		t = servicesTable(services, layout.flags, layout.service)
+		if t.width() <= tableWidth {
+			break
 		}
 	}
 	return t.print(env.Stdout)
+}
+
+// servicesTable wraps flags at a width, and breaks the line after longer services; 0 does neither.
+func servicesTable(services []lbmap.Service, flagsWidth, serviceWidth int) table {
+	var t table
+	t.row("SERVICE", "REV-NAT", "FLAGS", "BACKENDS")
+	for _, s := range services {
+		name := s.Frontend.String()
+		if serviceWidth > 0 && len(name) > serviceWidth {
+			t.line(name)
+			name = " "
+		}
+		flags := wrap(flagsText(s), flagsWidth)
+		backends := []string{"none"}
+		if len(s.Backends) > 0 {
+			backends = nil
+			for _, b := range s.Backends {
+				backends = append(backends, backendText(b))
+			}
+		}
+		t.row(name, s.RevNat, flags[0], backends[0])
+		for i := 1; i < max(len(flags), len(backends)); i++ {
+			row := []string{"", "", "", ""}
+			if i < len(flags) {
+				row[2] = flags[i]
+			}
+			if i < len(backends) {
+				row[3] = backends[i]
+			}
+			t.rows = append(t.rows, row)
+		}
+	}
+	return t
+}
+
+// wrap breaks words that are separated by commas into lines of a width, where they fit; 0 does not.
+func wrap(words string, width int) []string {
+	if width == 0 {
+		return []string{words}
+	}
+	var lines []string
+	line := ""
+	for word := range strings.SplitSeq(words, ",") {
+		if line != "" && len(line)+len(word)+2 > width {
+			lines = append(lines, line+",")
+			line = ""
+		}
+		if line != "" {
+			line += ","
+		}
+		line += word
+	}
+	return append(lines, line)
 }
 
 // flagsText is the flags with what belongs to them.

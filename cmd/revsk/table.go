@@ -3,11 +3,10 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
 )
 
 // count writes a number with the word for what it counts.
@@ -17,6 +16,9 @@ func count[T int | int64](n T, one, many string) string {
 	}
 	return fmt.Sprintf("%d %s", n, many)
 }
+
+// tableWidth is what a table should not exceed.
+const tableWidth = 120
 
 // table collects rows and prints them in columns, without blanks at the end of lines.
 type table struct {
@@ -33,21 +35,45 @@ func (t *table) row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
+// line adds a line that is outside of the columns.
+func (t *table) line(text string) { t.rows = append(t.rows, []string{text}) }
+
 func (t *table) print(w io.Writer) error {
-	var b bytes.Buffer
-	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	_, err := io.WriteString(w, t.text())
+	return err
+}
+
+// width is the number of characters of the longest line.
+func (t *table) width() int {
+	width := 0
+	for line := range strings.Lines(t.text()) {
+		width = max(width, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")))
+	}
+	return width
+}
+
+func (t *table) text() string {
+	var widths []int
 	for _, row := range t.rows {
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
-	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for line := range strings.Lines(b.String()) {
-		if _, err := fmt.Fprintln(w, strings.TrimRight(line, " \n")); err != nil {
-			return err
+		for i, cell := range row[:len(row)-1] {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	return nil
+	var text, line strings.Builder
+	for _, row := range t.rows {
+		line.Reset()
+		for i, cell := range row {
+			line.WriteString(cell)
+			if i < len(row)-1 {
+				line.WriteString(strings.Repeat(" ", widths[i]+2-utf8.RuneCountInString(cell)))
+			}
+		}
+		text.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	return text.String()
 }
 
 // printSections prints tables with an empty line between them. One that has a heading at most is left out.
