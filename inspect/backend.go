@@ -34,8 +34,8 @@ func (b Backend) Compare(o Backend) int {
 	return cmp.Or(b.AddrPort.Compare(o.AddrPort), cmp.Compare(b.Protocol, o.Protocol))
 }
 
-func (b Backend) isPeerOf(t *revnat.Tuple) bool {
-	return t.Peer == b.AddrPort && (b.Protocol == lbmap.ProtocolAny || b.Protocol == t.Protocol)
+func (b Backend) isPeerOf(t *revnat.Tuple, protocol lbmap.Protocol) bool {
+	return t.Peer == b.AddrPort && (b.Protocol == lbmap.ProtocolAny || b.Protocol == protocol)
 }
 
 // GoneBackends returns the backends of the sockets' connections that the load balancer has no more,
@@ -85,7 +85,7 @@ func goneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) (
 		if v4 := t.Peer.Addr().Is4(); v4 && tables.Backends4 == nil || !v4 && tables.Backends6 == nil {
 			return nil, fmt.Errorf("backends of the family of %v: %w", t.Peer, lbmap.ErrNoMap)
 		}
-		b := Backend{t.Peer, t.Protocol}
+		b := Backend{t.Peer, sockets[i].Protocol}
 		if !present[b] && !present[Backend{t.Peer, lbmap.ProtocolAny}] {
 			gone = append(gone, b)
 		}

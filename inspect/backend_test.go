@@ -19,7 +19,7 @@ func connectedTo(backend string, protocol lbmap.Protocol) Socket {
 	peer := netip.MustParseAddrPort(backend)
 	return Socket{
 		Protocol: protocol, State: StateEstablished, Peer: peer, Inode: 1,
-		Conn: &revnat.Tuple{Peer: peer, Service: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: protocol, FromConnect: true},
+		Conn: &revnat.Tuple{Peer: peer, Service: netip.MustParseAddrPort("10.96.0.1:80")},
 	}
 }
 
@@ -44,7 +44,6 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 		connectedTo("[::1]:1", lbmap.ProtocolTCP), // once only
 	}
 	merelySent := connectedTo("127.0.0.1:9", lbmap.ProtocolUDP)
-	merelySent.Conn.FromConnect = false
 	merelySent.Peers, merelySent.Conn = []revnat.Tuple{*merelySent.Conn}, nil
 	sockets = append(sockets, merelySent)
 
@@ -94,11 +93,11 @@ func TestAConnectionIsThatToTheActualPeer(t *testing.T) {
 		"no peer":        func(s *Socket) { s.Peer = netip.AddrPort{} },
 		"no application": func(s *Socket) { s.Inode = 0 },
 		"no tuple":       func(s *Socket) { s.Conn = nil },
-		"merely sent to": func(s *Socket) { p := *s.Conn; p.FromConnect = false; s.Peers, s.Conn = []revnat.Tuple{p}, nil },
+		"merely sent to": func(s *Socket) { s.Peers, s.Conn = []revnat.Tuple{*s.Conn}, nil },
 		"another's former": func(s *Socket) {
 			p := *s.Conn
 			p.Peer = netip.MustParseAddrPort("127.0.0.1:3")
-			s.Peers, s.Conn = []revnat.Tuple{p}, nil
+			s.Former, s.Conn = &p, nil
 		},
 	} {
 		s := base
@@ -106,7 +105,7 @@ func TestAConnectionIsThatToTheActualPeer(t *testing.T) {
 		assert.Nil(t, s.Connection(), name)
 	}
 	former := base
-	former.Peers = []revnat.Tuple{*base.Conn}
+	former.Former = base.Conn
 	former.Conn = &revnat.Tuple{Peer: netip.MustParseAddrPort("127.0.0.1:2")}
-	assert.Same(t, &former.Peers[0], former.Connection())
+	assert.Same(t, base.Conn, former.Connection())
 }

@@ -19,10 +19,8 @@ func (s *Socket) Connection() *revnat.Tuple {
 	if s.Conn != nil && s.Conn.Peer == s.Peer {
 		return s.Conn
 	}
-	for i, p := range s.Peers {
-		if p.FromConnect && p.Peer == s.Peer {
-			return &s.Peers[i]
-		}
+	if s.Former != nil && s.Former.Peer == s.Peer {
+		return s.Former
 	}
 	return nil
 }

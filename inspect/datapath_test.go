@@ -71,12 +71,7 @@ func newDatapath(t testing.TB) *datapath {
 	require.NoError(t, err, "loading the hooks")
 	maps := h.coll.Maps
 	d := &datapath{
-		Maps: Maps{
-			Conn:     maps[sock.SockMapRevskConn],
-			Peers:    maps[sock.SockMapRevskPeers],
-			Overflow: maps[sock.SockMapRevskOverflow],
-			Config:   maps[sock.SockMapRevskConfig],
-		},
+		Maps: MapsOf(func(name string) *ebpf.Map { return maps[name] }),
 		tables: lbmap.Tables{
 			Services4: maps[sock.SockMapCiliumLb4ServicesV2],
 			Services6: maps[sock.SockMapCiliumLb6ServicesV2],

@@ -33,17 +33,12 @@ func (d *bpfDestroyer) load(maps Maps) error {
 		return err
 	}
 	spec.Maps[programs.DestroyMapRevskVictims].MaxEntries = destroyBatch
-	// Whoever loaded the hooks has decided these.
-	overflow := spec.Maps[programs.DestroyMapRevskOverflow]
-	overflow.MaxEntries, overflow.Flags = maps.Overflow.MaxEntries(), maps.Overflow.Flags()
-	// Only the hooks use these.
-	delete(spec.Maps, programs.DestroyMapRevskConfig)
-	delete(spec.Maps, programs.DestroyMapRevskMetrics)
+	// Only the hooks use it.
+	delete(spec.Maps, programs.DestroyMapRevskPeers)
 	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		MapReplacements: map[string]*ebpf.Map{
-			programs.DestroyMapRevskConn:     maps.Conn,
-			programs.DestroyMapRevskPeers:    maps.Peers,
-			programs.DestroyMapRevskOverflow: maps.Overflow,
+			programs.DestroyMapRevskConn:   maps.Conn,
+			programs.DestroyMapRevskFormer: maps.Former,
 		},
 	})
 	refused := new(ebpf.VerifierError)

@@ -32,19 +32,19 @@ const ringOverhead = 16
 
 // variant is which programs of the dump are loaded.
 type variant struct {
-	conn, peers string
+	conn, former, peers string
 }
 
 // allVariants has the best one first.
 var (
-	lockedVariant   = variant{programs.DumpProgDumpConn, programs.DumpProgDumpPeers}
-	unlockedVariant = variant{programs.DumpProgDumpConnUnlocked, programs.DumpProgDumpPeersUnlocked}
+	lockedVariant   = variant{programs.DumpProgDumpConn, programs.DumpProgDumpFormer, programs.DumpProgDumpPeers}
+	unlockedVariant = variant{programs.DumpProgDumpConnUnlocked, programs.DumpProgDumpFormerUnlocked, programs.DumpProgDumpPeersUnlocked}
 	allVariants     = []variant{lockedVariant, unlockedVariant}
 )
 
 // dumped is what the programs emitted.
 type dumped struct {
-	conn, peers recordList
+	conn, former, peers recordList
 }
 
 // recordList is records of one size, one after the other.
@@ -71,7 +71,7 @@ func (l recordList) records() iter.Seq[record] {
 	}
 }
 
-// dump returns a record for every socket with storage in either map. It starts again with a larger
+// dump returns a record for every socket with storage in one of the maps. It starts again with a larger
 // buffer for as long as the programs found no room for a record.
 func dump(ctx context.Context, maps Maps, bufferSize int, variants []variant) (*dumped, error) {
 	if bufferSize <= 0 {
@@ -96,7 +96,7 @@ func bufferFor(n int) int {
 	return 1 << bits.Len(uint(n-1))
 }
 
-// dumpOnce dumps both maps by way of a buffer of the given size. If that was too small, needed is a
+// dumpOnce dumps the maps by way of a buffer of the given size. If that was too small, needed is a
 // size that would have done.
 func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *dumped, needed int, err error) {
 	p, err := loadDump(maps, size, variants)
@@ -106,8 +106,9 @@ func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *
 	defer p.Close()
 
 	d = &dumped{
-		conn:  recordList{size: socketSize + revnat.ConnValueSize},
-		peers: recordList{size: socketSize + revnat.PeersValueSize},
+		conn:   recordList{size: socketSize + revnat.ConnValueSize},
+		former: recordList{size: socketSize + revnat.FormerValueSize},
+		peers:  recordList{size: socketSize + revnat.PeersValueSize},
 	}
 	for _, pass := range []struct {
 		prog    *ebpf.Program
@@ -115,6 +116,7 @@ func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *
 		records *recordList
 	}{
 		{p.Programs[p.conn], maps.Conn, &d.conn},
+		{p.Programs[p.former], maps.Former, &d.former},
 		{p.Programs[p.peers], maps.Peers, &d.peers},
 	} {
 		if err := p.run(ctx, pass.prog, pass.m, pass.records); err != nil {
@@ -147,14 +149,15 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 		}
 		spec.Maps[programs.DumpMapRevskRecords].MaxEntries = uint32(size)
 		for name := range spec.Programs {
-			if name != v.conn && name != v.peers {
+			if name != v.conn && name != v.former && name != v.peers {
 				delete(spec.Programs, name)
 			}
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			MapReplacements: map[string]*ebpf.Map{
-				programs.DumpMapRevskConn:  maps.Conn,
-				programs.DumpMapRevskPeers: maps.Peers,
+				programs.DumpMapRevskConn:   maps.Conn,
+				programs.DumpMapRevskFormer: maps.Former,
+				programs.DumpMapRevskPeers:  maps.Peers,
 			},
 		})
 		if err == nil {

@@ -18,7 +18,7 @@ type foundSocket struct {
 	id uint64 // the kernel's address of it
 }
 
-// join makes one socket of its records in both maps.
+// join makes one socket of its records in all maps.
 func join(dumped *dumped) ([]*foundSocket, error) {
 	var all []*foundSocket
 	byID := make(map[uint64]*foundSocket)
@@ -44,7 +44,22 @@ func join(dumped *dumped) ([]*foundSocket, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.Conn = &v.Tuple
+		if v.Tuple.Peer.Port() != 0 {
+			s.Conn = &v.Tuple
+		}
+	}
+	for r := range dumped.former.records() {
+		var v revnat.FormerValue
+		s, err := find(&r)
+		if err == nil {
+			err = v.UnmarshalBinary(r.value)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if v.Tuple.Peer.Port() != 0 {
+			s.Former = &v.Tuple
+		}
 	}
 	for r := range dumped.peers.records() {
 		var v revnat.PeersValue

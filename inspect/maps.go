@@ -8,6 +8,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/revsk/revsk/bpf/sock"
 )
 
 var (
@@ -26,10 +28,22 @@ var (
 // Maps are the maps that hold what sockets remember. The caller keeps and closes them.
 type Maps struct {
 	Conn     *ebpf.Map // revsk_conn
+	Former   *ebpf.Map // revsk_former
 	Peers    *ebpf.Map // revsk_peers
 	Overflow *ebpf.Map // revsk_overflow
 	// Config is revsk_config, which says what mode the hooks are in. Only [Terminate] needs it.
 	Config *ebpf.Map
+}
+
+// MapsOf returns the maps of a datapath: byName is loader's Datapath.Map, for example.
+func MapsOf(byName func(name string) *ebpf.Map) Maps {
+	return Maps{
+		Conn:     byName(sock.SockMapRevskConn),
+		Former:   byName(sock.SockMapRevskFormer),
+		Peers:    byName(sock.SockMapRevskPeers),
+		Overflow: byName(sock.SockMapRevskOverflow),
+		Config:   byName(sock.SockMapRevskConfig),
+	}
 }
 
 func need(maps map[string]*ebpf.Map) error {

@@ -20,8 +20,8 @@ type Socket struct {
 	State    State
 	// Local is the address that the socket is bound to. Unspecified where it is bound to a port only.
 	Local netip.AddrPort
-	// Peer is the address that the kernel has the socket connected to: of a backend, if Conn is
-	// right. The zero AddrPort says that it is not connected, or no longer.
+	// Peer is the address that the kernel has the socket connected to: of a backend, if Conn
+	// or Former is right. The zero AddrPort says that it is not connected, or no longer.
 	Peer netip.AddrPort
 	// NetNS is the socket's network namespace.
 	NetNS NetNS
@@ -32,8 +32,10 @@ type Socket struct {
 	Inode uint64
 	// Conn is what the socket is connected to, nil if that is no service.
 	Conn *revnat.Tuple
-	// Peers are the tuples of the peers that an unconnected socket has sent to, and of former
-	// connections, sorted by peer.
+	// Former is what a datagram socket was connected to before, nil if that was no service. The socket is
+	// connected to it still if the kernel has rejected the connection that was to replace it.
+	Former *revnat.Tuple
+	// Peers are the tuples of the peers that a datagram socket has sent to, sorted by peer.
 	Peers []revnat.Tuple
 	// Owners are the processes that have the socket open, sorted by id. Those that have not got a
 	// process id in the caller's namespace are missing, and so are those that hold the socket

@@ -141,18 +141,17 @@ func (s *testSocket) expected(t testing.TB, conn *service, peers ...service) Soc
 	if conn != nil {
 		e.State = StateEstablished
 		e.Peer = conn.backend
-		e.Conn = conn.tuple(s.protocol, true)
+		e.Conn = conn.tuple()
 	}
 	for _, p := range peers {
-		e.Peers = append(e.Peers, *p.tuple(s.protocol, false))
+		e.Peers = append(e.Peers, *p.tuple())
 	}
 	return e
 }
 
-func (s service) tuple(protocol lbmap.Protocol, fromConnect bool) *revnat.Tuple {
+func (s service) tuple() *revnat.Tuple {
 	return &revnat.Tuple{
-		Peer: s.backend, Service: s.front, RevNATIndex: s.index, Protocol: protocol,
-		FromConnect: fromConnect, BackendID: s.backendID,
+		Peer: s.backend, Service: s.front, RevNATIndex: s.index, BackendID: s.backendID,
 	}
 }
 
@@ -169,23 +168,23 @@ func assertSockets(t testing.TB, want, got []Socket) {
 	for i := range got {
 		tuples := got[i].Peers
 		if got[i].Conn != nil {
-			checkCreated(t, got[i].Conn)
+			checkTime(t, got[i].Conn)
 		}
 		for j := range tuples {
-			checkCreated(t, &tuples[j])
+			checkTime(t, &tuples[j])
 		}
 	}
 	assert.ElementsMatch(t, want, got)
 }
 
-// checkCreated checks that a tuple is a few seconds old, and sets the time to zero.
-func checkCreated(t testing.TB, tuple *revnat.Tuple) {
+// checkTime checks that a tuple is a few seconds old, and sets the time to zero.
+func checkTime(t testing.TB, tuple *revnat.Tuple) {
 	t.Helper()
 	var now unix.Timespec
 	require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
-	age := time.Duration(now.Nano()) - tuple.Created
+	age := time.Duration(now.Nano()) - tuple.Time
 	assert.True(t, age >= 0 && age < time.Minute, "age of %v", tuple)
-	tuple.Created = 0
+	tuple.Time = 0
 }
 
 func TestStatesAndFamiliesHaveNames(t *testing.T) {

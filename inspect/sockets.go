@@ -43,7 +43,7 @@ func Sockets(ctx context.Context, maps Maps, opts Options) ([]Socket, error) {
 
 func list(ctx context.Context, maps Maps, opts Options, variants []variant) ([]Socket, error) {
 	err := need(map[string]*ebpf.Map{
-		"revsk_conn": maps.Conn, "revsk_peers": maps.Peers, "revsk_overflow": maps.Overflow,
+		"revsk_conn": maps.Conn, "revsk_former": maps.Former, "revsk_peers": maps.Peers, "revsk_overflow": maps.Overflow,
 	})
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func list(ctx context.Context, maps Maps, opts Options, variants []variant) ([]S
 	sockets := make([]Socket, 0, len(joined))
 	for _, s := range joined {
 		s.Peers = mergePeers(s.Peers, chains[s.Cookie])
-		if s.Conn != nil || len(s.Peers) > 0 {
+		if s.Conn != nil || s.Former != nil || len(s.Peers) > 0 {
 			sockets = append(sockets, s.Socket)
 		}
 	}

@@ -268,14 +268,15 @@ func TestSocketsReturnsItsErrors(t *testing.T) {
 	d := newDatapath(t)
 	for _, maps := range []Maps{
 		{},
-		{Peers: d.Peers, Overflow: d.Overflow},
-		{Conn: d.Conn, Overflow: d.Overflow},
-		{Conn: d.Conn, Peers: d.Peers},
+		{Former: d.Former, Peers: d.Peers, Overflow: d.Overflow},
+		{Conn: d.Conn, Peers: d.Peers, Overflow: d.Overflow},
+		{Conn: d.Conn, Former: d.Former, Overflow: d.Overflow},
+		{Conn: d.Conn, Former: d.Former, Peers: d.Peers},
 	} {
 		_, err := Sockets(t.Context(), maps, Options{})
 		assert.ErrorIs(t, err, ErrNoMap)
 	}
-	_, err := Sockets(t.Context(), Maps{Conn: d.Peers, Peers: d.Conn, Overflow: d.Overflow}, Options{})
+	_, err := Sockets(t.Context(), Maps{Conn: d.Peers, Former: d.Former, Peers: d.Conn, Overflow: d.Overflow}, Options{})
 	assert.ErrorIs(t, err, ebpf.ErrMapIncompatible)
 
 	ctx, cancel := context.WithCancel(t.Context())

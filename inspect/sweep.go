@@ -99,6 +99,7 @@ func livingSockets(ctx context.Context, peers *ebpf.Map, entries []overflowEntry
 	}
 	// The program meets these as what it iterates over only; they are in the file for their types.
 	delete(spec.Maps, programs.SweepMapRevskConn)
+	delete(spec.Maps, programs.SweepMapRevskFormer)
 	delete(spec.Maps, programs.SweepMapRevskPeers)
 	spec.Maps[programs.SweepMapRevskSuspects].MaxEntries = uint32(len(suspects))
 	coll, err := ebpf.NewCollection(spec)

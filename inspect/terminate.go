@@ -194,7 +194,7 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 	if err != nil {
 		return nil, err
 	}
-	sockets = slices.DeleteFunc(sockets, func(s Socket) bool { return !t.isMeant(s.Connection()) })
+	sockets = slices.DeleteFunc(sockets, func(s Socket) bool { return !t.isMeant(&s) })
 	if err := addOwners(ctx, sockets); err != nil {
 		return nil, err
 	}
@@ -210,10 +210,11 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 	return all, nil
 }
 
-func (t *termination) isMeant(connection *revnat.Tuple) bool {
+func (t *termination) isMeant(s *Socket) bool {
+	connection := s.Connection()
 	return connection != nil &&
 		(!t.opts.Service.IsValid() || t.opts.Service == connection.Service) &&
-		slices.ContainsFunc(t.opts.Backends, func(b Backend) bool { return b.isPeerOf(connection) })
+		slices.ContainsFunc(t.opts.Backends, func(b Backend) bool { return b.isPeerOf(connection, s.Protocol) })
 }
 
 // load chooses the best destroyer that the kernel has what it takes for.

@@ -57,21 +57,21 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 		for _, r := range p.readOften(t, p.Programs[p.conn], d.Conn, revnat.ConnValueSize) {
 			var v revnat.ConnValue
 			require.NoError(t, v.UnmarshalBinary(r))
-			v.Tuple.Created = 0
+			v.Tuple.Time = 0
 			seen[v.Tuple]++
 		}
 		for _, r := range p.readOften(t, p.Programs[p.peers], d.Peers, revnat.PeersValueSize) {
 			var v revnat.PeersValue
 			require.NoError(t, v.UnmarshalBinary(r))
 			for _, tuple := range v.Tuples() {
-				tuple.Created = 0
+				tuple.Time = 0
 				seen[tuple]++
 			}
 		}
 		want := map[revnat.Tuple]bool{}
 		for _, s := range []service{a, b} {
-			want[*s.tuple(lbmap.ProtocolUDP, true)] = true
-			want[*s.tuple(lbmap.ProtocolUDP, false)] = true
+			want[*s.tuple()] = true
+			want[*s.tuple()] = true
 		}
 		t.Log(seen)
 		for tuple := range seen {

@@ -150,7 +150,11 @@ func (dp *Datapath) writeMode(mode Mode) error {
 
 // putMode switches the mode and waits until no hook works in another.
 func (dp *Datapath) putMode(mode Mode) error {
-	cfg := sock.SockRevskConfigValue{Mode: uint32(mode)}
+	var cfg sock.SockRevskConfigValue
+	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
+		return fmt.Errorf("reading the mode: %w", err)
+	}
+	cfg.Mode = uint32(mode)
 	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
 		return fmt.Errorf("switching to mode %v: %w", mode, err)
 	}

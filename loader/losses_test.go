@@ -26,12 +26,12 @@ const serviceAddr = "10.96.0.10:53"
 // addService makes a service in the pinned maps.
 func addService(t *testing.T) {
 	t.Helper()
-	tables, err := lbmap.OpenTables(mapsDir)
+	w, err := lbmap.OpenWriter(mapsDir)
 	require.NoError(t, err)
-	defer tables.Close()
+	defer w.Close()
 	front, err := lbmap.ParseFrontend(serviceAddr + "/udp")
 	require.NoError(t, err)
-	_, err = tables.UpsertService(lbmap.Service{Frontend: front, Backends: []lbmap.Backend{{
+	_, err = w.Upsert(t.Context(), lbmap.Service{Frontend: front, Backends: []lbmap.Backend{{
 		AddrPort: netip.MustParseAddrPort("127.0.0.1:5353"), Protocol: lbmap.ProtocolUDP,
 	}}})
 	require.NoError(t, err)

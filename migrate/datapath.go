@@ -15,6 +15,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/revnat"
 )
 
 // datapath is the loaded one, locked, and its hash.
@@ -76,7 +77,7 @@ func (d *datapath) close() error {
 func (d *datapath) programMaps() map[string]*ebpf.Map {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range []string{
-		iter.FillMapRevskConn, iter.FillMapRevskPeers, iter.FillMapRevskOverflow, iter.FillMapRevskMetrics,
+		iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskOverflow, iter.FillMapRevskMetrics,
 		iter.FillMapCiliumLb4ReverseSk, iter.FillMapCiliumLb6ReverseSk,
 	} {
 		maps[name] = d.Map(name)
@@ -86,12 +87,7 @@ func (d *datapath) programMaps() map[string]*ebpf.Map {
 
 // sockets lists what sockets hold.
 func (d *datapath) sockets(ctx context.Context, owners bool) ([]inspect.Socket, error) {
-	maps := inspect.Maps{
-		Conn:     d.Map(iter.FillMapRevskConn),
-		Peers:    d.Map(iter.FillMapRevskPeers),
-		Overflow: d.Map(iter.FillMapRevskOverflow),
-	}
-	return inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: !owners})
+	return inspect.Sockets(ctx, inspect.MapsOf(d.Map), inspect.Options{SkipOwners: !owners})
 }
 
 // tuples returns the entries that the hash would have of what sockets hold. Of a peer that a socket has
@@ -99,11 +95,16 @@ func (d *datapath) sockets(ctx context.Context, owners bool) ([]inspect.Socket, 
 func tuples(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
 	all := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
 	for _, s := range sockets {
-		if s.Conn != nil {
-			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: s.Conn.Peer}] = lbmap.ReverseSKValue{Service: s.Conn.Service, RevNat: s.Conn.RevNATIndex}
+		add := func(t revnat.Tuple) {
+			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
+		}
+		for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
+			if t != nil {
+				add(*t)
+			}
 		}
 		for _, t := range s.Peers {
-			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
+			add(t)
 		}
 	}
 	return all

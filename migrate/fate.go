@@ -17,7 +17,7 @@ const (
 	// FateUnknown: its socket may be alive but could not be reached, or had no room for it. The
 	// entry is kept.
 	FateUnknown Fate = iota
-	// FateConn: moved to revsk_conn, its socket being connected to the backend.
+	// FateConn: moved to revsk_conn or revsk_former, its socket being connected to the backend.
 	FateConn
 	// FatePeers: moved to revsk_peers or its overflow chain: its socket has sent to the backend, or
 	// was connected to it before.

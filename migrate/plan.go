@@ -108,7 +108,7 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	}
 	if err == nil {
 		defer dp.Close()
-		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskPeers, iter.FillMapRevskOverflow} {
+		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskOverflow} {
 			replacements[name] = dp.Map(name)
 		}
 	}

@@ -11,14 +11,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/bpf/sock"
-	"github.com/revsk/revsk/lbmap"
 )
 
 // Tuples of which no two bytes are the same where they could be mixed up.
@@ -27,29 +25,28 @@ var (
 		Peer:        netip.MustParseAddrPort("10.1.2.3:4660"),
 		Service:     netip.MustParseAddrPort("10.96.5.6:22136"),
 		RevNATIndex: 0x9abc,
-		Protocol:    lbmap.ProtocolUDP,
-		FromConnect: true,
+		Migrated:    true,
 		BackendID:   0x11121314,
-		Created:     0x21222324 * time.Second,
+		Time:        0x21222324 * TimeUnit,
 	}
 	tuple6 = Tuple{
 		Peer:        netip.MustParseAddrPort("[fd00:0102:0304:0506:0708:090a:0b0c:0d0e]:53"),
 		Service:     netip.MustParseAddrPort("[fd01:1112:1314:1516:1718:191a:1b1c:1d1e]:5353"),
 		RevNATIndex: 7,
-		Protocol:    lbmap.ProtocolTCP,
-		Migrated:    true,
+		Ended:       true,
+		Referenced:  true,
 		BackendID:   math.MaxUint32,
-		Created:     math.MaxUint32 * time.Second,
+		Time:        math.MaxUint32 * TimeUnit,
 	}
 )
 
 const (
 	hex4 = `00000000 00000000 0000ffff 0a010203
 		00000000 00000000 0000ffff 0a600506
-		1234 5678 9abc 11 01 =11121314 =21222324`
+		1234 5678 9abc 01 00 =11121314 =21222324`
 	hex6 = `fd000102 03040506 0708090a 0b0c0d0e
 		fd011112 13141516 1718191a 1b1c1d1e
-		0035 14e9 0007 06 02 =ffffffff =ffffffff`
+		0035 14e9 0007 06 00 =ffffffff =ffffffff`
 )
 
 // wire reads hexadecimal digits. A word after "=" is a number in the byte order of the machine.
@@ -89,7 +86,11 @@ func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
 	t.Run("tuple of IPv4", func(t *testing.T) { sameBytes(t, tuple4, hex4) })
 	t.Run("tuple of IPv6", func(t *testing.T) { sameBytes(t, tuple6, hex6) })
 	t.Run("no tuple", func(t *testing.T) { sameBytes(t, Tuple{}, hexNone48) })
-	t.Run("conn", func(t *testing.T) { sameBytes(t, ConnValue{tuple4}, hex4+" 00000000 00000000") })
+	t.Run("conn", func(t *testing.T) { sameBytes(t, ConnValue{Tuple: tuple4}, hex4+" 00000000 00000000") })
+	t.Run("conn with a former one", func(t *testing.T) {
+		sameBytes(t, ConnValue{HasFormer: true}, hexNone48+" 00000000 =00000001")
+	})
+	t.Run("former", func(t *testing.T) { sameBytes(t, FormerValue{tuple4}, hex4+" 00000000 00000000") })
 	t.Run("peers", func(t *testing.T) { sameBytes(t, peers, hexPeers) })
 	t.Run("overflow key", func(t *testing.T) {
 		sameBytes(t, OverflowKey{Cookie: 0x4142434445464748, Peer: tuple4.Peer},
@@ -143,21 +144,23 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		{"peer_port", unsafe.Offsetof(c.PeerPort), 2, Tuple{Peer: netip.AddrPortFrom(none, 0x1234)}},
 		{"service_port", unsafe.Offsetof(c.ServicePort), 2, Tuple{Service: netip.AddrPortFrom(none, 0x1234)}},
 		{"rev_nat_index", unsafe.Offsetof(c.RevNatIndex), 2, Tuple{RevNATIndex: 0x1234}},
-		{"protocol", unsafe.Offsetof(c.Protocol), 1, Tuple{Protocol: 0x12}},
-		{"flags, from connect", unsafe.Offsetof(c.Flags), 1, Tuple{FromConnect: true}},
 		{"flags, migrated", unsafe.Offsetof(c.Flags), 1, Tuple{Migrated: true}},
+		{"flags, ended", unsafe.Offsetof(c.Flags), 1, Tuple{Ended: true}},
+		{"flags, referenced", unsafe.Offsetof(c.Flags), 1, Tuple{Referenced: true}},
 		{"backend_id", unsafe.Offsetof(c.BackendId), 4, Tuple{BackendID: 0x12345678}},
-		{"created", unsafe.Offsetof(c.Created), 4, Tuple{Created: 0x12345678 * time.Second}},
+		{"time", unsafe.Offsetof(c.Time), 4, Tuple{Time: 0x12345678 * TimeUnit}},
 	}
 	fields(t, "tuple", unsafe.Sizeof(c), Tuple{}, tuples)
 
 	var conn sock.SockRevskConnValue
+	var former sock.SockRevskFormerValue
 	var peers sock.SockRevskPeersValue
 	var overflow sock.SockRevskOverflowValue
-	var inConn, inPeers, inOverflow []field
+	var inConn, inFormer, inPeers, inOverflow []field
 	for _, f := range tuples {
 		tuple := f.value.(Tuple)
-		inConn = append(inConn, field{f.name, unsafe.Offsetof(conn.Tuple) + f.offset, f.size, ConnValue{tuple}})
+		inConn = append(inConn, field{f.name, unsafe.Offsetof(conn.Tuple) + f.offset, f.size, ConnValue{Tuple: tuple}})
+		inFormer = append(inFormer, field{f.name, unsafe.Offsetof(former.Tuple) + f.offset, f.size, FormerValue{tuple}})
 		inOverflow = append(inOverflow,
 			field{f.name, unsafe.Offsetof(overflow.Tuple) + f.offset, f.size, OverflowValue{Tuple: tuple}})
 		for i := range Slots {
@@ -168,6 +171,10 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		}
 	}
 	fields(t, "conn", unsafe.Sizeof(conn), ConnValue{}, inConn)
+	b, err := ConnValue{HasFormer: true}.MarshalBinary()
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, binary.NativeEndian.Uint32(b[unsafe.Offsetof(conn.Bits):]))
+	fields(t, "former", unsafe.Sizeof(former), FormerValue{}, inFormer)
 	assert.Len(t, peers.Slots, Slots)
 	fields(t, "peers", unsafe.Sizeof(peers), PeersValue{}, append(inPeers,
 		field{"chain_len", unsafe.Offsetof(peers.ChainLen), 4, PeersValue{ChainLen: 0x12345678}},
@@ -219,6 +226,7 @@ func TestSizesAreThoseOfTheMaps(t *testing.T) {
 	spec, err := sock.LoadSock()
 	require.NoError(t, err)
 	assert.EqualValues(t, ConnValueSize, spec.Maps[sock.SockMapRevskConn].ValueSize)
+	assert.EqualValues(t, FormerValueSize, spec.Maps[sock.SockMapRevskFormer].ValueSize)
 	assert.EqualValues(t, PeersValueSize, spec.Maps[sock.SockMapRevskPeers].ValueSize)
 	assert.EqualValues(t, OverflowKeySize, spec.Maps[sock.SockMapRevskOverflow].KeySize)
 	assert.EqualValues(t, OverflowValueSize, spec.Maps[sock.SockMapRevskOverflow].ValueSize)

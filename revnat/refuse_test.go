@@ -4,6 +4,7 @@ package revnat
 
 import (
 	"encoding"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -22,6 +23,7 @@ func TestAnotherLengthIsRefused(t *testing.T) {
 	}{
 		{TupleSize, &Tuple{}},
 		{ConnValueSize, &ConnValue{}},
+		{FormerValueSize, &FormerValue{}},
 		{PeersValueSize, &PeersValue{}},
 		{OverflowKeySize, &OverflowKey{}},
 		{OverflowValueSize, &OverflowValue{}},
@@ -39,7 +41,9 @@ func TestALockOrPaddingThatIsNotZeroIsRefused(t *testing.T) {
 		size, from, to int
 		into           encoding.BinaryUnmarshaler
 	}{
-		{ConnValueSize, 48, 56, &ConnValue{}},
+		{TupleSize, 39, 40, &Tuple{}},
+		{ConnValueSize, 48, 52, &ConnValue{}},
+		{FormerValueSize, 48, 56, &FormerValue{}},
 		{PeersValueSize, 0, 4, &PeersValue{}},
 		{PeersValueSize, 182, 184, &PeersValue{}},
 		{OverflowKeySize, 26, 32, &OverflowKey{}},
@@ -56,11 +60,11 @@ func TestALockOrPaddingThatIsNotZeroIsRefused(t *testing.T) {
 func TestAnUnknownFlagIsRefused(t *testing.T) {
 	for bit := range 8 {
 		b := make([]byte, TupleSize)
-		b[39] = 1 << bit
+		b[38] = 1 << bit
 		before := Tuple{BackendID: 5}
 		got := before
 		err := got.UnmarshalBinary(b)
-		if bit < 2 {
+		if bit < 3 {
 			assert.NoError(t, err, "bit %d", bit)
 			continue
 		}
@@ -73,6 +77,9 @@ func TestAFlagThatIsNeitherSetNorClearIsRefused(t *testing.T) {
 	b := make([]byte, PeersValueSize)
 	b[6] = 2
 	assert.ErrorIs(t, new(PeersValue).UnmarshalBinary(b), lbmap.ErrInvalid)
+	b = make([]byte, ConnValueSize)
+	binary.NativeEndian.PutUint32(b[52:], 2)
+	assert.ErrorIs(t, new(ConnValue).UnmarshalBinary(b), lbmap.ErrInvalid)
 }
 
 func TestAnAddressWithoutAFormInTheMapIsRefused(t *testing.T) {
@@ -84,7 +91,8 @@ func TestAnAddressWithoutAFormInTheMapIsRefused(t *testing.T) {
 		for i, v := range []encoding.BinaryMarshaler{
 			Tuple{Peer: ep},
 			Tuple{Service: ep},
-			ConnValue{Tuple{Peer: ep}},
+			ConnValue{Tuple: Tuple{Peer: ep}},
+			FormerValue{Tuple{Peer: ep}},
 			PeersValue{Slots: [Slots]Tuple{2: {Service: ep}}},
 			PeersValue{Head: ep},
 			OverflowKey{Peer: ep},
@@ -98,9 +106,9 @@ func TestAnAddressWithoutAFormInTheMapIsRefused(t *testing.T) {
 	}
 }
 
-func TestATimeThatIsNotANumberOfSecondsIsRefused(t *testing.T) {
-	for _, d := range []time.Duration{-time.Second, time.Millisecond, 1 << 32 * time.Second} {
-		_, err := Tuple{Created: d}.MarshalBinary()
+func TestATimeThatIsNotANumberOfUnitsIsRefused(t *testing.T) {
+	for _, d := range []time.Duration{-TimeUnit, time.Second, 1 << 32 * TimeUnit} {
+		_, err := Tuple{Time: d}.MarshalBinary()
 		assert.ErrorIs(t, err, lbmap.ErrInvalid, d)
 	}
 }
@@ -110,8 +118,13 @@ func TestTuplesLeavesOutFreeSlots(t *testing.T) {
 	assert.Equal(t, []Tuple{tuple4, tuple6}, peers.Tuples())
 }
 
-func FuzzTuple(f *testing.F)      { roundTrip[Tuple](f, tuple4, tuple6, Tuple{}) }
-func FuzzConnValue(f *testing.F)  { roundTrip[ConnValue](f, ConnValue{tuple4}, ConnValue{tuple6}) }
+func FuzzTuple(f *testing.F) { roundTrip[Tuple](f, tuple4, tuple6, Tuple{}) }
+func FuzzConnValue(f *testing.F) {
+	roundTrip[ConnValue](f, ConnValue{Tuple: tuple4}, ConnValue{Tuple: tuple6, HasFormer: true})
+}
+func FuzzFormerValue(f *testing.F) {
+	roundTrip[FormerValue](f, FormerValue{tuple4}, FormerValue{tuple6})
+}
 func FuzzPeersValue(f *testing.F) { roundTrip[PeersValue](f, peers, PeersValue{}) }
 func FuzzOverflowKey(f *testing.F) {
 	roundTrip[OverflowKey](f, OverflowKey{Cookie: 1, Peer: tuple6.Peer})

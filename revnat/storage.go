@@ -12,8 +12,9 @@ import (
 
 // Sizes in bytes of the values of the storage maps.
 const (
-	ConnValueSize  = 56
-	PeersValueSize = 184
+	ConnValueSize   = 56
+	FormerValueSize = 56
+	PeersValueSize  = 184
 )
 
 // Slots is the number of tuples that a value of revsk_peers has room for.
@@ -21,13 +22,22 @@ const Slots = 3
 
 // ConnValue is a value of revsk_conn (struct revsk_conn_value): what a socket is connected to.
 type ConnValue struct {
+	// Tuple is the zero one if the socket has no connection but a former one.
 	Tuple Tuple
+	// HasFormer says that the socket has a value in revsk_former.
+	HasFormer bool
 }
+
+// connHasFormer is REVSK_CONN_HAS_FORMER.
+const connHasFormer = 1
 
 // MarshalBinary returns the value as it is in the map, its lock not taken. It returns the errors of
 // [Tuple.MarshalBinary].
 func (v ConnValue) MarshalBinary() ([]byte, error) {
 	return encode("value of revsk_conn", ConnValueSize, func(b []byte) error {
+		if v.HasFormer {
+			binary.NativeEndian.PutUint32(b[52:56], connHasFormer)
+		}
 		return v.Tuple.put(b[:TupleSize])
 	})
 }
@@ -37,6 +47,37 @@ func (v ConnValue) MarshalBinary() ([]byte, error) {
 // Returns an error wrapping [lbmap.ErrLength], [lbmap.ErrPadding] or [lbmap.ErrInvalid].
 func (v *ConnValue) UnmarshalBinary(data []byte) error {
 	return decode("value of revsk_conn", ConnValueSize, data, v, func(v *ConnValue, b []byte) error {
+		if err := zero(b[48:52]); err != nil {
+			return fmt.Errorf("lock: %w", err)
+		}
+		bits := binary.NativeEndian.Uint32(b[52:56])
+		if unknown := bits &^ connHasFormer; unknown != 0 {
+			return fmt.Errorf("unknown bits %#x: %w", unknown, lbmap.ErrInvalid)
+		}
+		v.HasFormer = bits != 0
+		return v.Tuple.get(b[:TupleSize])
+	})
+}
+
+// FormerValue is a value of revsk_former (struct revsk_former_value): what a datagram socket was connected
+// to before.
+type FormerValue struct {
+	Tuple Tuple
+}
+
+// MarshalBinary returns the value as it is in the map, its lock not taken. It returns the errors of
+// [Tuple.MarshalBinary].
+func (v FormerValue) MarshalBinary() ([]byte, error) {
+	return encode("value of revsk_former", FormerValueSize, func(b []byte) error {
+		return v.Tuple.put(b[:TupleSize])
+	})
+}
+
+// UnmarshalBinary reads a value of revsk_former. After an error v is unchanged.
+//
+// Returns an error wrapping [lbmap.ErrLength], [lbmap.ErrPadding] or [lbmap.ErrInvalid].
+func (v *FormerValue) UnmarshalBinary(data []byte) error {
+	return decode("value of revsk_former", FormerValueSize, data, v, func(v *FormerValue, b []byte) error {
 		if err := zero(b[TupleSize:]); err != nil {
 			return fmt.Errorf("lock and padding: %w", err)
 		}

@@ -17,11 +17,15 @@ const TupleSize = 48
 
 // Flags of struct revsk_tuple.
 const (
-	flagFromConnect = 1 << iota
-	flagMigrated
+	flagMigrated = 1 << iota
+	flagEnded
+	flagReferenced
 
-	knownFlags = flagFromConnect | flagMigrated
+	knownFlags = flagMigrated | flagEnded | flagReferenced
 )
+
+// TimeUnit is the unit of [Tuple.Time]: 2^30 ns, a little more than a second.
+const TimeUnit = time.Duration(1 << 30)
 
 // Tuple is struct revsk_tuple: that a socket talks to Peer, which the application knows as Service.
 //
@@ -33,27 +37,32 @@ type Tuple struct {
 	Service netip.AddrPort
 	// RevNATIndex identifies the service, as in cilium_lb{4,6}_reverse_nat.
 	RevNATIndex uint16
-	// Protocol is the socket's.
-	Protocol lbmap.Protocol
-	// FromConnect says that the application connected to Service, rather than only sending to it.
-	FromConnect bool
 	// Migrated says that the tuple was brought from the hash cilium_lb{4,6}_reverse_sk.
 	Migrated bool
+	// Ended says that the application has turned to Peer itself since, in mode dual. It is no tuple any
+	// more: it only tells the migration that an entry of the hash is outdated.
+	Ended bool
+	// Referenced says that the tuple, which is in a table, was read since the hooks last looked for one
+	// that could make room.
+	Referenced bool
 	// BackendID is the backend's id in cilium_lb{4,6}_backends_v3, 0 if it is not known.
 	BackendID uint32
-	// Created is when the socket first used Service, since boot (CLOCK_MONOTONIC), in whole seconds.
-	Created time.Duration
+	// Time is since boot (CLOCK_MONOTONIC), a multiple of [TimeUnit]. 0: unknown. Of a connection it is
+	// when the connection was made, of a former one when it was replaced, and of what a socket has sent
+	// to when it last did.
+	Time time.Duration
 }
 
 // MarshalBinary returns the tuple as it is in the maps.
 //
 // Returns an error wrapping [lbmap.ErrFamily] for an address without a form in the map, or
-// [lbmap.ErrInvalid] for a Created that is not a number of seconds of 32 bits.
+// [lbmap.ErrInvalid] for a Time that is not 32 bits of [TimeUnit].
 func (t Tuple) MarshalBinary() ([]byte, error) { return encode("tuple", TupleSize, t.put) }
 
 // UnmarshalBinary reads a tuple. After an error t is unchanged.
 //
-// Returns an error wrapping [lbmap.ErrLength], or [lbmap.ErrInvalid] for an unknown flag.
+// Returns an error wrapping [lbmap.ErrLength], [lbmap.ErrPadding], or [lbmap.ErrInvalid] for an unknown
+// flag.
 func (t *Tuple) UnmarshalBinary(data []byte) error {
 	return decode("tuple", TupleSize, data, t, (*Tuple).get)
 }
@@ -66,35 +75,36 @@ func (t Tuple) put(b []byte) error {
 		return fmt.Errorf("service: %w", err)
 	}
 	binary.BigEndian.PutUint16(b[36:38], t.RevNATIndex)
-	b[38] = uint8(t.Protocol)
-	if t.FromConnect {
-		b[39] |= flagFromConnect
-	}
-	if t.Migrated {
-		b[39] |= flagMigrated
+	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagEnded: t.Ended, flagReferenced: t.Referenced} {
+		if set {
+			b[38] |= flag
+		}
 	}
 	binary.NativeEndian.PutUint32(b[40:44], t.BackendID)
-	if t.Created%time.Second != 0 || t.Created < 0 || t.Created > math.MaxUint32*time.Second {
-		return fmt.Errorf("created %v after boot: %w", t.Created, lbmap.ErrInvalid)
+	if t.Time%TimeUnit != 0 || t.Time < 0 || t.Time > math.MaxUint32*TimeUnit {
+		return fmt.Errorf("time %v after boot: %w", t.Time, lbmap.ErrInvalid)
 	}
-	binary.NativeEndian.PutUint32(b[44:48], uint32(t.Created/time.Second))
+	binary.NativeEndian.PutUint32(b[44:48], uint32(t.Time/TimeUnit))
 	return nil
 }
 
 func (t *Tuple) get(b []byte) error {
-	flags := b[39]
+	flags := b[38]
 	if unknown := flags &^ knownFlags; unknown != 0 {
 		return fmt.Errorf("unknown flags %#x: %w", unknown, lbmap.ErrInvalid)
+	}
+	if err := zero(b[39:40]); err != nil {
+		return err
 	}
 	*t = Tuple{
 		Peer:        getEndpoint(b[0:16], b[32:34]),
 		Service:     getEndpoint(b[16:32], b[34:36]),
 		RevNATIndex: binary.BigEndian.Uint16(b[36:38]),
-		Protocol:    lbmap.Protocol(b[38]),
-		FromConnect: flags&flagFromConnect != 0,
 		Migrated:    flags&flagMigrated != 0,
+		Ended:       flags&flagEnded != 0,
+		Referenced:  flags&flagReferenced != 0,
 		BackendID:   binary.NativeEndian.Uint32(b[40:44]),
-		Created:     time.Duration(binary.NativeEndian.Uint32(b[44:48])) * time.Second,
+		Time:        time.Duration(binary.NativeEndian.Uint32(b[44:48])) * TimeUnit,
 	}
 	return nil
 }

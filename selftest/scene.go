@@ -17,6 +17,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/revnat"
 )
 
 // datapath is one whose maps are counted.
@@ -95,18 +96,16 @@ func (dp *datapath) count(ctx context.Context, services map[netip.AddrPort]bool)
 }
 
 func (dp *datapath) countStorage(ctx context.Context, services map[netip.AddrPort]bool) (int, error) {
-	sockets, err := inspect.Sockets(ctx, inspect.Maps{
-		Conn:     dp.Map("revsk_conn"),
-		Peers:    dp.Map("revsk_peers"),
-		Overflow: dp.Map("revsk_overflow"),
-	}, inspect.Options{SkipOwners: true})
+	sockets, err := inspect.Sockets(ctx, inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true})
 	if err != nil {
 		return 0, fmt.Errorf("walking the storage: %w", err)
 	}
 	n := 0
 	for _, s := range sockets {
-		if s.Conn != nil && services[s.Conn.Service] {
-			n++
+		for _, t := range []*revnat.Tuple{s.Conn, s.Former} {
+			if t != nil && services[t.Service] {
+				n++
+			}
 		}
 		for _, t := range s.Peers {
 			if services[t.Service] {

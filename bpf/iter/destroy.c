@@ -10,12 +10,7 @@
  */
 #include "kernel_iter.h"
 
-/* Of what the hooks share only peers_find is used. */
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Wunused-function"
-#pragma clang diagnostic ignored "-Wundefined-internal"
-#include "peers.h"
-#pragma clang diagnostic pop
+#include "tuple.h"
 
 enum {
 	VERDICT_NONE = 0, /* not met, by the iterator of this namespace and protocol */
@@ -72,14 +67,16 @@ static __always_inline bool is_connected_by(struct sock_common *sk, const struct
 					    const struct revsk_victim *v)
 {
 	struct revsk_conn_value *conn = bpf_sk_storage_get(&revsk_conn, sk, NULL, 0);
-	struct revsk_peers_value *p;
-	struct revsk_tuple *t;
+	struct revsk_former_value *former;
 
-	if (conn && tuple_has_peer(&conn->tuple, peer))
+	if (!conn)
+		return false;
+	if (tuple_has_peer(&conn->tuple, peer))
 		return names(&conn->tuple, v);
-	p = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
-	t = p ? peers_find(p, peer) : NULL;
-	return t && (t->flags & REVSK_TUPLE_FROM_CONNECT) && names(t, v);
+	if (!(conn->bits & REVSK_CONN_HAS_FORMER))
+		return false;
+	former = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
+	return former && tuple_has_peer(&former->tuple, peer) && names(&former->tuple, v);
 }
 
 static __always_inline __s32 verdict(struct sock_common *sk_common, const struct revsk_victim *v)

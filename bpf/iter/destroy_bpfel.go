@@ -32,30 +32,12 @@ type DestroyRevskVictim struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DestroyMapRevskConfig                = "revsk_config"
-	DestroyMapRevskConn                  = "revsk_conn"
-	DestroyMapRevskMetrics               = "revsk_metrics"
-	DestroyMapRevskOverflow              = "revsk_overflow"
-	DestroyMapRevskPeers                 = "revsk_peers"
-	DestroyMapRevskVictims               = "revsk_victims"
-	DestroyProgDestroyTcp                = "destroy_tcp"
-	DestroyProgDestroyUdp                = "destroy_udp"
-	DestroyVarCfgCoarseClock             = "cfg_coarse_clock"
-	DestroyVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
-	DestroyVarCfgHealthCheck             = "cfg_health_check"
-	DestroyVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
-	DestroyVarCfgHostNetnsOnly           = "cfg_host_netns_only"
-	DestroyVarCfgIpv4                    = "cfg_ipv4"
-	DestroyVarCfgIpv6                    = "cfg_ipv6"
-	DestroyVarCfgL7                      = "cfg_l7"
-	DestroyVarCfgLocalRedirect           = "cfg_local_redirect"
-	DestroyVarCfgNodeport                = "cfg_nodeport"
-	DestroyVarCfgNodeportMax             = "cfg_nodeport_max"
-	DestroyVarCfgNodeportMin             = "cfg_nodeport_min"
-	DestroyVarCfgProtocolDifferentiation = "cfg_protocol_differentiation"
-	DestroyVarCfgRejectNoBackend         = "cfg_reject_no_backend"
-	DestroyVarCfgSessionAffinity         = "cfg_session_affinity"
-	DestroyVarCfgSetRetval               = "cfg_set_retval"
+	DestroyMapRevskConn    = "revsk_conn"
+	DestroyMapRevskFormer  = "revsk_former"
+	DestroyMapRevskPeers   = "revsk_peers"
+	DestroyMapRevskVictims = "revsk_victims"
+	DestroyProgDestroyTcp  = "destroy_tcp"
+	DestroyProgDestroyUdp  = "destroy_udp"
 )
 
 // LoadDestroy returns the embedded CollectionSpec for Destroy.
@@ -108,34 +90,16 @@ type DestroyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DestroyMapSpecs struct {
-	RevskConfig   *ebpf.MapSpec `ebpf:"revsk_config"`
-	RevskConn     *ebpf.MapSpec `ebpf:"revsk_conn"`
-	RevskMetrics  *ebpf.MapSpec `ebpf:"revsk_metrics"`
-	RevskOverflow *ebpf.MapSpec `ebpf:"revsk_overflow"`
-	RevskPeers    *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskVictims  *ebpf.MapSpec `ebpf:"revsk_victims"`
+	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
+	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskVictims *ebpf.MapSpec `ebpf:"revsk_victims"`
 }
 
 // DestroyVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DestroyVariableSpecs struct {
-	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
-	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
-	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
-	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
-	CfgHostNetnsOnly           *ebpf.VariableSpec `ebpf:"cfg_host_netns_only"`
-	CfgIpv4                    *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
-	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
-	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
-	CfgLocalRedirect           *ebpf.VariableSpec `ebpf:"cfg_local_redirect"`
-	CfgNodeport                *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
-	CfgNodeportMax             *ebpf.VariableSpec `ebpf:"cfg_nodeport_max"`
-	CfgNodeportMin             *ebpf.VariableSpec `ebpf:"cfg_nodeport_min"`
-	CfgProtocolDifferentiation *ebpf.VariableSpec `ebpf:"cfg_protocol_differentiation"`
-	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
-	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
-	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
 }
 
 // DestroyObjects contains all objects after they have been loaded into the kernel.
@@ -158,20 +122,16 @@ func (o *DestroyObjects) Close() error {
 //
 // It can be passed to LoadDestroyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DestroyMaps struct {
-	RevskConfig   *ebpf.Map `ebpf:"revsk_config"`
-	RevskConn     *ebpf.Map `ebpf:"revsk_conn"`
-	RevskMetrics  *ebpf.Map `ebpf:"revsk_metrics"`
-	RevskOverflow *ebpf.Map `ebpf:"revsk_overflow"`
-	RevskPeers    *ebpf.Map `ebpf:"revsk_peers"`
-	RevskVictims  *ebpf.Map `ebpf:"revsk_victims"`
+	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
+	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
+	RevskVictims *ebpf.Map `ebpf:"revsk_victims"`
 }
 
 func (m *DestroyMaps) Close() error {
 	return _DestroyClose(
-		m.RevskConfig,
 		m.RevskConn,
-		m.RevskMetrics,
-		m.RevskOverflow,
+		m.RevskFormer,
 		m.RevskPeers,
 		m.RevskVictims,
 	)
@@ -181,22 +141,6 @@ func (m *DestroyMaps) Close() error {
 //
 // It can be passed to LoadDestroyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DestroyVariables struct {
-	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
-	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
-	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
-	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
-	CfgHostNetnsOnly           *ebpf.Variable `ebpf:"cfg_host_netns_only"`
-	CfgIpv4                    *ebpf.Variable `ebpf:"cfg_ipv4"`
-	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
-	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`
-	CfgLocalRedirect           *ebpf.Variable `ebpf:"cfg_local_redirect"`
-	CfgNodeport                *ebpf.Variable `ebpf:"cfg_nodeport"`
-	CfgNodeportMax             *ebpf.Variable `ebpf:"cfg_nodeport_max"`
-	CfgNodeportMin             *ebpf.Variable `ebpf:"cfg_nodeport_min"`
-	CfgProtocolDifferentiation *ebpf.Variable `ebpf:"cfg_protocol_differentiation"`
-	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
-	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
-	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
 }
 
 // DestroyPrograms contains all programs after they have been loaded into the kernel.

@@ -43,7 +43,31 @@ SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map
 		return 0;
 	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
 	record->value.lock.val = 0;
-	record->value.pad = 0;
+	record->value.bits = v->bits;
+	bpf_spin_lock(&v->lock);
+	record->value.tuple = v->tuple;
+	bpf_spin_unlock(&v->lock);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("iter/bpf_sk_storage_map") int dump_former(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct revsk_former_record *record;
+	struct sock *sk = ctx->sk;
+	struct revsk_former_value *v;
+
+	if (!sk || is_dying(sk))
+		return 0;
+	v = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
+	if (!v)
+		return 0;
+	record = record_reserve(sizeof(*record));
+	if (!record)
+		return 0;
+	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
+	record->value.lock.val = 0;
+	record->value.reserved = 0;
 	bpf_spin_lock(&v->lock);
 	record->value.tuple = v->tuple;
 	bpf_spin_unlock(&v->lock);
@@ -147,7 +171,27 @@ SEC("iter/bpf_sk_storage_map") int dump_conn_unlocked(struct bpf_iter__bpf_sk_st
 		return 0;
 	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
 	record->value.lock.val = 0;
-	record->value.pad = 0;
+	record->value.bits = v->bits;
+	for (int i = 0; torn && i < ATTEMPTS; i++)
+		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
+	return finish_unlocked(record, !torn);
+}
+
+SEC("iter/bpf_sk_storage_map") int dump_former_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	const struct revsk_former_value *v = ctx->value;
+	struct revsk_former_record *record;
+	struct sock *sk = ctx->sk;
+	__u64 torn = 1;
+
+	if (!sk || !v || is_dying(sk))
+		return 0;
+	record = record_reserve(sizeof(*record));
+	if (!record)
+		return 0;
+	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
+	record->value.lock.val = 0;
+	record->value.reserved = 0;
 	for (int i = 0; torn && i < ATTEMPTS; i++)
 		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
 	return finish_unlocked(record, !torn);

@@ -41,15 +41,18 @@ type DumpRevskSocket struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DumpMapRevskConn          = "revsk_conn"
-	DumpMapRevskPeers         = "revsk_peers"
-	DumpMapRevskRecords       = "revsk_records"
-	DumpProgDumpConn          = "dump_conn"
-	DumpProgDumpConnUnlocked  = "dump_conn_unlocked"
-	DumpProgDumpPeers         = "dump_peers"
-	DumpProgDumpPeersUnlocked = "dump_peers_unlocked"
-	DumpVarRevskRecordsLost   = "revsk_records_lost"
-	DumpVarUnusedSocket       = "unused_socket"
+	DumpMapRevskConn           = "revsk_conn"
+	DumpMapRevskFormer         = "revsk_former"
+	DumpMapRevskPeers          = "revsk_peers"
+	DumpMapRevskRecords        = "revsk_records"
+	DumpProgDumpConn           = "dump_conn"
+	DumpProgDumpConnUnlocked   = "dump_conn_unlocked"
+	DumpProgDumpFormer         = "dump_former"
+	DumpProgDumpFormerUnlocked = "dump_former_unlocked"
+	DumpProgDumpPeers          = "dump_peers"
+	DumpProgDumpPeersUnlocked  = "dump_peers_unlocked"
+	DumpVarRevskRecordsLost    = "revsk_records_lost"
+	DumpVarUnusedSocket        = "unused_socket"
 )
 
 // LoadDump returns the embedded CollectionSpec for Dump.
@@ -94,10 +97,12 @@ type DumpSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpProgramSpecs struct {
-	DumpConn          *ebpf.ProgramSpec `ebpf:"dump_conn"`
-	DumpConnUnlocked  *ebpf.ProgramSpec `ebpf:"dump_conn_unlocked"`
-	DumpPeers         *ebpf.ProgramSpec `ebpf:"dump_peers"`
-	DumpPeersUnlocked *ebpf.ProgramSpec `ebpf:"dump_peers_unlocked"`
+	DumpConn           *ebpf.ProgramSpec `ebpf:"dump_conn"`
+	DumpConnUnlocked   *ebpf.ProgramSpec `ebpf:"dump_conn_unlocked"`
+	DumpFormer         *ebpf.ProgramSpec `ebpf:"dump_former"`
+	DumpFormerUnlocked *ebpf.ProgramSpec `ebpf:"dump_former_unlocked"`
+	DumpPeers          *ebpf.ProgramSpec `ebpf:"dump_peers"`
+	DumpPeersUnlocked  *ebpf.ProgramSpec `ebpf:"dump_peers_unlocked"`
 }
 
 // DumpMapSpecs contains maps before they are loaded into the kernel.
@@ -105,6 +110,7 @@ type DumpProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpMapSpecs struct {
 	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
 	RevskRecords *ebpf.MapSpec `ebpf:"revsk_records"`
 }
@@ -138,6 +144,7 @@ func (o *DumpObjects) Close() error {
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpMaps struct {
 	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
 	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
 	RevskRecords *ebpf.Map `ebpf:"revsk_records"`
 }
@@ -145,6 +152,7 @@ type DumpMaps struct {
 func (m *DumpMaps) Close() error {
 	return _DumpClose(
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskPeers,
 		m.RevskRecords,
 	)
@@ -162,16 +170,20 @@ type DumpVariables struct {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpPrograms struct {
-	DumpConn          *ebpf.Program `ebpf:"dump_conn"`
-	DumpConnUnlocked  *ebpf.Program `ebpf:"dump_conn_unlocked"`
-	DumpPeers         *ebpf.Program `ebpf:"dump_peers"`
-	DumpPeersUnlocked *ebpf.Program `ebpf:"dump_peers_unlocked"`
+	DumpConn           *ebpf.Program `ebpf:"dump_conn"`
+	DumpConnUnlocked   *ebpf.Program `ebpf:"dump_conn_unlocked"`
+	DumpFormer         *ebpf.Program `ebpf:"dump_former"`
+	DumpFormerUnlocked *ebpf.Program `ebpf:"dump_former_unlocked"`
+	DumpPeers          *ebpf.Program `ebpf:"dump_peers"`
+	DumpPeersUnlocked  *ebpf.Program `ebpf:"dump_peers_unlocked"`
 }
 
 func (p *DumpPrograms) Close() error {
 	return _DumpClose(
 		p.DumpConn,
 		p.DumpConnUnlocked,
+		p.DumpFormer,
+		p.DumpFormerUnlocked,
 		p.DumpPeers,
 		p.DumpPeersUnlocked,
 	)

@@ -123,9 +123,9 @@ static __always_inline __u64 ctx_socket_cookie(void *ctx)
 	return 0;
 }
 
-static __always_inline __u32 ctx_seconds_since_boot(void)
+static __always_inline __u32 ctx_time(void)
 {
-	return bpf_ktime_get_ns() / 1000000000;
+	return tuple_time(bpf_ktime_get_ns());
 }
 
 static __always_inline __u64 ctx_netns_cookie(void *ctx)
@@ -152,7 +152,7 @@ static __always_inline void without_entry(__u64 cookie, const struct endpoint *a
 	if (!actual->port)
 		return;
 	n = bpf_map_lookup_elem(&revsk_import_backends, &key);
-	if (n && (!cookie || !legacy_find(cookie, actual, 0, &t)))
+	if (n && (!cookie || !legacy_find(cookie, actual, &t)))
 		__sync_fetch_and_add(n, 1);
 }
 

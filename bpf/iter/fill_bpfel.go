@@ -107,6 +107,7 @@ const (
 	FillMapCiliumSkipLb6              = "cilium_skip_lb6"
 	FillMapRevskConfig                = "revsk_config"
 	FillMapRevskConn                  = "revsk_conn"
+	FillMapRevskFormer                = "revsk_former"
 	FillMapRevskImport                = "revsk_import"
 	FillMapRevskImportBackends        = "revsk_import_backends"
 	FillMapRevskImportSockets         = "revsk_import_sockets"
@@ -212,6 +213,7 @@ type FillMapSpecs struct {
 	CiliumSkipLb6         *ebpf.MapSpec `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.MapSpec `ebpf:"revsk_config"`
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskImport           *ebpf.MapSpec `ebpf:"revsk_import"`
 	RevskImportBackends   *ebpf.MapSpec `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.MapSpec `ebpf:"revsk_import_sockets"`
@@ -285,6 +287,7 @@ type FillMaps struct {
 	CiliumSkipLb6         *ebpf.Map `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.Map `ebpf:"revsk_config"`
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskImport           *ebpf.Map `ebpf:"revsk_import"`
 	RevskImportBackends   *ebpf.Map `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.Map `ebpf:"revsk_import_sockets"`
@@ -310,6 +313,7 @@ func (m *FillMaps) Close() error {
 		m.CiliumSkipLb6,
 		m.RevskConfig,
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskImport,
 		m.RevskImportBackends,
 		m.RevskImportSockets,

@@ -36,12 +36,18 @@ struct revsk_conn_record {
 	struct revsk_conn_value value; /* its lock never taken */
 };
 
+struct revsk_former_record {
+	struct revsk_socket socket;
+	struct revsk_former_value value;
+};
+
 struct revsk_peers_record {
 	struct revsk_socket socket;
 	struct revsk_peers_value value;
 };
 
 _Static_assert(sizeof(struct revsk_conn_record) == 80 + 56, "no padding before the value");
+_Static_assert(sizeof(struct revsk_former_record) == 80 + 56, "no padding before the value");
 _Static_assert(sizeof(struct revsk_peers_record) == 80 + 184, "no padding before the value");
 
 struct {

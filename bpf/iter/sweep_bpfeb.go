@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SweepMapRevskConn     = "revsk_conn"
+	SweepMapRevskFormer   = "revsk_former"
 	SweepMapRevskPeers    = "revsk_peers"
 	SweepMapRevskSuspects = "revsk_suspects"
 	SweepProgMarkLiving   = "mark_living"
@@ -72,6 +73,7 @@ type SweepProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SweepMapSpecs struct {
 	RevskConn     *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer   *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskPeers    *ebpf.MapSpec `ebpf:"revsk_peers"`
 	RevskSuspects *ebpf.MapSpec `ebpf:"revsk_suspects"`
 }
@@ -103,6 +105,7 @@ func (o *SweepObjects) Close() error {
 // It can be passed to LoadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SweepMaps struct {
 	RevskConn     *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer   *ebpf.Map `ebpf:"revsk_former"`
 	RevskPeers    *ebpf.Map `ebpf:"revsk_peers"`
 	RevskSuspects *ebpf.Map `ebpf:"revsk_suspects"`
 }
@@ -110,6 +113,7 @@ type SweepMaps struct {
 func (m *SweepMaps) Close() error {
 	return _SweepClose(
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskPeers,
 		m.RevskSuspects,
 	)

@@ -18,6 +18,11 @@ enum revsk_mode {
 
 struct revsk_config_value {
 	__u32 mode; /* enum revsk_mode */
+	/*
+	 * The time, as in a tuple, when these hooks began after others, or none, had run: what a socket
+	 * remembers from before that may have changed unnoticed. 0: never.
+	 */
+	__u32 mark;
 };
 
 struct {

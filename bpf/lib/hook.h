@@ -4,6 +4,7 @@
 
 #include "endpoint.h"
 #include "sock_ref.h"
+#include "tuple.h"
 
 enum {
 	HOOK_REJECT = 0,
@@ -33,9 +34,9 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return bpf_get_netns_cookie(NULL);
 }
 
-static __always_inline __u32 ctx_seconds_since_boot(void)
+static __always_inline __u32 ctx_time(void)
 {
-	return (cfg_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns()) / 1000000000;
+	return tuple_time(cfg_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns());
 }
 
 static __always_inline struct endpoint hook_address(const struct bpf_sock_addr *ctx, bool v6)

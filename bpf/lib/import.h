@@ -11,7 +11,7 @@
 /* What has become of an entry. The values are the interface to package migrate. */
 enum revsk_fate {
 	REVSK_FATE_NOT_MET = 0, /* no program has met its socket */
-	REVSK_FATE_CONN = 1, /* moved to revsk_conn */
+	REVSK_FATE_CONN = 1, /* moved to revsk_conn, or to revsk_former */
 	REVSK_FATE_PEERS = 2, /* moved to revsk_peers, or its chain */
 	REVSK_FATE_PRESENT = 3, /* the socket has a tuple for that peer already */
 	REVSK_FATE_ENDED =
@@ -42,7 +42,7 @@ static __always_inline bool import_has_ended(struct sock_ref *s, const struct en
 {
 	struct revsk_tuple now = {};
 
-	return !legacy_find(sock_cookie(s), peer, 0, &now) && now.peer_port;
+	return !legacy_find(sock_cookie(s), peer, &now) && now.peer_port;
 }
 
 /* @actual is the socket's peer as the kernel has it; port 0: none. */
@@ -51,6 +51,7 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 						    const struct endpoint *actual, __u8 protocol)
 {
 	const struct endpoint peer = { .addr = e->peer, .port = e->peer_port };
+	const struct endpoint none = {};
 	bool connected = endpoint_equal(&peer, actual);
 	struct revsk_conn_value *conn = conn_get(s);
 	struct revsk_peers_value *p = peers_get(s);
@@ -61,12 +62,11 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 			.peer_port = e->peer_port,
 			.service_port = e->service_port,
 			.rev_nat_index = e->rev_nat_index,
-			.protocol = protocol,
 			.flags = REVSK_TUPLE_MIGRATED,
 		},
 	};
 
-	if (conn && tuple_has_peer(&conn->tuple, &peer))
+	if (connection_find(s, &peer))
 		return REVSK_FATE_PRESENT;
 	if (p && peers_find(p, &peer))
 		return REVSK_FATE_PRESENT;
@@ -79,17 +79,25 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	if (cfg_dry_run)
 		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
-	new.tuple.created = ctx_seconds_since_boot();
+	new.tuple.time = ctx_time();
+	if (connected && !conn) {
+		if (conn_create(s, &new, p))
+			return REVSK_FATE_NO_MEMORY;
+		return REVSK_FATE_CONN;
+	}
+	if (connected && !conn->tuple.peer_port) {
+		conn_write(conn, &new.tuple);
+		count(REVSK_STORED);
+		return REVSK_FATE_CONN;
+	}
 	if (connected) {
-		new.tuple.flags |= REVSK_TUPLE_FROM_CONNECT;
-		if (!conn) {
-			if (conn_create(s, &new, p))
-				return REVSK_FATE_NO_MEMORY;
-			return REVSK_FATE_CONN;
-		}
 		/* A hook has replaced the connection, but the kernel has rejected the new one. */
 		if (protocol == IPPROTO_TCP)
 			return REVSK_FATE_CONFLICT;
+		if (former_store(s, conn, p, &new.tuple, new.tuple.time, &none))
+			return REVSK_FATE_NO_MEMORY;
+		count(REVSK_STORED);
+		return REVSK_FATE_CONN;
 	}
 	p = peers_get_or_create(s, p);
 	if (!p || peers_add(p, sock_cookie(s), &new.tuple))

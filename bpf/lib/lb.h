@@ -132,7 +132,6 @@ static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req
 	t->service = req->dst.addr;
 	t->service_port = req->dst.port;
 	t->rev_nat_index = svc->rev_nat_index;
-	t->protocol = req->protocol;
 	t->backend_id = backend_id;
 	return LB_TRANSLATED;
 }
@@ -146,9 +145,10 @@ static __always_inline bool service_is_of(const struct lb_service *svc, const st
  * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
  * index, and has backends.
  */
-static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t)
+static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t,
+					     __u8 protocol)
 {
-	struct service_key key = { .frontend = tuple_service(t), .protocol = t->protocol };
+	struct service_key key = { .frontend = tuple_service(t), .protocol = protocol };
 	struct lb_service *svc = service_lookup(s, &key);
 
 	return svc && service_is_of(svc, t);

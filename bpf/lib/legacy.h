@@ -111,7 +111,7 @@ static __always_inline int legacy_store(__u64 cookie, const struct revsk_tuple *
 }
 
 /* Fills @t with what the hash knows of @peer; false if it knows nothing. */
-static __always_inline bool legacy_find(__u64 cookie, const struct endpoint *peer, __u8 protocol,
+static __always_inline bool legacy_find(__u64 cookie, const struct endpoint *peer,
 					struct revsk_tuple *t)
 {
 	if (ip_is_v4(&peer->addr)) {
@@ -135,7 +135,6 @@ static __always_inline bool legacy_find(__u64 cookie, const struct endpoint *pee
 	}
 	t->peer = peer->addr;
 	t->peer_port = peer->port;
-	t->protocol = protocol;
 	return !legacy_has_ended(t);
 }
 
@@ -157,7 +156,7 @@ static __always_inline void legacy_end(__u64 cookie, const struct endpoint *peer
 {
 	struct revsk_tuple t = {};
 
-	if (!legacy_find(cookie, peer, 0, &t))
+	if (!legacy_find(cookie, peer, &t))
 		return;
 	t.service = peer->addr;
 	t.service_port = peer->port;

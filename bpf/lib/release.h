@@ -67,12 +67,20 @@ static __always_inline struct revsk_peers_value *revnat_release(struct sock_ref 
 	enum revsk_mode mode = current_mode();
 	bool with_hash = mode_has_hash(mode);
 	struct revsk_conn_value *conn = conn_get(s);
+	struct revsk_former_value *former = former_get(s, conn);
 	struct revsk_peers_value *p = peers_get(s);
 	struct endpoint peer;
 	__u64 tuples = 0;
 
 	/* In every mode: the storage may be from before the mode was switched. */
-	if (conn) {
+	if (former) {
+		tuples++;
+		if (with_hash) {
+			peer = tuple_peer(&former->tuple);
+			legacy_delete(sock_cookie(s), &peer);
+		}
+	}
+	if (conn && conn->tuple.peer_port) {
 		tuples++;
 		if (!dst->port)
 			count(REVSK_RELEASE_ZEROED);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * What a socket remembers: the rules of each hook. They alone decide which tuples a socket holds;
- * tuple.h, peers.h, overflow.h and legacy.h say how.
+ * tuple.h, conn.h, peers.h, overflow.h and legacy.h say how.
  *
  * Locking. connect, sendmsg, recvmsg and getpeername hooks run under the lock of their socket
  * (lock_sock) on every kernel since 5.10: TCP connects hold it already, the UDP and getpeername
@@ -23,39 +23,11 @@
  */
 #pragma once
 
+#include "conn.h"
 #include "lb.h"
 #include "legacy.h"
 #include "metrics.h"
 #include "peers.h"
-
-static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
-{
-	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
-}
-
-/* The socket's peers, created empty if it has none; NULL if there is no memory for it. */
-static __always_inline struct revsk_peers_value *peers_get_or_create(struct sock_ref *s,
-								     struct revsk_peers_value *p)
-{
-	if (p)
-		return p;
-	p = bpf_sk_storage_get(&revsk_peers, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (p)
-		p->has_conn = !!conn_get(s);
-	return p;
-}
-
-/* Stores what the socket, which has no conn, is connected to. Returns 0 or -ENOMEM. */
-static __always_inline int conn_create(struct sock_ref *s, struct revsk_conn_value *new,
-				       struct revsk_peers_value *p)
-{
-	if (!bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE))
-		return -ENOMEM;
-	if (p)
-		p->has_conn = true;
-	count(REVSK_STORED);
-	return 0;
-}
 
 /* The socket's tuple for @peer is no longer true. Returns whether there was one. */
 static __always_inline bool peers_drop(struct sock_ref *s, const struct endpoint *peer,
@@ -69,16 +41,13 @@ static __always_inline bool peers_drop(struct sock_ref *s, const struct endpoint
 	return true;
 }
 
-static __always_inline bool conn_drop(struct sock_ref *s, const struct endpoint *peer,
-				      enum revsk_metric why)
+/* The same of what only a datagram socket has: a former connection, and what it has sent to. */
+static __always_inline bool datagram_drop(struct sock_ref *s, const struct endpoint *peer,
+					  enum revsk_metric why)
 {
-	struct revsk_conn_value *conn = conn_get(s);
+	bool dropped = former_drop(s, peer, why);
 
-	if (!conn || !tuple_has_peer(&conn->tuple, peer) ||
-	    bpf_sk_storage_delete(&revsk_conn, s->sk))
-		return false;
-	count(why);
-	return true;
+	return peers_drop(s, peer, why) || dropped;
 }
 
 /* Mode dual: what storage has dropped leaves the hash; what only the hash knew is ended there. */
@@ -91,27 +60,45 @@ static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct 
 		legacy_end(sock_cookie(s), dst);
 }
 
-/*
- * A datagram socket connects elsewhere. What it received from the old peer may still be in its
- * queue, and if the kernel rejects the new connection the old one stays: so the old tuple is kept,
- * among the peers, unless the socket has sent to that peer since (the latest service wins).
- */
-static __noinline int conn_keep_former(struct revsk_peers_value *p, __u64 cookie,
-				       const struct revsk_tuple *old)
+/* What the hash says of @peer is to be what the socket has sent to it, if anything. */
+static __noinline int legacy_restore_sent(__u64 cookie, struct revsk_peers_value *p,
+					  const struct endpoint *peer)
 {
-	struct revsk_tuple *newer;
+	struct revsk_tuple *t;
+
+	if (!peer)
+		return -EINVAL;
+	t = p ? peers_find(p, peer) : NULL;
+	if (t)
+		return legacy_store(cookie, t);
+	legacy_delete(cookie, peer);
+	return 0;
+}
+
+/*
+ * A datagram socket that is connected to @conn connects elsewhere, to @next: the connection becomes the
+ * former one. But if the kernel has rejected it, and the former one is the socket's still, then there was
+ * none, and the former one stays.
+ */
+static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *conn,
+				  struct revsk_peers_value *p, const struct endpoint *next,
+				  enum revsk_mode mode)
+{
+	const struct endpoint actual = sock_peer(s->sk);
+	struct revsk_former_value *former;
 	struct endpoint peer;
 
-	if (!p || !old)
+	if (!conn)
 		return -EINVAL;
-	peer = tuple_peer(old);
-	newer = peers_find(p, &peer);
-	if (newer) {
-		newer->flags |= REVSK_TUPLE_FROM_CONNECT;
+	former = former_get(s, conn);
+	if (former_is(former, &actual)) {
+		peer = tuple_peer(&conn->tuple);
+		if (mode_has_hash(mode))
+			legacy_restore_sent(sock_cookie(s), p, &peer);
 		count(REVSK_DROPPED_REPLACED);
 		return 0;
 	}
-	return peers_add(p, cookie, old);
+	return former_store(s, conn, p, &conn->tuple, ctx_time(), next);
 }
 
 static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_value *conn,
@@ -119,15 +106,17 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 					bool datagram, enum revsk_mode mode)
 {
 	const struct endpoint old_peer = tuple_peer(&conn->tuple);
+	const struct endpoint peer = tuple_peer(t);
 	int err = 0;
 
-	if (tuple_has_peer(t, &old_peer)) {
+	if (endpoint_equal(&old_peer, &peer)) {
 		if (tuple_same_service(&conn->tuple, t))
 			return 0;
 		count(REVSK_UPDATED);
+	} else if (!old_peer.port) {
+		count(REVSK_STORED);
 	} else if (datagram) {
-		p = peers_get_or_create(s, p);
-		err = p ? conn_keep_former(p, sock_cookie(s), &conn->tuple) : -ENOMEM;
+		err = conn_retire(s, conn, p, &peer, mode);
 		if (err)
 			return err;
 		count(REVSK_STORED);
@@ -137,9 +126,9 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 		count(REVSK_DROPPED_REPLACED);
 		count(REVSK_STORED);
 	}
-	bpf_spin_lock(&conn->lock);
-	conn->tuple = *t;
-	bpf_spin_unlock(&conn->lock);
+	conn_write(conn, t);
+	if (datagram)
+		former_drop(s, &peer, REVSK_DROPPED_REPLACED);
 	return 0;
 }
 
@@ -149,7 +138,7 @@ static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_valu
 {
 	struct revsk_conn_value *conn = conn_get(s);
 
-	new->tuple.created = ctx_seconds_since_boot();
+	new->tuple.time = ctx_time();
 	if (!conn)
 		return conn_create(s, new, p);
 	return conn_replace(s, conn, &new->tuple, p, datagram, mode);
@@ -164,7 +153,6 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 	struct revsk_peers_value *p = NULL;
 	int err = 0;
 
-	new->tuple.flags = REVSK_TUPLE_FROM_CONNECT;
 	/* Storage first: it is what can fail, and a rejected call leaves nothing in the hash. */
 	if (mode_has_storage(mode)) {
 		/* Asked for before: on a socket without any storage this costs nothing. */
@@ -177,7 +165,7 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 		/* What storage says of this peer is from before the mode was switched. */
 		conn_drop(s, &peer, REVSK_DROPPED_REPLACED);
 		if (datagram)
-			peers_drop(s, &peer, REVSK_DROPPED_REPLACED);
+			datagram_drop(s, &peer, REVSK_DROPPED_REPLACED);
 	}
 	if (!err && mode_has_hash(mode))
 		err = legacy_store(sock_cookie(s), &new->tuple);
@@ -188,9 +176,12 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 static __always_inline void revnat_connect_direct(struct sock_ref *s, const struct endpoint *dst,
 						  bool datagram)
 {
-	bool dropped = conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+	bool dropped;
 
-	if (datagram && peers_drop(s, dst, REVSK_DROPPED_DIRECT))
+	if (!dst->port)
+		return;
+	dropped = conn_drop(s, dst, REVSK_DROPPED_DIRECT);
+	if (datagram && datagram_drop(s, dst, REVSK_DROPPED_DIRECT))
 		dropped = true;
 	if (current_mode() == REVSK_MODE_DUAL)
 		legacy_drop_direct(s, dst, dropped);
@@ -207,12 +198,13 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 	p = peers_get_or_create(s, p);
 	if (!p)
 		return -ENOMEM;
+	t->time = ctx_time();
 	slot = slot_find(p, &peer);
-	if (slot && tuple_same_service(slot, t))
+	if (slot && tuple_same_service(slot, t)) {
+		tuple_touch(slot, t->time);
 		return 0;
-	t->created = ctx_seconds_since_boot();
+	}
 	if (slot) {
-		t->flags |= slot->flags & REVSK_TUPLE_FROM_CONNECT;
 		slot_write(p, slot, t);
 		count(REVSK_UPDATED);
 		return 0;
@@ -220,10 +212,10 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 	v = overflow_find(p, &peer);
 	if (v) {
 		if (tuple_same_service(&v->tuple, t)) {
+			tuple_touch(&v->tuple, t->time);
 			peers_chain_hit(p, &v->tuple);
 			return 0;
 		}
-		t->flags |= v->tuple.flags & REVSK_TUPLE_FROM_CONNECT;
 		err = overflow_replace(p, t);
 		if (!err)
 			count(REVSK_UPDATED);
@@ -256,24 +248,6 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
 	return err;
 }
 
-/* The socket's actual peer, as the kernel has it. */
-static __always_inline struct endpoint sock_peer(struct bpf_sock *socket)
-{
-	/* volatile, and all read at once: else the compiler merges the loads of both families into
-	 * one from an address that it computes, and the verifier refuses that of a context.
-	 */
-	volatile struct bpf_sock *sk = socket;
-	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
-	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
-					      sk->dst_ip6[3] } };
-	const struct endpoint peer = {
-		.addr = sk->family == AF_INET6 ? v6 : v4,
-		.port = (__be16)sk->dst_port,
-	};
-
-	return peer;
-}
-
 /*
  * sendmsg to no service: drop what the socket remembers of the very address now sent to. A connection
  * to that address is not a send's to end: then only what another send has left goes. (For a v4-mapped
@@ -285,28 +259,29 @@ static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const stru
 	bool dual = current_mode() == REVSK_MODE_DUAL;
 	const struct endpoint peer = sock_peer(s->sk);
 	bool connected = endpoint_equal(&peer, dst);
-	struct revsk_conn_value *conn;
-	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
 	bool dropped;
 
-	if (connected) {
-		p = peers_get(s);
-		t = p ? peers_find(p, dst) : NULL;
-		if (!t || (t->flags & REVSK_TUPLE_FROM_CONNECT))
-			return;
-	}
+	if (!dst->port)
+		return;
 	dropped = peers_drop(s, dst, REVSK_DROPPED_DIRECT);
-	if (!connected && conn_drop(s, dst, REVSK_DROPPED_DIRECT))
-		dropped = true;
+	if (connected) {
+		/* The hash has one entry for both: it is the connection's again. */
+		t = dual && dropped ? connection_find(s, dst) : NULL;
+		if (t) {
+			legacy_store(sock_cookie(s), t);
+			return;
+		}
+		if (!dropped)
+			return;
+	} else {
+		if (former_drop(s, dst, REVSK_DROPPED_DIRECT))
+			dropped = true;
+		if (conn_drop(s, dst, REVSK_DROPPED_DIRECT))
+			dropped = true;
+	}
 	if (dual)
 		legacy_drop_direct(s, dst, dropped);
-	if (!connected)
-		return;
-	/* The hash has one entry for both: it is the connection's again. */
-	conn = dual ? conn_get(s) : NULL;
-	if (conn && tuple_has_peer(&conn->tuple, dst))
-		legacy_store(sock_cookie(s), &conn->tuple);
 }
 
 /* The service by which the hash knows @peer; false if it knows none. */
@@ -315,10 +290,10 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 {
 	struct revsk_tuple t = {};
 
-	if (!legacy_find(sock_cookie(s), peer, protocol, &t))
+	if (!legacy_find(sock_cookie(s), peer, &t))
 		return false;
 	*service = tuple_service(&t);
-	if (tuple_is_current(s, &t))
+	if (tuple_is_current(s, &t, protocol))
 		return true;
 	legacy_delete(sock_cookie(s), peer);
 	return false;
@@ -329,11 +304,11 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
  * dropped. The hash's entry of that peer, if there is one, says the same and goes with it.
  */
 static __always_inline bool tuple_answers(struct sock_ref *s, const struct revsk_tuple *t,
-					  const struct endpoint *peer, enum revsk_mode mode,
-					  struct endpoint *service)
+					  const struct endpoint *peer, __u8 protocol,
+					  enum revsk_mode mode, struct endpoint *service)
 {
 	*service = tuple_service(t);
-	if (tuple_is_current(s, t))
+	if (tuple_is_current(s, t, protocol))
 		return true;
 	if (mode_has_hash(mode))
 		legacy_delete(sock_cookie(s), peer);
@@ -345,23 +320,32 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 					  __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
+	struct revsk_former_value *former;
 	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
 
+	if (!src->port)
+		return false;
 	if (mode_has_storage(mode)) {
 		p = peers_get(s);
 		t = p ? peers_find(p, src) : NULL;
 		if (t) {
-			if (tuple_answers(s, t, src, mode, service))
+			if (tuple_answers(s, t, src, protocol, mode, service))
 				return true;
 			peers_drop(s, src, REVSK_DROPPED_STALE);
 		}
 		conn = !p || p->has_conn ? conn_get(s) : NULL;
-		if (conn && tuple_has_peer(&conn->tuple, src)) {
-			if (tuple_answers(s, &conn->tuple, src, mode, service))
+		if (conn_is(conn, src)) {
+			if (tuple_answers(s, &conn->tuple, src, protocol, mode, service))
 				return true;
 			conn_drop(s, src, REVSK_DROPPED_STALE);
+		}
+		former = former_get(s, conn);
+		if (former_is(former, src)) {
+			if (tuple_answers(s, &former->tuple, src, protocol, mode, service))
+				return true;
+			former_drop(s, src, REVSK_DROPPED_STALE);
 		}
 	}
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, service);
@@ -375,29 +359,26 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 					    __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
-	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
 
+	if (!peer->port)
+		return false;
 	if (mode_has_storage(mode)) {
-		conn = conn_get(s);
-		if (conn && tuple_has_peer(&conn->tuple, peer)) {
-			if (tuple_answers(s, &conn->tuple, peer, mode, service))
-				return true;
-			conn_drop(s, peer, REVSK_DROPPED_STALE);
-			return false;
-		}
-		/* The kernel rejected a connect elsewhere: the former connection is still there. */
-		p = peers_get(s);
-		t = p ? peers_find(p, peer) : NULL;
-		if (t && !(t->flags & REVSK_TUPLE_FROM_CONNECT))
-			return false;
+		t = connection_find(s, peer);
 		if (t) {
-			if (tuple_answers(s, t, peer, mode, service))
+			if (tuple_answers(s, t, peer, protocol, mode, service))
 				return true;
-			peers_drop(s, peer, REVSK_DROPPED_STALE);
+			if (!conn_drop(s, peer, REVSK_DROPPED_STALE))
+				former_drop(s, peer, REVSK_DROPPED_STALE);
 			return false;
 		}
+		if (!mode_has_hash(mode))
+			return false;
+		/* The hash does not tell what was only sent from a connection. */
+		p = peers_get(s);
+		if (p && peers_find(p, peer))
+			return false;
 	}
 	return mode_has_hash(mode) && legacy_service(s, peer, protocol, service);
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "config.h"
+#include "endpoint.h"
 #include "kernel.h"
 
 struct sock_ref {
@@ -19,8 +20,8 @@ struct sock_ref {
 static __always_inline __u64 ctx_socket_cookie(void *ctx);
 static __always_inline __u64 ctx_netns_cookie(void *ctx);
 static __always_inline __u64 ctx_host_netns_cookie(void);
-/* CLOCK_MONOTONIC, in seconds. */
-static __always_inline __u32 ctx_seconds_since_boot(void);
+/* Now, as the time of a tuple. */
+static __always_inline __u32 ctx_time(void);
 
 static __always_inline __u64 sock_cookie(struct sock_ref *s)
 {
@@ -36,4 +37,22 @@ static __always_inline bool netns_is_host(struct sock_ref *s)
 	if (!host)
 		host = ctx_host_netns_cookie();
 	return ctx_netns_cookie(s->ctx) == host;
+}
+
+/* The socket's actual peer, as the kernel has it. */
+static __always_inline struct endpoint sock_peer(struct bpf_sock *socket)
+{
+	/* volatile, and all read at once: else the compiler merges the loads of both families into
+	 * one from an address that it computes, and the verifier refuses that of a context.
+	 */
+	volatile struct bpf_sock *sk = socket;
+	const union ip_addr v4 = ip_from_v4(sk->dst_ip4);
+	const union ip_addr v6 = { .words = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2],
+					      sk->dst_ip6[3] } };
+	const struct endpoint peer = {
+		.addr = sk->family == AF_INET6 ? v6 : v4,
+		.port = (__be16)sk->dst_port,
+	};
+
+	return peer;
 }

@@ -6,7 +6,8 @@
  * 96, 128, 192, 256 bytes: hence 56 bytes for what most sockets have (bucket 128), and 184 for
  * what multiplexing sockets have (bucket 256), which sets the number of slots.
  *
- * These layouts are pinned and outlive the programs: a change gets a new map name.
+ * These layouts are pinned and outlive the programs: a changed layout gets a new map, whose name ends with
+ * its version (revsk_conn_v2). A name without one is version 1.
  *
  * The header ends with a pointer in the cache line that the value begins in: what every datagram needs is
  * in the first 56 bytes.
@@ -17,34 +18,54 @@
 #include "kernel.h"
 
 enum {
-	/* The application connected to this peer; kept after it connected elsewhere. */
-	REVSK_TUPLE_FROM_CONNECT = 1 << 0,
 	/* Brought from the hash by the migrator. */
-	REVSK_TUPLE_MIGRATED = 1 << 1,
+	REVSK_TUPLE_MIGRATED = 1 << 0,
+	/* Mode dual: the application has turned to the peer itself. Says that there is no tuple. */
+	REVSK_TUPLE_ENDED = 1 << 1,
+	/* Of a table: read since it was last considered for eviction. */
+	REVSK_TUPLE_REFERENCED = 1 << 2,
 };
 
+/* A tuple without a peer port is none: nothing can be sent to port 0, and no tuple is stored for it. */
 struct revsk_tuple {
 	union ip_addr peer; /* the backend, as the kernel sees it */
 	union ip_addr service; /* the address that the application used */
 	__be16 peer_port;
 	__be16 service_port;
 	__be16 rev_nat_index;
-	__u8 protocol;
 	__u8 flags; /* REVSK_TUPLE_* */
+	__u8 reserved;
 	__u32 backend_id; /* 0: unknown */
-	__u32 created; /* seconds since boot, CLOCK_MONOTONIC */
+	/*
+	 * CLOCK_MONOTONIC in units of 2^30 ns (1.07 s), 0: unknown. Of a connection when it was made, of a
+	 * former one when it was replaced, of what was sent when the last datagram was.
+	 */
+	__u32 time;
 };
 
 _Static_assert(sizeof(struct revsk_tuple) == 48, "revsk_tuple is 48 bytes");
 
-/* Value of revsk_conn: what the socket is connected to. */
+enum {
+	/* The socket has a revsk_former. */
+	REVSK_CONN_HAS_FORMER = 1 << 0,
+};
+
+/* Value of revsk_conn: what the socket is connected to. Has no tuple if only revsk_former has one. */
 struct revsk_conn_value {
 	struct revsk_tuple tuple;
 	struct bpf_spin_lock lock; /* see revnat.h */
-	__u32 pad;
+	__u32 bits; /* REVSK_CONN_* */
+};
+
+/* Value of revsk_former: what a datagram socket was connected to before. */
+struct revsk_former_value {
+	struct revsk_tuple tuple;
+	struct bpf_spin_lock lock;
+	__u32 reserved;
 };
 
 _Static_assert(sizeof(struct revsk_conn_value) == 56, "fits the 128-byte bucket");
+_Static_assert(sizeof(struct revsk_former_value) == 56, "fits the 128-byte bucket");
 
 #define REVSK_SLOTS 3
 
@@ -76,8 +97,21 @@ struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
+	__type(value, struct revsk_former_value);
+} revsk_former SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
 	__type(value, struct revsk_peers_value);
 } revsk_peers SEC(".maps");
+
+/* Of a time of CLOCK_MONOTONIC, in ns. */
+static __always_inline __u32 tuple_time(__u64 ns)
+{
+	return ns >> 30;
+}
 
 static __always_inline bool tuple_has_peer(const struct revsk_tuple *t, const struct endpoint *peer)
 {
@@ -98,7 +132,17 @@ static __always_inline struct endpoint tuple_service(const struct revsk_tuple *t
 	return ep;
 }
 
-/* Both say the same of the same peer; their ages may differ. */
+/*
+ * The tuple is true at this time, too. An aligned word, so it needs no lock, and is written about once a
+ * second at most.
+ */
+static __always_inline void tuple_touch(struct revsk_tuple *t, __u32 time)
+{
+	if (t->time != time)
+		t->time = time;
+}
+
+/* Both say the same of the same peer; their times may differ. */
 static __always_inline bool tuple_same_service(const struct revsk_tuple *a,
 					       const struct revsk_tuple *b)
 {

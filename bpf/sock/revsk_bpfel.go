@@ -16,6 +16,7 @@ import (
 type SockRevskConfigValue struct {
 	_    structs.HostLayout
 	Mode uint32
+	Mark uint32
 }
 
 type SockRevskConnValue struct {
@@ -25,7 +26,17 @@ type SockRevskConnValue struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad uint32
+	Bits uint32
+}
+
+type SockRevskFormerValue struct {
+	_     structs.HostLayout
+	Tuple SockRevskTuple
+	Lock  struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved uint32
 }
 
 type SockRevskMetric uint32
@@ -117,10 +128,10 @@ type SockRevskTuple struct {
 	PeerPort    uint16
 	ServicePort uint16
 	RevNatIndex uint16
-	Protocol    uint8
 	Flags       uint8
+	Reserved    uint8
 	BackendId   uint32
-	Created     uint32
+	Time        uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -143,6 +154,7 @@ const (
 	SockMapCiliumSkipLb6              = "cilium_skip_lb6"
 	SockMapRevskConfig                = "revsk_config"
 	SockMapRevskConn                  = "revsk_conn"
+	SockMapRevskFormer                = "revsk_former"
 	SockMapRevskMetrics               = "revsk_metrics"
 	SockMapRevskOverflow              = "revsk_overflow"
 	SockMapRevskPeers                 = "revsk_peers"
@@ -258,6 +270,7 @@ type SockMapSpecs struct {
 	CiliumSkipLb6         *ebpf.MapSpec `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.MapSpec `ebpf:"revsk_config"`
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
@@ -323,6 +336,7 @@ type SockMaps struct {
 	CiliumSkipLb6         *ebpf.Map `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.Map `ebpf:"revsk_config"`
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
@@ -346,6 +360,7 @@ func (m *SockMaps) Close() error {
 		m.CiliumSkipLb6,
 		m.RevskConfig,
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskMetrics,
 		m.RevskOverflow,
 		m.RevskPeers,

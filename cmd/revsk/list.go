@@ -23,13 +23,13 @@ func newListCommand(env *env) *cobra.Command {
 		Use:   "list",
 		Short: "List the sockets that talk to a service",
 		Long: `Lists every socket that holds a tuple, in all network namespaces: what it is
-connected to and, for unconnected datagram sockets, whom it has sent to. A socket
-has a line for each.
+connected to and, for datagram sockets, whom it has sent to. A socket has a line
+for each.
 
   PEER      the backend, as the kernel sees it
   SERVICE   the address that the application used
-  HOW       connected, or sent (a datagram to a peer it is not connected to)
-  AGE       since the socket first used that service
+  HOW       connected; former (a datagram socket was connected before); or sent
+  AGE       since it connected, connected elsewhere, or last sent; - if unknown
   NETNS     name as of "ip netns", or inode number
   PROCESS   every process that has the socket open, as PID/COMMAND
 
@@ -73,15 +73,10 @@ func runList(ctx context.Context, env *env) error {
 }
 
 func inspectMaps(dp *loader.Datapath) inspect.Maps {
-	return inspect.Maps{
-		Conn:     dp.Map("revsk_conn"),
-		Peers:    dp.Map("revsk_peers"),
-		Overflow: dp.Map("revsk_overflow"),
-		Config:   dp.Map("revsk_config"),
-	}
+	return inspect.MapsOf(dp.Map)
 }
 
-// sinceBoot is the time on the clock of revnat.Tuple.Created.
+// sinceBoot is the time on the clock of revnat.Tuple.Time.
 func sinceBoot() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
@@ -90,8 +85,16 @@ func sinceBoot() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-func age(t revnat.Tuple, now time.Duration) time.Duration {
-	return max(0, (now - t.Created).Truncate(time.Second))
+// age is the time since that of the tuple; false if it is unknown.
+func age(t revnat.Tuple, now time.Duration) (time.Duration, bool) {
+	return max(0, (now - t.Time).Truncate(time.Second)), t.Time != 0
+}
+
+func ageText(t revnat.Tuple, now time.Duration) string {
+	if age, known := age(t, now); known {
+		return age.String()
+	}
+	return "-"
 }
 
 func printSockets(env *env, sockets []inspect.Socket, now time.Duration) error {
@@ -100,10 +103,13 @@ func printSockets(env *env, sockets []inspect.Socket, now time.Duration) error {
 	for _, s := range sockets {
 		row := func(how string, tuple revnat.Tuple) {
 			t.row(s.Protocol, s.State, s.Local, tuple.Peer, tuple.Service, tuple.RevNATIndex, how,
-				age(tuple, now), netnsText(s.NetNS), cookieText(s.Cookie), ownersText(s.Owners))
+				ageText(tuple, now), netnsText(s.NetNS), cookieText(s.Cookie), ownersText(s.Owners))
 		}
 		if s.Conn != nil {
 			row("connected", *s.Conn)
+		}
+		if s.Former != nil {
+			row("former", *s.Former)
 		}
 		for _, p := range s.Peers {
 			row("sent", p)
@@ -162,6 +168,7 @@ type socketDocument struct {
 	Cookie    uint64            `json:"cookie,string"` // a number too large for many readers of JSON
 	Inode     uint64            `json:"inode"`
 	Connected *tupleDocument    `json:"connected"`
+	Former    *tupleDocument    `json:"former,omitempty"` // of a datagram socket that has connected elsewhere
 	Sent      []tupleDocument   `json:"sent"`
 	Processes []processDocument `json:"processes"`
 }
@@ -178,7 +185,7 @@ type tupleDocument struct {
 	Service    string `json:"service"` // ADDR:PORT
 	RevNat     uint16 `json:"rev_nat"`
 	BackendID  uint32 `json:"backend_id"`
-	AgeSeconds int64  `json:"age_seconds"`
+	AgeSeconds *int64 `json:"age_seconds"` // null: unknown
 	Migrated   bool   `json:"migrated"`
 }
 
@@ -214,6 +221,10 @@ func newSocketDocument(s inspect.Socket, now time.Duration) socketDocument {
 		connected := newTupleDocument(*s.Conn, now)
 		d.Connected = &connected
 	}
+	if s.Former != nil {
+		former := newTupleDocument(*s.Former, now)
+		d.Former = &former
+	}
 	for _, p := range s.Peers {
 		d.Sent = append(d.Sent, newTupleDocument(p, now))
 	}
@@ -224,12 +235,16 @@ func newSocketDocument(s inspect.Socket, now time.Duration) socketDocument {
 }
 
 func newTupleDocument(t revnat.Tuple, now time.Duration) tupleDocument {
-	return tupleDocument{
-		Peer:       t.Peer.String(),
-		Service:    t.Service.String(),
-		RevNat:     t.RevNATIndex,
-		BackendID:  t.BackendID,
-		AgeSeconds: int64(age(t, now) / time.Second),
-		Migrated:   t.Migrated,
+	d := tupleDocument{
+		Peer:      t.Peer.String(),
+		Service:   t.Service.String(),
+		RevNat:    t.RevNATIndex,
+		BackendID: t.BackendID,
+		Migrated:  t.Migrated,
 	}
+	if age, known := age(t, now); known {
+		seconds := int64(age / time.Second)
+		d.AgeSeconds = &seconds
+	}
+	return d
 }

@@ -33,6 +33,7 @@ const (
 	ReferenceMapReferenceConfig                        = "reference_config"
 	ReferenceMapReferenceMetrics                       = "reference_metrics"
 	ReferenceMapRevskConn                              = "revsk_conn"
+	ReferenceMapRevskFormer                            = "revsk_former"
 	ReferenceMapRevskOverflow                          = "revsk_overflow"
 	ReferenceMapRevskPeers                             = "revsk_peers"
 	ReferenceProgCilSock4Connect                       = "cil_sock4_connect"
@@ -148,6 +149,7 @@ type ReferenceMapSpecs struct {
 	ReferenceConfig       *ebpf.MapSpec `ebpf:"reference_config"`
 	ReferenceMetrics      *ebpf.MapSpec `ebpf:"reference_metrics"`
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
 }
@@ -213,6 +215,7 @@ type ReferenceMaps struct {
 	ReferenceConfig       *ebpf.Map `ebpf:"reference_config"`
 	ReferenceMetrics      *ebpf.Map `ebpf:"reference_metrics"`
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
 }
@@ -236,6 +239,7 @@ func (m *ReferenceMaps) Close() error {
 		m.ReferenceConfig,
 		m.ReferenceMetrics,
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskOverflow,
 		m.RevskPeers,
 	)

@@ -143,9 +143,7 @@ func (b *bench) passes(ctx context.Context, v *variant, n int) (err error) {
 		return err
 	}
 
-	maps := inspect.Maps{
-		Conn: conn, Peers: v.dp.Map("revsk_peers"), Overflow: v.dp.Map("revsk_overflow"), Config: v.dp.Map("revsk_config"),
-	}
+	maps := inspect.MapsOf(v.dp.Map)
 	err = b.pass(ctx, "list", n, passRepeats, func() error {
 		sockets, err := inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: true})
 		return errors.Join(err, counted(len(sockets), n))

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/revnat"
 )
@@ -116,7 +115,7 @@ func closeWithChain(t *testing.T, n int) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 53)
 	}
 	tuple := func(peer netip.AddrPort) revnat.Tuple {
-		return revnat.Tuple{Peer: peer, Service: netip.MustParseAddrPort("10.96.0.1:53"), Protocol: lbmap.ProtocolUDP}
+		return revnat.Tuple{Peer: peer, Service: netip.MustParseAddrPort("10.96.0.1:53")}
 	}
 	for i := range n {
 		require.NoError(t, datapath.Map(sock.SockMapRevskOverflow).Put(

@@ -27,11 +27,9 @@ func TestConnect(t *testing.T) {
 			assert.Equal(s, a.backend, tuple.Peer)
 			assert.Equal(s, a.front, tuple.Service)
 			assert.Equal(s, a.revNat, tuple.RevNATIndex)
-			assert.EqualValues(s, s.protocol, tuple.Protocol)
-			assert.True(s, tuple.FromConnect)
 			assert.False(s, tuple.Migrated)
 			assert.NotZero(s, tuple.BackendID)
-			assert.InDelta(s, uptime(s.T).Seconds(), tuple.Created.Seconds(), 60)
+			assert.InDelta(s, uptime(s.T).Seconds(), tuple.Time.Seconds(), 60)
 		}},
 		rule{name: "to an address of no service is left alone", play: func(s *scene) {
 			x := s.socket()

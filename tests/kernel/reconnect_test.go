@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -11,7 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const storesNothing = "it stores no tuples"
+const (
+	storesNothing = "it stores no tuples"
+	oneEntry      = "the hash has one entry for a socket and a backend"
+)
+
+// otherPort is the same address with another port.
+func otherPort(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr(), a.Port()+1)
+}
 
 func TestReconnect(t *testing.T) {
 	hold(t, udp,
@@ -123,6 +132,29 @@ func TestReconnect(t *testing.T) {
 			require.ErrorIs(s, x.tryConnect(far.front), unix.ENETUNREACH)
 			x.sendTo(b.front, "elsewhere")
 			s.connected(x, a)
+			s.mayLeak = s.mode == legacy
+		}},
+		rule{name: "rejected by the kernel keeps the service address though another service was used for a send to the same backend", notLegacy: oneEntry, play: func(s *scene) {
+			a := s.service()
+			b := s.serviceTo(a.backend)
+			far := s.serviceTo(s.unreachable())
+			x := s.socket()
+			x.connect(a.front)
+			x.sendTo(b.front, "by another service")
+			require.ErrorIs(s, x.tryConnect(far.front), unix.ENETUNREACH)
+			same(s, a.front, x.peername(), "getpeername")
+		}},
+		rule{name: "rejected by the kernel for one service after the other keeps the service address", play: func(s *scene) {
+			a := s.service()
+			x := s.socket()
+			x.connect(a.front)
+			for _, far := range []*service{s.serviceTo(s.unreachable()), s.serviceTo(otherPort(s.unreachable())), s.serviceTo(s.unreachable())} {
+				require.ErrorIs(s, x.tryConnect(far.front), unix.ENETUNREACH)
+				s.connected(x, a)
+			}
+			if s.mode != legacy {
+				assert.Equal(s, 2, x.tuples(), "what the kernel has rejected is kept once at most")
+			}
 			s.mayLeak = s.mode == legacy
 		}},
 		rule{name: "after the kernel rejected one goes to the new service", play: func(s *scene) {

@@ -32,11 +32,9 @@ func TestSendmsg(t *testing.T) {
 			assert.Equal(s, a.backend, tuple.Peer)
 			assert.Equal(s, a.front, tuple.Service)
 			assert.Equal(s, a.revNat, tuple.RevNATIndex)
-			assert.EqualValues(s, s.protocol, tuple.Protocol)
-			assert.False(s, tuple.FromConnect)
 			assert.False(s, tuple.Migrated)
 			assert.NotZero(s, tuple.BackendID)
-			assert.InDelta(s, uptime(s.T).Seconds(), tuple.Created.Seconds(), 60)
+			assert.InDelta(s, uptime(s.T).Seconds(), tuple.Time.Seconds(), 60)
 			assert.Zero(s, peers.ChainLen)
 			assert.Nil(s, x.conn())
 		}},

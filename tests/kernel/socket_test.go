@@ -200,7 +200,17 @@ func (x *socket) cookie() uint64 {
 func (x *socket) conn() *revnat.Tuple {
 	x.Helper()
 	var v revnat.ConnValue
-	if !x.stored("revsk_conn", &v) {
+	if !x.stored("revsk_conn", &v) || v.Tuple == (revnat.Tuple{}) {
+		return nil
+	}
+	return &v.Tuple
+}
+
+// former is the tuple of the socket's former connection; nil if it has none.
+func (x *socket) former() *revnat.Tuple {
+	x.Helper()
+	var v revnat.FormerValue
+	if !x.stored("revsk_former", &v) {
 		return nil
 	}
 	return &v.Tuple
@@ -229,8 +239,10 @@ func (x *socket) tuples() int {
 	x.Helper()
 	p := x.peers()
 	n := len(p.Tuples()) + int(p.ChainLen)
-	if x.conn() != nil {
-		n++
+	for _, t := range []*revnat.Tuple{x.conn(), x.former()} {
+		if t != nil {
+			n++
+		}
 	}
 	return n
 }

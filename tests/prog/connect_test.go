@@ -11,21 +11,21 @@ func TestConnectToService(t *testing.T) {
 	holdForDatagrams(t,
 		rule{"overwrites conn", func(s *scene) {
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers()
 			s.counted(counts{stored: 1})
 		}},
 		rule{"does not write the same tuple again", func(s *scene) {
 			s.connect(s.tuple(1, 1).at(1000))
 			s.connect(s.tuple(1, 1).at(2000))
-			s.wantConn(s.tuple(1, 1).connected().at(1000))
+			s.wantConn(s.tuple(1, 1).at(1000))
 			s.wantPeers()
 			s.counted(counts{stored: 1})
 		}},
 		rule{"replaces the tuple in place if the backend is the same", func(s *scene) {
 			s.connect(s.tuple(1, 1).at(1000))
 			s.connect(s.tuple(2, 1).at(2000))
-			s.wantConn(s.tuple(2, 1).connected().at(2000))
+			s.wantConn(s.tuple(2, 1).at(2000))
 			s.wantPeers()
 			s.counted(counts{stored: 1, updated: 1})
 		}},
@@ -34,66 +34,69 @@ func TestConnectToService(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			for _, changed := range s.otherServices(s.tuple(1, 1)) {
 				s.connect(changed)
-				s.wantConn(changed.connected())
+				s.wantConn(changed)
 				want[updated]++
 				s.counted(want)
 			}
 		}},
-		rule{"keeps the former connection among the peers", func(s *scene) {
+		rule{"keeps the former connection, with the time at which it was replaced", func(s *scene) {
 			s.connect(s.tuple(1, 1))
-			s.connect(s.tuple(2, 2))
-			s.wantConn(s.tuple(2, 2).connected())
-			s.wantPeers(s.tuple(1, 1).connected())
+			s.connect(s.tuple(2, 2).at(2000))
+			s.wantConn(s.tuple(2, 2).at(2000))
+			s.wantFormer(s.tuple(1, 1).at(2000))
+			s.wantPeers()
 			s.counted(counts{stored: 2})
 		}},
-		rule{"keeps every former connection, in slots and chain", func(s *scene) {
-			const n = slots + 3
+		rule{"keeps every former connection, all but the last as what was sent to", func(s *scene) {
+			const n = slots + 4
 			var former []tuple
 			for i := range n {
 				s.connect(s.tuple(i, i))
-				former = append(former, s.tuple(i, i).connected())
+				former = append(former, s.tuple(i, i))
 			}
 			s.wantConn(former[n-1])
-			s.wantPeers(former[:n-1]...)
+			s.wantFormer(former[n-2])
+			s.wantPeers(former[:n-2]...)
 			s.counted(counts{stored: n, overflowStored: 2})
 		}},
-		rule{"marks what the socket has sent to the former connection's peer since", func(s *scene) {
+		rule{"keeps the former connection beside what the socket has sent to its peer since", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.send(s.tuple(2, 1))
 			s.connect(s.tuple(3, 3))
-			s.wantConn(s.tuple(3, 3).connected())
-			s.wantPeers(s.tuple(2, 1).connected())
-			s.counted(counts{stored: 3, droppedReplaced: 1})
+			s.wantConn(s.tuple(3, 3))
+			s.wantFormer(s.tuple(1, 1))
+			s.wantPeers(s.tuple(2, 1))
+			s.counted(counts{stored: 3})
 		}},
-		rule{"marks it in the chain, too", func(s *scene) {
-			s.connect(s.tuple(9, 4))
-			for i := 1; i <= slots+1; i++ {
-				s.send(s.tuple(i, i))
-			}
-			s.wantChain(s.tuple(4, 4))
-			s.connect(s.tuple(5, 5))
-			s.wantConn(s.tuple(5, 5).connected())
-			s.wantPeers(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4).connected())
+		rule{"keeps of the one before the former connection what the socket has sent to its peer since", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 1))
+			s.connect(s.tuple(3, 3))
+			s.connect(s.tuple(4, 4))
+			s.wantFormer(s.tuple(3, 3))
+			s.wantPeers(s.tuple(2, 1))
+			s.counted(counts{stored: 4, droppedReplaced: 1})
 		}},
-		rule{"takes a former connection back from the peers", func(s *scene) {
+		rule{"exchanges the connection and the former one", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
-			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
-			s.wantPeers(s.tuple(2, 2).connected())
+			s.connect(s.tuple(3, 1))
+			s.wantConn(s.tuple(3, 1))
+			s.wantFormer(s.tuple(2, 2))
+			s.wantPeers()
 			s.counted(counts{stored: 3, droppedReplaced: 1})
 		}},
 		rule{"drops the tuple that a send has left for the same peer", func(s *scene) {
 			s.send(s.tuple(2, 1), s.tuple(3, 3))
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers(s.tuple(3, 3))
 			s.counted(counts{stored: 3, droppedReplaced: 1})
 		}},
 		rule{"drops the tuple for the same peer though it names the same service", func(s *scene) {
 			s.send(s.tuple(1, 1))
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers()
 			s.counted(counts{stored: 2, droppedReplaced: 1})
 		}},
@@ -101,7 +104,7 @@ func TestConnectToService(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			s.send(s.tuple(2, 1))
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers()
 			s.counted(counts{stored: 2, droppedReplaced: 1})
 		}},
@@ -130,13 +133,13 @@ func TestConnectToService(t *testing.T) {
 	holdForStreams(t,
 		rule{"overwrites conn of a stream socket", func(s *scene) {
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.counted(counts{stored: 1})
 		}},
 		rule{"drops the former connection of a stream socket", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
-			s.wantConn(s.tuple(2, 2).connected())
+			s.wantConn(s.tuple(2, 2))
 			if s.state().hasPeers {
 				s.Error("a stream socket has storage for peers")
 			}
@@ -145,7 +148,7 @@ func TestConnectToService(t *testing.T) {
 		rule{"replaces the tuple of a stream socket in place if the backend is the same", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 1))
-			s.wantConn(s.tuple(2, 1).connected())
+			s.wantConn(s.tuple(2, 1))
 			s.counted(counts{stored: 1, updated: 1})
 		}},
 	)
@@ -171,7 +174,7 @@ func TestConnectToNoService(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			s.send(s.tuple(2, 2), s.tuple(3, 3))
 			s.connectDirect(s.family.backend(2))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers(s.tuple(3, 3))
 			s.counted(counts{stored: 3, droppedDirect: 1})
 		}},
@@ -187,8 +190,49 @@ func TestConnectToNoService(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
 			s.connectDirect(s.family.backend(1))
-			s.wantConn(s.tuple(2, 2).connected())
-			s.wantPeers()
+			s.wantConn(s.tuple(2, 2))
+			s.wantFormer()
+			s.counted(counts{stored: 2, droppedDirect: 1})
+		}},
+		rule{"drops conn, and keeps a former connection to another address", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.wantNoConn()
+			s.wantFormer(s.tuple(1, 1))
+			s.counted(counts{stored: 2, droppedDirect: 1})
+			s.connect(s.tuple(3, 3))
+			s.wantConn(s.tuple(3, 3))
+			s.wantFormer(s.tuple(1, 1))
+			s.counted(counts{stored: 3, droppedDirect: 1})
+		}},
+		rule{"drops conn, and then the former connection", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.connectDirect(s.family.backend(1))
+			s.wantNoConn()
+			s.wantFormer()
+			s.connect(s.tuple(1, 1))
+			s.wantConn(s.tuple(1, 1))
+			s.wantFormer()
+		}},
+		rule{"a connect to the former connection's peer after that takes its place", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.connect(s.tuple(3, 1))
+			s.wantConn(s.tuple(3, 1))
+			s.wantFormer()
+			s.counted(counts{stored: 3, droppedDirect: 1, droppedReplaced: 1})
+		}},
+		rule{"an address without a port is nobody's", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			for _, none := range s.withoutPort() {
+				s.unchangedBy("connect to "+none.String(), func() { s.connectDirect(none) })
+			}
 			s.counted(counts{stored: 2, droppedDirect: 1})
 		}},
 		rule{"drops what was sent to the very address from the chain", func(s *scene) {
@@ -212,12 +256,21 @@ func TestConnectToNoService(t *testing.T) {
 		rule{"drops conn of a stream socket if its peer is the very address", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connectDirect(s.family.backend(2))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.connectDirect(s.family.backend(1))
 			s.wantNoConn()
 			s.counted(counts{stored: 1, droppedDirect: 1})
 		}},
 	)
+}
+
+// withoutPort are endpoints that no tuple is for: the first is what an empty one looks like.
+func (s *scene) withoutPort() []netip.AddrPort {
+	return []netip.AddrPort{
+		netip.AddrPortFrom(netip.IPv6Unspecified(), 0),
+		netip.AddrPortFrom(s.unspecified(), 0),
+		netip.AddrPortFrom(s.family.backend(1).Addr(), 0),
+	}
 }
 
 // neighbours are addresses that differ from a in the port only, in the last bits

@@ -60,7 +60,7 @@ func TestSendToActualPeer(t *testing.T) {
 			s.connect(s.tupleOn(1, port))
 			s.associate(s.on(port))
 			s.sendDirect(s.on(port))
-			s.wantConn(s.tupleOn(1, port).connected())
+			s.wantConn(s.tupleOn(1, port))
 			s.wantPeername(s.on(port), s.family.service(1))
 			s.counted(counts{stored: 1})
 		}},
@@ -69,7 +69,7 @@ func TestSendToActualPeer(t *testing.T) {
 			s.connect(s.tupleOn(1, port))
 			s.associate(s.on(port))
 			s.sendDirect(s.on(port))
-			s.wantConn(s.tupleOn(1, port).connected())
+			s.wantConn(s.tupleOn(1, port))
 			s.wantHash(s.tupleOn(1, port))
 		}},
 		rule{"ends what was sent to it under another service", func(s *scene) {
@@ -78,7 +78,7 @@ func TestSendToActualPeer(t *testing.T) {
 			s.associate(s.on(port))
 			s.send(s.tupleOn(2, port))
 			s.sendDirect(s.on(port))
-			s.wantConn(s.tupleOn(1, port).connected())
+			s.wantConn(s.tupleOn(1, port))
 			s.wantPeers()
 			s.wantSource(s.on(port), s.family.service(1))
 		}},
@@ -108,6 +108,40 @@ func TestSendToActualPeer(t *testing.T) {
 			s.wantPeers()
 			s.wantSource(s.on(port), s.on(port))
 		}},
+		rule{"a connect after one that the kernel has rejected keeps the former connection", func(s *scene) {
+			s.connect(s.tupleOn(1, port))
+			s.associate(s.on(port))
+			s.connect(s.tuple(2, 2))
+			s.connect(s.tuple(3, 3).at(2000))
+			s.wantConn(s.tuple(3, 3).at(2000))
+			s.wantFormer(s.tupleOn(1, port))
+			s.wantPeers()
+			s.counted(counts{stored: 3, droppedReplaced: 1})
+		}},
+		rule{"a connect after one that the kernel has rejected drops that from the hash, in mode dual", func(s *scene) {
+			s.setMode(dual)
+			s.connect(s.tupleOn(1, port))
+			s.associate(s.on(port))
+			s.send(s.tuple(4, 2))
+			s.connect(s.tuple(2, 2))
+			s.connect(s.tuple(5, 5))
+			s.wantHash(s.tupleOn(1, port), s.tuple(5, 5))
+			s.connect(s.tuple(3, 3))
+			s.wantHash(s.tupleOn(1, port), s.tuple(3, 3))
+			s.send(s.tuple(6, 3))
+			s.connect(s.tuple(7, 7))
+			s.wantHash(s.tupleOn(1, port), s.tuple(6, 3), s.tuple(7, 7))
+		}},
+		rule{"a connect back to the former connection's service after one that the kernel has rejected", func(s *scene) {
+			s.connect(s.tupleOn(1, port))
+			s.associate(s.on(port))
+			s.connect(s.tuple(2, 2))
+			s.connect(s.tupleOn(3, port))
+			s.wantConn(s.tupleOn(3, port))
+			s.wantFormer()
+			s.wantPeers()
+			s.counted(counts{stored: 3, droppedReplaced: 2})
+		}},
 		rule{"does not end the former connection if the kernel has rejected the new one", func(s *scene) {
 			s.serve(1, 2)
 			s.connect(s.tupleOn(1, port))
@@ -121,7 +155,7 @@ func TestSendToActualPeer(t *testing.T) {
 			s.associate(s.on(port))
 			s.send(s.tupleOn(2, other))
 			s.sendDirect(s.on(other))
-			s.wantConn(s.tupleOn(1, port).connected())
+			s.wantConn(s.tupleOn(1, port))
 			s.wantPeers()
 		}},
 		rule{"on another address: ends the former connection there", func(s *scene) {

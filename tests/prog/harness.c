@@ -80,7 +80,7 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return input.host_netns_cookie;
 }
 
-static __always_inline __u32 ctx_seconds_since_boot(void)
+static __always_inline __u32 ctx_time(void)
 {
 	return clock;
 }
@@ -118,7 +118,7 @@ static __always_inline bool first_time(void)
 		return false;
 	__builtin_memset(&output, 0, sizeof(output));
 	output.run = input.run;
-	clock = input.tuple.created;
+	clock = input.tuple.time;
 	return true;
 }
 
@@ -303,13 +303,13 @@ SEC("tc") int run_flip(struct __sk_buff *skb)
 		t.service_port = ~t.service_port;
 		t.rev_nat_index = ~t.rev_nat_index;
 		t.backend_id = ~t.backend_id;
-		t.created = ~t.created;
+		t.time = ~t.time;
 		conn.tuple = t;
 	}
 	s.sk = find_socket(skb);
 	if (!s.sk)
 		return NO_SOCKET;
-	clock = t.created;
+	clock = t.time;
 	revnat_sendmsg(&s, peers_get(&s), &t);
 	/* As of a stream socket: else the tuple of the slot would go. */
 	revnat_connect(&s, &conn, false);
@@ -386,7 +386,7 @@ static __always_inline long test_tuple_is_current(struct sock_ref *s)
 {
 	const struct revsk_tuple t = input.tuple;
 
-	return tuple_is_current(s, &t);
+	return tuple_is_current(s, &t, input.protocol);
 }
 
 static __always_inline long test_service_lookup(struct sock_ref *s)

@@ -65,6 +65,7 @@ type harnessHarnessOutput struct {
 type harnessRevskConfigValue struct {
 	_    structs.HostLayout
 	Mode uint32
+	Mark uint32
 }
 
 type harnessRevskConnValue struct {
@@ -74,7 +75,17 @@ type harnessRevskConnValue struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Pad uint32
+	Bits uint32
+}
+
+type harnessRevskFormerValue struct {
+	_     structs.HostLayout
+	Tuple harnessRevskTuple
+	Lock  struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved uint32
 }
 
 type harnessRevskMetric uint32
@@ -166,10 +177,10 @@ type harnessRevskTuple struct {
 	PeerPort    uint16
 	ServicePort uint16
 	RevNatIndex uint16
-	Protocol    uint8
 	Flags       uint8
+	Reserved    uint8
 	BackendId   uint32
-	Created     uint32
+	Time        uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -192,6 +203,7 @@ const (
 	harnessMapCiliumSkipLb6              = "cilium_skip_lb6"
 	harnessMapRevskConfig                = "revsk_config"
 	harnessMapRevskConn                  = "revsk_conn"
+	harnessMapRevskFormer                = "revsk_former"
 	harnessMapRevskMetrics               = "revsk_metrics"
 	harnessMapRevskOverflow              = "revsk_overflow"
 	harnessMapRevskPeers                 = "revsk_peers"
@@ -326,6 +338,7 @@ type harnessMapSpecs struct {
 	CiliumSkipLb6         *ebpf.MapSpec `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.MapSpec `ebpf:"revsk_config"`
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
@@ -394,6 +407,7 @@ type harnessMaps struct {
 	CiliumSkipLb6         *ebpf.Map `ebpf:"cilium_skip_lb6"`
 	RevskConfig           *ebpf.Map `ebpf:"revsk_config"`
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
@@ -417,6 +431,7 @@ func (m *harnessMaps) Close() error {
 		m.CiliumSkipLb6,
 		m.RevskConfig,
 		m.RevskConn,
+		m.RevskFormer,
 		m.RevskMetrics,
 		m.RevskOverflow,
 		m.RevskPeers,

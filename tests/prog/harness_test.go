@@ -249,18 +249,10 @@ func must(t *testing.T, err error) {
 // tuple is a struct revsk_tuple as a test writes it. IPv4 addresses are plain
 // ones.
 type tuple struct {
-	peer, service      netip.AddrPort
-	revNat             uint16
-	protocol, flags    uint8
-	backendID, created uint32
-}
-
-const fromConnect = 1 // REVSK_TUPLE_FROM_CONNECT
-
-// connected is t as a connect stores it.
-func (t tuple) connected() tuple {
-	t.flags = fromConnect
-	return t
+	peer, service   netip.AddrPort
+	revNat          uint16
+	flags           uint8
+	backendID, time uint32
 }
 
 // ended is t as the hash has it once the application has turned to the peer itself.
@@ -270,14 +262,14 @@ func (t tuple) ended() tuple {
 }
 
 // at is t as another call makes it, at another time.
-func (t tuple) at(created uint32) tuple {
-	t.created = created
+func (t tuple) at(time uint32) tuple {
+	t.time = time
 	return t
 }
 
 func (t tuple) String() string {
-	s := fmt.Sprintf("%v for %v (index %d, protocol %d, backend %d, created %d)",
-		t.peer, t.service, t.revNat, t.protocol, t.backendID, t.created)
+	s := fmt.Sprintf("%v for %v (index %d, backend %d, time %d)",
+		t.peer, t.service, t.revNat, t.backendID, t.time)
 	if t.flags != 0 {
 		s += fmt.Sprintf(" flags %#x", t.flags)
 	}
@@ -305,8 +297,8 @@ func (t tuple) wire() harnessRevskTuple {
 	w.Peer.Bytes, w.PeerPort = t.peer.Addr().As16(), net16(t.peer.Port())
 	w.Service.Bytes, w.ServicePort = t.service.Addr().As16(), net16(t.service.Port())
 	w.RevNatIndex = net16(t.revNat)
-	w.Protocol, w.Flags = t.protocol, t.flags
-	w.BackendId, w.Created = t.backendID, t.created
+	w.Flags = t.flags
+	w.BackendId, w.Time = t.backendID, t.time
 	return w
 }
 
@@ -315,10 +307,9 @@ func fromWire(w harnessRevskTuple) tuple {
 		peer:      addrPort(w.Peer.Bytes, w.PeerPort),
 		service:   addrPort(w.Service.Bytes, w.ServicePort),
 		revNat:    net16(w.RevNatIndex),
-		protocol:  w.Protocol,
 		flags:     w.Flags,
 		backendID: w.BackendId,
-		created:   w.Created,
+		time:      w.Time,
 	}
 }
 

@@ -117,12 +117,13 @@ func TestServiceLookupLeavesTheKey(t *testing.T) {
 
 func (s *scene) wantCurrent(t tuple, want bool) {
 	s.Helper()
-	s.wantCurrentFor(hostNetns, t, want)
+	s.wantCurrentFor(hostNetns, lbmap.Protocol(s.protocol()), t, want)
 }
 
-func (s *scene) wantCurrentFor(netns uint64, t tuple, want bool) {
+func (s *scene) wantCurrentFor(netns uint64, protocol lbmap.Protocol, t tuple, want bool) {
 	s.Helper()
 	in := s.input()
+	in.Protocol = uint8(protocol)
 	in.NetnsCookie = netns
 	in.Tuple = t.wire()
 	if got := s.h.run(s.T, "tuple_is_current", in).Result != 0; got != want {
@@ -170,8 +171,7 @@ func TestTupleIsCurrent(t *testing.T) {
 			s.put(service{protocol: lbmap.ProtocolTCP, backends: []int{1}})
 			t := s.tuple(1, 1)
 			s.wantCurrent(t, false)
-			t.protocol = uint8(lbmap.ProtocolTCP)
-			s.wantCurrent(t, true)
+			s.wantCurrentFor(hostNetns, lbmap.ProtocolTCP, t, true)
 		}},
 		selection{"by the service of the internal scope", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagTwoScopes, backends: []int{1}})
@@ -196,8 +196,8 @@ func TestTupleIsCurrent(t *testing.T) {
 			t.service = netip.AddrPortFrom(s.family.loopback.Unmap(), nodePort)
 			wildcard := netip.AddrPortFrom(s.unspecified(), nodePort)
 			s.put(service{frontend: wildcard, flags: lbmap.FlagNodePort, backends: []int{1}})
-			s.wantCurrentFor(hostNetns, t, true)
-			s.wantCurrentFor(otherNetns, t, false)
+			s.wantCurrentFor(hostNetns, lbmap.ProtocolUDP, t, true)
+			s.wantCurrentFor(otherNetns, lbmap.ProtocolUDP, t, false)
 		}},
 	)
 }

@@ -45,17 +45,18 @@ func TestFullOverflowMap(t *testing.T) {
 			s.wantAllFound(s.state().peers()...)
 			s.counted(counts{stored: full, overflowStored: room})
 		}},
-		{"a connect that has to keep the former connection is rejected and changes nothing", func(s *scene) {
+		{"a connect that has to keep what was the former connection is rejected and changes nothing", func(s *scene) {
 			s.connect(s.tuple(20, 20))
+			s.connect(s.tuple(21, 21))
 			s.sendToPeers(full)
-			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(21, 21)) })
-			s.wantConn(s.tuple(20, 20).connected())
+			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(22, 22)) })
+			s.wantConn(s.tuple(21, 21))
 		}},
 		{"a connect that keeps nothing succeeds", func(s *scene) {
 			s.sendToPeers(full)
 			s.connect(s.tuple(20, 20))
 			s.connect(s.tuple(21, 20))
-			s.wantConn(s.tuple(21, 20).connected())
+			s.wantConn(s.tuple(21, 20))
 		}},
 		{"the latest service of a peer still wins", func(s *scene) {
 			s.sendToPeers(full)
@@ -133,8 +134,9 @@ func TestFullOverflowMap(t *testing.T) {
 		{"a rejected connect in mode dual leaves no legacy entry", func(s *scene) {
 			s.setMode(dual)
 			s.connect(s.tuple(20, 20))
+			s.connect(s.tuple(21, 21))
 			s.sendToPeers(full)
-			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(21, 21)) })
+			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(22, 22)) })
 		}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
@@ -188,7 +190,7 @@ func TestNoMemoryForStorage(t *testing.T) {
 			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(1, 1)) })
 			restore()
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.counted(counts{stored: 1})
 		}},
 		rule{"a rejected connect in mode dual leaves no legacy entry", func(s *scene) {
@@ -200,13 +202,13 @@ func TestNoMemoryForStorage(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			exhaust(s.T, s.socket)
 			s.connect(s.tuple(2, 1))
-			s.wantConn(s.tuple(2, 1).connected())
+			s.wantConn(s.tuple(2, 1))
 		}},
 		rule{"other sockets have their own memory", func(s *scene) {
 			other := s.another()
 			exhaust(s.T, s.socket)
 			other.connect(s.tuple(1, 1))
-			other.wantConn(s.tuple(1, 1).connected())
+			other.wantConn(s.tuple(1, 1))
 		}},
 	)
 	holdForDatagrams(t,
@@ -226,7 +228,7 @@ func TestNoMemoryForStorage(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			exhaust(s.T, s.socket)
 			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(2, 2)) })
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 		}},
 		rule{"sends to known and to more peers need no more of the socket's memory", func(s *scene) {
 			s.send(s.tuple(1, 1))
@@ -240,7 +242,7 @@ func TestNoMemoryForStorage(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			exhaust(s.T, s.socket)
 			s.connect(s.tuple(2, 2))
-			s.wantConn(s.tuple(2, 2).connected())
+			s.wantConn(s.tuple(2, 2))
 		}},
 	)
 }

@@ -18,10 +18,10 @@ import (
 
 // model is what the rules say of one datagram socket, in Go.
 type model struct {
-	w     *world
-	conn  *tuple
-	slots [slots]tuple
-	chain []tuple
+	w            *world
+	conn, former *tuple
+	slots        [slots]tuple
+	chain        []tuple
 	// The exchange of tuples between slots and chain.
 	victim, hits int
 	// What the legacy maps hold of the socket, in mode dual.
@@ -110,6 +110,13 @@ func (m *model) dropConn(peer netip.AddrPort, why harnessRevskMetric) {
 	}
 }
 
+func (m *model) dropFormer(peer netip.AddrPort, why harnessRevskMetric) {
+	if m.former != nil && m.former.peer == peer {
+		m.former = nil
+		m.w.counts[why]++
+	}
+}
+
 func (m *model) forget(peer netip.AddrPort) { delete(m.hash, peer) }
 
 func (m *model) remember(t tuple) {
@@ -120,7 +127,7 @@ func (m *model) remember(t tuple) {
 
 func (m *model) connect(t tuple) unix.Errno {
 	c := m.w.counts
-	new := t.connected()
+	new := t
 	switch {
 	case m.conn == nil:
 		c[stored]++
@@ -131,15 +138,19 @@ func (m *model) connect(t tuple) unix.Errno {
 			m.conn = &new
 		}
 	default:
-		if newer := m.find(m.conn.peer); newer != nil {
-			newer.flags = fromConnect
-			c[droppedReplaced]++
-		} else if !m.add(*m.conn) {
-			return unix.ENOMEM
+		if old := m.former; old != nil {
+			if old.peer == t.peer || m.find(old.peer) != nil {
+				c[droppedReplaced]++
+			} else if !m.add(*old) {
+				return unix.ENOMEM
+			}
 		}
+		former := m.conn.at(t.time)
+		m.former = &former
 		c[stored]++
 		m.conn = &new
 	}
+	m.dropFormer(t.peer, droppedReplaced)
 	m.drop(t.peer, droppedReplaced)
 	m.remember(t)
 	return 0
@@ -148,6 +159,7 @@ func (m *model) connect(t tuple) unix.Errno {
 func (m *model) connectDirect(a netip.AddrPort) {
 	m.forget(a)
 	m.dropConn(a, droppedDirect)
+	m.dropFormer(a, droppedDirect)
 	m.drop(a, droppedDirect)
 }
 
@@ -160,10 +172,12 @@ func (m *model) send(t tuple) unix.Errno {
 		}
 		m.w.counts[stored]++
 	case !sameService(*old, t):
-		t.flags = old.flags
 		*old = t
 		m.w.counts[updated]++
-	case m.inChain(t.peer) >= 0:
+	case m.inChain(t.peer) < 0:
+		old.time = t.time
+	default:
+		old.time = t.time
 		m.hits++
 		if m.hits == exchangeInterval {
 			m.hits = 0
@@ -186,6 +200,7 @@ func (m *model) exchange(peer netip.AddrPort) {
 func (m *model) sendDirect(a netip.AddrPort) {
 	m.forget(a)
 	m.dropConn(a, droppedDirect)
+	m.dropFormer(a, droppedDirect)
 	m.drop(a, droppedDirect)
 }
 
@@ -205,27 +220,30 @@ func (m *model) source(a netip.AddrPort) netip.AddrPort {
 		m.forget(a)
 		m.dropConn(a, droppedStale)
 	}
+	if m.former != nil && m.former.peer == a {
+		if m.w.current(*m.former) {
+			return m.former.service
+		}
+		m.forget(a)
+		m.dropFormer(a, droppedStale)
+	}
 	return m.fromHash(a)
 }
 
 func (m *model) peername(a netip.AddrPort) netip.AddrPort {
-	if m.conn != nil && m.conn.peer == a {
-		if m.w.current(*m.conn) {
-			return m.conn.service
-		}
-		m.forget(a)
-		m.dropConn(a, droppedStale)
-		return a
-	}
-	if t := m.find(a); t != nil {
-		if t.flags != fromConnect {
-			return a
+	for _, t := range []*tuple{m.conn, m.former} {
+		if t == nil || t.peer != a {
+			continue
 		}
 		if m.w.current(*t) {
 			return t.service
 		}
 		m.forget(a)
-		m.drop(a, droppedStale)
+		m.dropConn(a, droppedStale)
+		m.dropFormer(a, droppedStale)
+		return a
+	}
+	if m.find(a) != nil {
 		return a
 	}
 	return m.fromHash(a)
@@ -251,7 +269,7 @@ func (m *model) release() {
 }
 
 func (m *model) state() state {
-	st := state{conn: m.conn, slots: m.slots, victim: uint8(m.victim), hits: uint8(m.hits)}
+	st := state{conn: m.conn, former: m.former, slots: m.slots, victim: uint8(m.victim), hits: uint8(m.hits)}
 	if len(m.chain) > 0 {
 		st.chain = m.chain
 	}
@@ -329,7 +347,7 @@ func TestRandomSequence(t *testing.T) {
 					}
 					hot := m.chain[random.IntN(len(m.chain))]
 					what = fmt.Sprintf("%d sends to %v", manySends, hot)
-					hot.flags = 0
+					hot.time = uint32(call)
 					for range manySends {
 						got, want = x.trySend(hot), m.send(hot)
 					}

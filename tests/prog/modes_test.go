@@ -93,13 +93,13 @@ func TestModeDual(t *testing.T) {
 	holdForAll(t, inMode(dual,
 		rule{"connect writes storage and hash", func(s *scene) {
 			s.connect(s.tuple(1, 1))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantHash(s.tuple(1, 1))
 		}},
 		rule{"connect to another service with the same backend replaces both", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 1))
-			s.wantConn(s.tuple(2, 1).connected())
+			s.wantConn(s.tuple(2, 1))
 			s.wantHash(s.tuple(2, 1))
 		}},
 		rule{"connect to no service drops both", func(s *scene) {
@@ -123,7 +123,7 @@ func TestModeDual(t *testing.T) {
 			for _, other := range neighbours(s.family.backend(1)) {
 				s.connectDirect(other)
 			}
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantHash(s.tuple(1, 1))
 		}},
 		rule{"getpeername reads storage before the hash", func(s *scene) {
@@ -180,7 +180,7 @@ func TestModeDual(t *testing.T) {
 		rule{"connect elsewhere keeps the former connection in both", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
-			s.wantPeers(s.tuple(1, 1).connected())
+			s.wantFormer(s.tuple(1, 1))
 			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
 		}},
 		rule{"connect that takes a tuple out of the peers keeps its entry", func(s *scene) {
@@ -405,7 +405,7 @@ func TestModeLegacy(t *testing.T) {
 			s.wantPeers(s.tuple(1, 1), s.tuple(5, 5), s.tuple(6, 6))
 			s.connectDirect(s.family.backend(5))
 			s.wantPeers(s.tuple(1, 1), s.tuple(6, 6))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.connect(s.tuple(7, 1))
 			s.wantNoConn()
 			s.wantPeers(s.tuple(6, 6))

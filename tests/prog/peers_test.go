@@ -274,11 +274,11 @@ func TestExchange(t *testing.T) {
 				s.wantChain(chain...)
 			}
 		}},
-		rule{"the age of the tuple that moves stays", func(s *scene) {
+		rule{"the tuple that moves has the time of the last send", func(s *scene) {
 			s.sendToPeers(slots)
 			s.send(s.tuple(4, 4).at(5000))
 			s.sendTimes(s.tuple(4, 4).at(6000), exchangeInterval)
-			s.wantSlots(s.tuple(4, 4).at(5000), s.tuple(2, 2), s.tuple(3, 3))
+			s.wantSlots(s.tuple(4, 4).at(6000), s.tuple(2, 2), s.tuple(3, 3))
 		}},
 		rule{"a peer that gets most of the sends is in a slot most of the time", func(s *scene) {
 			const n = slots + 10

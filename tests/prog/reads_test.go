@@ -73,8 +73,19 @@ func TestReceive(t *testing.T) {
 				other.wantSource(s.family.backend(i), s.family.backend(i))
 			}
 		}},
+		rule{"leaves an address without a port alone", func(s *scene) {
+			s.serve(1, 2, 3)
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.send(s.tuple(3, 3))
+			for _, none := range s.withoutPort() {
+				s.wantSource(none, none)
+			}
+		}},
 		rule{"changes nothing", func(s *scene) {
 			s.serve(1, 2, 3, 4)
+			s.connect(s.tuple(9, 9))
 			s.connect(s.tuple(1, 1))
 			s.sendToPeers(slots + 1)
 			for i := 1; i <= slots+2; i++ {
@@ -97,7 +108,7 @@ func TestGetpeername(t *testing.T) {
 			for _, other := range neighbours(s.family.backend(1)) {
 				s.wantPeername(other, other)
 			}
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 		}},
 		rule{"leaves the peer alone if the socket is connected to no service", func(s *scene) {
 			s.serve(1)
@@ -137,13 +148,22 @@ func TestGetpeername(t *testing.T) {
 			s.wantPeername(s.family.backend(1), s.family.service(1))
 			s.wantPeername(s.family.backend(2), s.family.service(2))
 		}},
-		rule{"knows the former connection in the chain", func(s *scene) {
+		rule{"knows the former connection though the socket has sent to its peer by another service since", func(s *scene) {
+			s.serve(1, 2, 3)
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 1))
+			s.connect(s.tuple(3, 3))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			s.wantSource(s.family.backend(1), s.family.service(2))
+		}},
+		rule{"leaves an address without a port alone", func(s *scene) {
 			s.serve(1, 2)
-			s.sendToPeers(slots)
-			s.connect(s.tuple(1, 8))
-			s.connect(s.tuple(2, 9))
-			s.wantChain(s.tuple(1, 8).connected())
-			s.wantPeername(s.family.backend(8), s.family.service(1))
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			for _, none := range s.withoutPort() {
+				s.wantPeername(none, none)
+			}
 		}},
 		rule{"knows the former connection if the new one is to no service", func(s *scene) {
 			s.serve(1)
@@ -200,7 +220,7 @@ func TestStaleTuple(t *testing.T) {
 				s.connect(s.tuple(1, 1))
 				e.end(s, 1)
 				s.wantPeername(s.family.backend(2), s.family.backend(2))
-				s.wantConn(s.tuple(1, 1).connected())
+				s.wantConn(s.tuple(1, 1))
 			}},
 			rule{in("nothing is reported though the service comes back"), func(s *scene) {
 				s.serve(1)
@@ -252,7 +272,7 @@ func TestStaleTuple(t *testing.T) {
 				s.send(s.tuple(1, 2), s.tuple(2, 3))
 				e.end(s, 1)
 				s.wantSource(s.family.backend(3), s.family.service(2))
-				s.wantConn(s.tuple(1, 1).connected())
+				s.wantConn(s.tuple(1, 1))
 				s.wantPeers(s.tuple(1, 2), s.tuple(2, 3))
 			}},
 			rule{in("recvmsg drops what was sent and reports the connection"), func(s *scene) {
@@ -261,7 +281,7 @@ func TestStaleTuple(t *testing.T) {
 				s.send(s.tuple(2, 1))
 				e.end(s, 2)
 				s.wantSource(s.family.backend(1), s.family.service(1))
-				s.wantConn(s.tuple(1, 1).connected())
+				s.wantConn(s.tuple(1, 1))
 				s.wantPeers()
 				s.counted(counts{stored: 2, droppedStale: 1})
 			}},
@@ -290,7 +310,7 @@ func TestStaleTuple(t *testing.T) {
 				s.connect(s.tuple(2, 2))
 				e.end(s, 1)
 				s.wantPeername(s.family.backend(1), s.family.backend(1))
-				s.wantConn(s.tuple(2, 2).connected())
+				s.wantConn(s.tuple(2, 2))
 				s.wantPeers()
 				s.counted(counts{stored: 2, droppedStale: 1})
 			}},

@@ -172,9 +172,8 @@ func (s *scene) tuple(service, backend int) tuple {
 		peer:      s.family.backend(backend),
 		service:   s.family.service(service),
 		revNat:    uint16(service),
-		protocol:  s.protocol(),
 		backendID: uint32(backend),
-		created:   1000,
+		time:      1000,
 	}
 }
 
@@ -327,9 +326,9 @@ func (x *subject) releaseStep() bool {
 
 // state is what a socket holds.
 type state struct {
-	conn  *tuple
-	slots [slots]tuple
-	chain []tuple // from its head
+	conn, former *tuple
+	slots        [slots]tuple
+	chain        []tuple // from its head
 	// whether there is storage for slots and chain, which may be empty
 	hasPeers bool
 	victim   uint8
@@ -350,19 +349,23 @@ func (st state) peers() []tuple {
 
 func (st state) tuples() int {
 	n := len(st.peers())
-	if st.conn != nil {
-		n++
+	for _, t := range []*tuple{st.conn, st.former} {
+		if t != nil {
+			n++
+		}
 	}
 	return n
 }
 
 func (st state) String() string {
-	conn := "none"
-	if st.conn != nil {
-		conn = st.conn.String()
+	text := func(t *tuple) string {
+		if t == nil {
+			return "none"
+		}
+		return t.String()
 	}
-	return fmt.Sprintf("conn: %s; slots: %v; chain: %v; storage for peers: %v; victim %d, hits %d",
-		conn, st.slots, st.chain, st.hasPeers, st.victim, st.hits)
+	return fmt.Sprintf("conn: %s; former: %s; slots: %v; chain: %v; storage for peers: %v; victim %d, hits %d",
+		text(st.conn), text(st.former), st.slots, st.chain, st.hasPeers, st.victim, st.hits)
 }
 
 // state reads what the socket holds, past the library, and checks that it is
@@ -375,6 +378,9 @@ func (x *subject) state() state {
 	}
 	return st
 }
+
+// harnessConnHasFormer is REVSK_CONN_HAS_FORMER.
+const harnessConnHasFormer = 1
 
 // stored looks up what a socket has in a storage map.
 func (h *harness) stored(name string, fd int, value any) (bool, error) {
@@ -395,9 +401,24 @@ func (h *harness) read(sock *socket) (state, error) {
 	if err != nil {
 		return st, err
 	}
-	if found {
+	if found && conn.Tuple.PeerPort != 0 {
 		t := fromWire(conn.Tuple)
 		st.conn = &t
+	}
+	hasFormer := conn.Bits&harnessConnHasFormer != 0
+	if found && st.conn == nil && (!hasFormer || conn.Tuple != (harnessRevskTuple{})) {
+		return st, fmt.Errorf("conn has neither a tuple nor a former one: %+v", conn)
+	}
+	var former harnessRevskFormerValue
+	if found, err = h.stored(harnessMapRevskFormer, sock.fd, &former); err != nil {
+		return st, err
+	}
+	if found != hasFormer {
+		return st, fmt.Errorf("conn says that there is a former one: %v; there is: %v", hasFormer, found)
+	}
+	if found {
+		t := fromWire(former.Tuple)
+		st.former = &t
 	}
 	var p harnessRevskPeersValue
 	if st.hasPeers, err = h.stored(harnessMapRevskPeers, sock.fd, &p); err != nil || !st.hasPeers {
@@ -488,6 +509,18 @@ func (x *subject) wantNoConn() {
 	x.s.Helper()
 	if got := x.state().conn; got != nil {
 		x.s.Errorf("conn is %v, want none", *got)
+	}
+}
+
+// wantFormer compares the former connection; none: there is to be none.
+func (x *subject) wantFormer(want ...tuple) {
+	x.s.Helper()
+	var got []tuple
+	if t := x.state().former; t != nil {
+		got = append(got, *t)
+	}
+	if !slices.Equal(got, want) {
+		x.s.Errorf("the former connection is %v, want %v", got, want)
 	}
 }
 

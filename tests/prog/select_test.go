@@ -337,7 +337,7 @@ func (s *scene) wantProxy(r request) {
 	s.Helper()
 	s.wantTuple(r, tuple{
 		peer:    netip.AddrPortFrom(s.family.loopback.Unmap(), proxy),
-		service: r.dst, revNat: 1, protocol: uint8(r.protocol),
+		service: r.dst, revNat: 1,
 	})
 }
 

@@ -27,9 +27,9 @@ func TestSendToService(t *testing.T) {
 			s.send(want...)
 			s.wantPeers(want...)
 		}},
-		rule{"does not write the same tuple again", func(s *scene) {
+		rule{"to the same again notes the time", func(s *scene) {
 			s.send(s.tuple(1, 1).at(1000), s.tuple(1, 1).at(2000))
-			s.wantPeers(s.tuple(1, 1).at(1000))
+			s.wantPeers(s.tuple(1, 1).at(2000))
 			s.counted(counts{stored: 1})
 		}},
 		rule{"the latest service of a peer wins", func(s *scene) {
@@ -48,10 +48,10 @@ func TestSendToService(t *testing.T) {
 			s.wantSlots(s.tuple(9, 1), s.tuple(8, 2), s.tuple(7, 3))
 			s.counted(counts{stored: 3, updated: 3})
 		}},
-		rule{"does not write the same tuple again in the chain", func(s *scene) {
+		rule{"to the same again notes the time in the chain", func(s *scene) {
 			s.sendToPeers(slots + 3)
 			s.send(s.tuple(slots+2, slots+2).at(2000))
-			s.wantChain(s.tuple(6, 6), s.tuple(5, 5).at(1000), s.tuple(4, 4))
+			s.wantChain(s.tuple(6, 6), s.tuple(5, 5).at(2000), s.tuple(4, 4))
 			s.counted(counts{stored: 6, overflowStored: 3})
 		}},
 		rule{"the latest service of a peer wins in the chain", func(s *scene) {
@@ -68,24 +68,17 @@ func TestSendToService(t *testing.T) {
 		rule{"leaves conn alone, of the same peer too", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.send(s.tuple(2, 1), s.tuple(3, 3))
-			s.wantConn(s.tuple(1, 1).connected())
+			s.wantConn(s.tuple(1, 1))
 			s.wantPeers(s.tuple(2, 1), s.tuple(3, 3))
 			s.counted(counts{stored: 3})
 		}},
-		rule{"takes over that its peer was connected to", func(s *scene) {
+		rule{"leaves the former connection alone, of the same peer too", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
 			s.send(s.tuple(3, 1))
-			s.wantPeers(s.tuple(3, 1).connected())
-			s.counted(counts{stored: 2, updated: 1})
-		}},
-		rule{"takes over that its peer was connected to, in the chain too", func(s *scene) {
-			s.sendToPeers(slots)
-			s.connect(s.tuple(1, 8))
-			s.connect(s.tuple(2, 9))
-			s.wantChain(s.tuple(1, 8).connected())
-			s.send(s.tuple(3, 8))
-			s.wantChain(s.tuple(3, 8).connected())
+			s.wantFormer(s.tuple(1, 1))
+			s.wantPeers(s.tuple(3, 1))
+			s.counted(counts{stored: 3})
 		}},
 		rule{"leaves other sockets alone", func(s *scene) {
 			other := s.another()
@@ -128,6 +121,26 @@ func TestSendToNoService(t *testing.T) {
 			s.wantNoConn()
 			s.wantPeers()
 			s.counted(counts{stored: 2, droppedDirect: 2})
+		}},
+		rule{"drops the former connection to the very address, and what was sent to it", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.send(s.tuple(3, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantConn(s.tuple(2, 2))
+			s.wantFormer()
+			s.wantPeers()
+			s.counted(counts{stored: 3, droppedDirect: 2})
+		}},
+		rule{"an address without a port is nobody's", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.send(s.tuple(3, 3))
+			for _, none := range s.withoutPort() {
+				s.unchangedBy("send to "+none.String(), func() { s.sendDirect(none) })
+			}
+			s.counted(counts{stored: 3, droppedDirect: 1})
 		}},
 		rule{"creates no storage", func(s *scene) {
 			s.sendDirect(s.family.backend(1))

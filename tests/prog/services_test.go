@@ -241,7 +241,7 @@ func (s *scene) wantBackend(r request, backend int) {
 	s.Helper()
 	s.wantTuple(r, tuple{
 		peer: s.family.backend(backend), service: r.dst, revNat: 1,
-		protocol: uint8(r.protocol), backendID: uint32(backend),
+		backendID: uint32(backend),
 	})
 }
 

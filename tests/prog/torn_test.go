@@ -18,12 +18,12 @@ func TestNoTornTuple(t *testing.T) {
 	s := newScene(t, shared, ipv6, false)
 	a := tuple{
 		peer: ipv6.backend(1), service: netip.MustParseAddrPort("[aaaa:aaaa:aaaa:aaaa:aaaa:aaaa:aaaa:aaaa]:43690"),
-		revNat: 0xaaaa, protocol: s.protocol(), backendID: 0xaaaaaaaa, created: 0xaaaaaaaa,
+		revNat: 0xaaaa, backendID: 0xaaaaaaaa, time: 0xaaaaaaaa,
 	}
 	// What the program makes of a.
 	b := a
 	b.service = netip.MustParseAddrPort("[5555:5555:5555:5555:5555:5555:5555:5555]:21845")
-	b.revNat, b.backendID, b.created = 0x5555, 0x55555555, 0x55555555
+	b.revNat, b.backendID, b.time = 0x5555, 0x55555555, 0x55555555
 	s.connect(a)
 	s.send(a)
 

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What a socket is connected to, and what a datagram socket was connected to before.
+ *
+ * Why the former connection is kept: datagrams from its peer may still be in the queue, and the kernel may
+ * reject the new connection after the hook has run, in which case the former one is still the socket's. It
+ * is a tuple of its own, because what the socket sends to that peer by way of another service since is
+ * another thing.
+ *
+ * A socket has a former connection only while it has a revsk_conn, which says so: readers need not look for
+ * what most sockets do not have. If the connection itself is gone, its value stays, without a tuple. Both
+ * never have the same peer.
+ */
+#pragma once
+
+#include "metrics.h"
+#include "peers.h"
+#include "sock_ref.h"
+#include "tuple.h"
+
+static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
+{
+	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
+}
+
+static __always_inline bool conn_is(const struct revsk_conn_value *conn,
+				    const struct endpoint *peer)
+{
+	return conn && tuple_has_peer(&conn->tuple, peer);
+}
+
+static __always_inline struct revsk_former_value *former_get(struct sock_ref *s,
+							     const struct revsk_conn_value *conn)
+{
+	if (!conn || !(conn->bits & REVSK_CONN_HAS_FORMER))
+		return NULL;
+	return bpf_sk_storage_get(&revsk_former, s->sk, NULL, 0);
+}
+
+static __always_inline bool former_is(const struct revsk_former_value *former,
+				      const struct endpoint *peer)
+{
+	return former && tuple_has_peer(&former->tuple, peer);
+}
+
+/*
+ * The tuple by which the socket is connected to its actual peer, @peer. That of the former connection if
+ * the kernel has rejected the one that was to replace it.
+ */
+static __always_inline struct revsk_tuple *connection_find(struct sock_ref *s,
+							   const struct endpoint *peer)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+	struct revsk_former_value *former;
+
+	if (conn_is(conn, peer))
+		return &conn->tuple;
+	former = former_get(s, conn);
+	return former_is(former, peer) ? &former->tuple : NULL;
+}
+
+static __always_inline void conn_write(struct revsk_conn_value *conn, const struct revsk_tuple *t)
+{
+	bpf_spin_lock(&conn->lock);
+	conn->tuple = *t;
+	bpf_spin_unlock(&conn->lock);
+}
+
+/* The socket's peers, created empty if it has none; NULL if there is no memory for it. */
+static __always_inline struct revsk_peers_value *peers_get_or_create(struct sock_ref *s,
+								     struct revsk_peers_value *p)
+{
+	if (p)
+		return p;
+	p = bpf_sk_storage_get(&revsk_peers, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (p)
+		p->has_conn = !!conn_get(s);
+	return p;
+}
+
+/* Stores what the socket, which has no conn, is connected to. Returns 0 or -ENOMEM. */
+static __always_inline int conn_create(struct sock_ref *s, struct revsk_conn_value *new,
+				       struct revsk_peers_value *p)
+{
+	if (!bpf_sk_storage_get(&revsk_conn, s->sk, new, BPF_SK_STORAGE_GET_F_CREATE))
+		return -ENOMEM;
+	if (p)
+		p->has_conn = true;
+	count(REVSK_STORED);
+	return 0;
+}
+
+/* Drops the connection if it is to @peer. Returns whether it was. */
+static __always_inline bool conn_drop(struct sock_ref *s, const struct endpoint *peer,
+				      enum revsk_metric why)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+	const struct revsk_tuple none = {};
+
+	if (!conn_is(conn, peer))
+		return false;
+	if (conn->bits & REVSK_CONN_HAS_FORMER)
+		conn_write(conn, &none);
+	else if (bpf_sk_storage_delete(&revsk_conn, s->sk))
+		return false;
+	count(why);
+	return true;
+}
+
+static __always_inline bool former_drop(struct sock_ref *s, const struct endpoint *peer,
+					enum revsk_metric why)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+	struct revsk_former_value *former = former_get(s, conn);
+
+	if (!former_is(former, peer) || bpf_sk_storage_delete(&revsk_former, s->sk))
+		return false;
+	conn->bits &= ~REVSK_CONN_HAS_FORMER;
+	if (!conn->tuple.peer_port)
+		bpf_sk_storage_delete(&revsk_conn, s->sk);
+	count(why);
+	return true;
+}
+
+/*
+ * Makes @t the former connection, of this time. What was that before becomes what the socket has sent to, unless the
+ * socket has sent to that peer since, or is about to be connected to it, which is @next. Returns 0, or
+ * -ENOMEM with nothing changed.
+ */
+static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_value *conn,
+					struct revsk_peers_value *p, const struct revsk_tuple *t,
+					__u32 time, const struct endpoint *next)
+{
+	struct revsk_former_value *former = former_get(s, conn);
+	struct endpoint peer;
+
+	if (!former) {
+		/* Empty: a value to begin with would be on the stack, which is small. */
+		former =
+			bpf_sk_storage_get(&revsk_former, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!former)
+			return -ENOMEM;
+		conn->bits |= REVSK_CONN_HAS_FORMER;
+	} else {
+		peer = tuple_peer(&former->tuple);
+		if (endpoint_equal(&peer, next) || (p && peers_find(p, &peer))) {
+			count(REVSK_DROPPED_REPLACED);
+		} else {
+			p = peers_get_or_create(s, p);
+			if (!p || peers_add(p, sock_cookie(s), &former->tuple))
+				return -ENOMEM;
+		}
+	}
+	bpf_spin_lock(&former->lock);
+	former->tuple = *t;
+	former->tuple.time = time;
+	bpf_spin_unlock(&former->lock);
+	return 0;
+}
