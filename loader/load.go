@@ -220,6 +220,11 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 			return nil, err
 		}
 	}
+	precise, err := probe.PreciseVerifier()
+	if err != nil {
+		return nil, describe(err)
+	}
+	constants["cfg_imprecise_verifier"] = !precise
 	if err := setConstants(spec, constants); err != nil {
 		return nil, err
 	}

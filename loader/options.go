@@ -80,8 +80,11 @@ type Features struct {
 	NodePort bool
 	// NodePortMin and NodePortMax are the first and last port of the NodePort range.
 	NodePortMin, NodePortMax uint16
-	// ProtocolDifferentiation looks services up by protocol first, then for any protocol.
+	// ProtocolDifferentiation looks services up by protocol first.
 	ProtocolDifferentiation bool
+	// AnyProtocol looks for a service of any protocol where there is none of the protocol. Without
+	// ProtocolDifferentiation there are no others.
+	AnyProtocol bool
 	// ExternalIPMitigation leaves external IPs alone that are not this host's.
 	ExternalIPMitigation bool
 	// RejectNoBackend rejects what goes to a service without backends, with EHOSTUNREACH.
@@ -102,6 +105,7 @@ func DefaultFeatures() Features {
 		IPv4: true, IPv6: true,
 		NodePort: true, NodePortMin: 30000, NodePortMax: 32767,
 		ProtocolDifferentiation: true,
+		AnyProtocol:             true,
 		ExternalIPMitigation:    true,
 		RejectNoBackend:         true,
 		SessionAffinity:         true,
@@ -121,6 +125,7 @@ func (f Features) constants() map[string]any {
 		"cfg_nodeport_min":             f.NodePortMin,
 		"cfg_nodeport_max":             f.NodePortMax,
 		"cfg_protocol_differentiation": f.ProtocolDifferentiation,
+		"cfg_any_protocol":             f.AnyProtocol,
 		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
 		"cfg_reject_no_backend":        f.RejectNoBackend,
 		"cfg_session_affinity":         f.SessionAffinity,

@@ -120,6 +120,7 @@ const (
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
 	FillProgNoteCaller                = "note_caller"
+	FillVarCfgAnyProtocol             = "cfg_any_protocol"
 	FillVarCfgCoarseClock             = "cfg_coarse_clock"
 	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
 	FillVarCfgDryRun                  = "cfg_dry_run"
@@ -127,6 +128,7 @@ const (
 	FillVarCfgHealthCheck             = "cfg_health_check"
 	FillVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
 	FillVarCfgHostNetnsOnly           = "cfg_host_netns_only"
+	FillVarCfgImpreciseVerifier       = "cfg_imprecise_verifier"
 	FillVarCfgIpv4                    = "cfg_ipv4"
 	FillVarCfgIpv6                    = "cfg_ipv6"
 	FillVarCfgL7                      = "cfg_l7"
@@ -227,6 +229,7 @@ type FillMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FillVariableSpecs struct {
+	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.VariableSpec `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.VariableSpec `ebpf:"cfg_dry_run"`
@@ -234,6 +237,7 @@ type FillVariableSpecs struct {
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.VariableSpec `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.VariableSpec `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
@@ -328,6 +332,7 @@ func (m *FillMaps) Close() error {
 //
 // It can be passed to LoadFillObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FillVariables struct {
+	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.Variable `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.Variable `ebpf:"cfg_dry_run"`
@@ -335,6 +340,7 @@ type FillVariables struct {
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.Variable `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.Variable `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.Variable `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`

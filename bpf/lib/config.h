@@ -71,6 +71,8 @@ volatile const __u16 cfg_nodeport_min = 30000;
 volatile const __u16 cfg_nodeport_max = 32767;
 /* Services are keyed by protocol, entries for any protocol being the fallback. */
 volatile const bool cfg_protocol_differentiation = true;
+/* Look for a service of any protocol where there is none of the protocol. */
+volatile const bool cfg_any_protocol = true;
 /* Reach external IPs and host ports through the service only if the address is this host's. */
 volatile const bool cfg_external_ip_mitigation = true;
 /* Reject, rather than leave untouched, what goes to a service without backends. */
@@ -85,5 +87,10 @@ volatile const bool cfg_l7 = true;
 volatile const bool cfg_health_check = false;
 /* The kernel has bpf_set_retval (5.18): rejected calls report what went wrong. */
 volatile const bool cfg_set_retval = false;
+/*
+ * The verifier does not know on which values of a caller's stack a function depends that reads them by a
+ * pointer (before 6.8): see ip_unknown in service.h.
+ */
+volatile const bool cfg_imprecise_verifier = true;
 /* The kernel has bpf_ktime_get_coarse_ns (5.11): the time of a tuple costs a few nanoseconds, not 30. */
 volatile const bool cfg_coarse_clock = false;

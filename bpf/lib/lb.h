@@ -73,67 +73,107 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 	return slot ? slot->word : 0;
 }
 
+/* What lb_choose chooses for, once the service is found. */
+struct lb_found {
+	struct endpoint dst; /* what the application asked for */
+	__u8 protocol;
+	/* Of the key under which the service was found. */
+	__u8 key_protocol;
+	__u8 scope;
+	bool any_address;
+};
+
 /*
- * Chooses the backend for @req and fills @t with the tuple to remember. The service recorded is
- * what the application asked for, not the wildcard address that the service was found under.
+ * Chooses the backend of the service and fills @t with the tuple to remember. The service recorded is what
+ * the application asked for, not the wildcard address that the service was found under.
+ *
+ * Out of line: most connects go to no service, and need none of the stack and the registers.
  */
-static __noinline int lb_select(struct sock_ref *s, const struct lb_request *req,
-				struct revsk_tuple *t)
+static __noinline int lb_choose(struct sock_ref *s, const struct lb_service *svc,
+				const struct lb_found *f, struct revsk_tuple *t)
 {
-	bool v4 = ip_is_v4(&req->dst.addr);
-	struct service_key key = { .frontend = req->dst, .protocol = req->protocol };
+	const struct endpoint dst = f->dst;
+	struct service_key key = {
+		.frontend = {
+			.addr = f->any_address ? ip_any(&dst.addr) : dst.addr,
+			.port = dst.port,
+		},
+		.protocol = f->key_protocol,
+		.scope = f->scope,
+	};
 	struct endpoint backend = {};
 	bool sticky, chosen = false;
-	struct lb_service *svc;
 	__u32 backend_id = 0;
 
-	if (v4 ? !cfg_ipv4 : !cfg_ipv6)
-		return LB_UNTRANSLATED;
-	if (cfg_host_netns_only && !netns_is_host(s))
-		return LB_UNTRANSLATED;
-
-	svc = service_lookup(s, &key);
-	if (!svc)
-		return LB_UNTRANSLATED;
 	if (!svc->count && !service_has_proxy(svc)) {
 		if (!cfg_reject_no_backend && !service_is_local(svc))
 			return LB_UNTRANSLATED;
 		return -EHOSTUNREACH;
 	}
-	if (service_is_l7_delegate(svc) || left_to_packet_path(svc, &req->dst.addr))
+	if (service_is_l7_delegate(svc) || left_to_packet_path(svc, &dst.addr))
 		return LB_UNTRANSLATED;
 	if (cfg_local_redirect && (svc->flags2 & SVC_LOCAL_REDIRECT) &&
-	    local_redirect_skipped(s, &req->dst))
+	    local_redirect_skipped(s, &dst))
 		return LB_UNTRANSLATED;
 
 	if (service_has_proxy(svc)) {
 		/* Elsewhere the packet path hands the traffic to the proxy. */
 		if (!netns_is_host(s))
 			return LB_UNTRANSLATED;
-		backend.addr = ip_loopback(&req->dst.addr);
+		backend.addr = ip_loopback(&dst.addr);
 		backend.port = (__be16)svc->word;
 	} else {
 		sticky = cfg_session_affinity && (svc->flags & SVC_AFFINITY);
 		if (sticky)
-			backend_id =
-				affinity_backend(svc, &req->dst.addr, ctx_netns_cookie(s->ctx));
-		if (!backend_id || !backend_lookup(backend_id, &req->dst.addr, &backend)) {
-			backend_id = select_backend(s, svc, &key, req->protocol);
-			if (!backend_id || !backend_lookup(backend_id, &req->dst.addr, &backend))
+			backend_id = affinity_backend(svc, &dst.addr, ctx_netns_cookie(s->ctx));
+		if (!backend_id || !backend_lookup(backend_id, &dst.addr, &backend)) {
+			backend_id = select_backend(s, svc, &key, f->protocol);
+			if (!backend_id || !backend_lookup(backend_id, &dst.addr, &backend))
 				return -EHOSTUNREACH;
 			chosen = true;
 		}
 		if (sticky && chosen)
-			affinity_store(svc, &req->dst.addr, ctx_netns_cookie(s->ctx), backend_id);
+			affinity_store(svc, &dst.addr, ctx_netns_cookie(s->ctx), backend_id);
 	}
 
 	t->peer = backend.addr;
 	t->peer_port = backend.port;
-	t->service = req->dst.addr;
-	t->service_port = req->dst.port;
+	t->service = dst.addr;
+	t->service_port = dst.port;
 	t->rev_nat_index = svc->rev_nat_index;
 	t->backend_id = backend_id;
 	return LB_TRANSLATED;
+}
+
+/* The service that answers for @req, if any, and in @found what lb_choose is to know of it. */
+static __always_inline struct lb_service *
+lb_lookup(struct sock_ref *s, const struct lb_request *req, struct lb_found *found)
+{
+	struct service_key key = { .frontend = req->dst, .protocol = req->protocol };
+	const struct revsk_config_value *cfg;
+	struct lb_service *svc;
+
+	if (ip_is_v4(&req->dst.addr) ? !cfg_ipv4 : !cfg_ipv6)
+		return NULL;
+	if (cfg_host_netns_only && !netns_is_host(s))
+		return NULL;
+	svc = service_lookup_ordinary(s, &key);
+	if (!svc)
+		return NULL;
+	*found = (struct lb_found){
+		.dst = req->dst,
+		.protocol = req->protocol,
+		.key_protocol = key.protocol,
+		.scope = key.scope,
+		.any_address = !ip_equal(&key.frontend.addr, &req->dst.addr),
+	};
+	if (cfg_imprecise_verifier) {
+		cfg = current_config();
+		if (!cfg)
+			return NULL;
+		found->dst.addr = ip_unknown(&req->dst.addr, cfg);
+	}
+	return svc;
 }
 
 static __always_inline bool service_is_of(const struct lb_service *svc, const struct revsk_tuple *t)

@@ -237,7 +237,7 @@ static __always_inline struct lb_service *service_lookup_first(struct service_ke
 static __always_inline struct lb_service *service_or_any(struct service_key *k,
 							 struct lb_service *svc)
 {
-	if (svc || k->protocol == PROTO_ANY)
+	if (svc || !cfg_any_protocol || k->protocol == PROTO_ANY)
 		return svc;
 	k->protocol = PROTO_ANY;
 	return service_entry(k, 0);
@@ -328,42 +328,56 @@ static __always_inline struct lb_service *service_lookup_any_address(struct serv
 	return service_lookup_exact(k);
 }
 
+/* The node whose address this is serves the port there: a NodePort on any node, others on this one. */
+static __always_inline bool node_serves(struct sock_ref *s, const struct endpoint *frontend)
+{
+	if (ip_is_loopback(&frontend->addr) && netns_is_host(s))
+		return true;
+	return port_is_nodeport(frontend->port) ? ip_is_cluster_node(&frontend->addr)
+						: ip_is_host(&frontend->addr);
+}
+
+/* A service of the unspecified address serves its port on this address, if it is one of a node. */
+static __always_inline bool wildcard_serves(const struct lb_service *svc,
+					    const struct endpoint *frontend)
+{
+	if (port_is_nodeport(frontend->port))
+		return svc->flags & SVC_NODE_PORT;
+	return (svc->flags & SVC_HOST_PORT) &&
+	       (!(svc->flags2 & SVC_LOOPBACK) || ip_is_loopback(&frontend->addr));
+}
+
 /*
  * The NodePort or HostPort service that serves this port on addresses of the node, when no service
- * has the address itself.
+ * has the address itself. Both have to be so, the service and the address. The service is asked for first: most
+ * ports have none, and the trie of a large cluster takes longer to answer than the hash of the services.
  */
 static __always_inline struct lb_service *
 service_lookup_wildcard(struct sock_ref *s, struct service_key *k, __u8 protocol)
 {
-	const union ip_addr addr = k->frontend.addr;
+	const struct endpoint frontend = k->frontend;
 	struct lb_service *svc;
-	bool own_loopback;
 
 	if (!cfg_nodeport)
 		return NULL;
-	own_loopback = ip_is_loopback(&addr) && netns_is_host(s);
-	if (port_is_nodeport(k->frontend.port)) {
-		if (!own_loopback && !ip_is_cluster_node(&addr))
-			return NULL;
-		svc = service_lookup_any_address(k, protocol);
-		return svc && (svc->flags & SVC_NODE_PORT) ? svc : NULL;
-	}
-	if (!own_loopback && !ip_is_host(&addr))
-		return NULL;
 	svc = service_lookup_any_address(k, protocol);
-	if (!svc || !(svc->flags & SVC_HOST_PORT))
-		return NULL;
-	return (svc->flags2 & SVC_LOOPBACK) && !ip_is_loopback(&addr) ? NULL : svc;
+	return svc && wildcard_serves(svc, &frontend) && node_serves(s, &frontend) ? svc : NULL;
 }
 
-/* Out of the way of the lookups that service_lookup_first answers. */
-static __noinline struct lb_service *service_lookup_rest(struct sock_ref *s, struct service_key *k,
-							 struct lb_service *svc)
+/* Goes on from what service_lookup_first has found, as service_lookup_next does, to the wildcard. */
+static __always_inline struct lb_service *
+service_lookup_rest(struct sock_ref *s, struct service_key *k, struct lb_service *svc)
 {
 	__u8 protocol = k->protocol;
 
 	svc = service_lookup_next(k, svc);
 	return svc ? svc : service_lookup_wildcard(s, k, protocol);
+}
+
+static __noinline struct lb_service *
+service_lookup_out_of_line(struct sock_ref *s, struct service_key *k, struct lb_service *svc)
+{
+	return service_lookup_rest(s, k, svc);
 }
 
 /*
@@ -383,28 +397,56 @@ static __always_inline union ip_addr ip_unknown(const union ip_addr *a,
 	return copy;
 }
 
+/* service_lookup_rest where it is rare: the registers are left to what is not. */
+static __always_inline struct lb_service *
+service_lookup_rest_apart(struct sock_ref *s, struct service_key *k, struct lb_service *svc)
+{
+	/* A copy, so that the key of the others need not be in memory. */
+	struct service_key found = *k;
+	const struct revsk_config_value *cfg;
+
+	if (cfg_imprecise_verifier) {
+		cfg = current_config();
+		if (!cfg)
+			return NULL;
+		found.frontend.addr = ip_unknown(&k->frontend.addr, cfg);
+	}
+	svc = service_lookup_out_of_line(s, &found, svc);
+	k->protocol = found.protocol;
+	k->scope = found.scope;
+	/* By the wildcard. Made anew, for what the verifier knows of the former. */
+	if (!ip_equal(&found.frontend.addr, &k->frontend.addr))
+		k->frontend.addr = ip_any(&k->frontend.addr);
+	return svc;
+}
+
+/* service_lookup_first has found all that there is to find. */
+static __always_inline bool service_is_final(const struct lb_service *svc)
+{
+	return likely(svc) && likely(!(svc->flags2 & SVC_TWO_SCOPES));
+}
+
 /* The service that answers for this frontend. Leaves in @k the key that was found. */
 static __always_inline struct lb_service *service_lookup(struct sock_ref *s, struct service_key *k)
 {
 	struct lb_service *svc = service_lookup_first(k);
-	const struct revsk_config_value *cfg;
-	struct service_key found;
 
-	if (unlikely(!svc) || unlikely(svc->flags2 & SVC_TWO_SCOPES)) {
-		cfg = current_config();
-		if (!cfg)
-			return NULL;
-		/* A copy, so that the key of the others need not be in memory. */
-		found = *k;
-		found.frontend.addr = ip_unknown(&k->frontend.addr, cfg);
-		svc = service_lookup_rest(s, &found, svc);
-		k->protocol = found.protocol;
-		k->scope = found.scope;
-		/* By the wildcard. Made anew, for what the verifier knows of the former. */
-		if (!ip_equal(&found.frontend.addr, &k->frontend.addr))
-			k->frontend.addr = ip_any(&k->frontend.addr);
-	}
-	return svc;
+	return service_is_final(svc) ? svc : service_lookup_rest_apart(s, k, svc);
+}
+
+/*
+ * The same where most frontends are no service's: all inline, which is too much for the verifiers of old
+ * kernels.
+ */
+static __always_inline struct lb_service *service_lookup_ordinary(struct sock_ref *s,
+								  struct service_key *k)
+{
+	struct lb_service *svc = service_lookup_first(k);
+
+	if (service_is_final(svc))
+		return svc;
+	return cfg_imprecise_verifier ? service_lookup_rest_apart(s, k, svc)
+				      : service_lookup_rest(s, k, svc);
 }
 
 static __always_inline bool service_is_l7(const struct lb_service *svc)

@@ -46,8 +46,8 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		.protocol = ctx->protocol,
 	};
 	bool datagram = req.protocol != IPPROTO_TCP;
-	int verdict = LB_UNTRANSLATED;
-	struct revsk_conn_value new = {};
+	struct lb_service *svc = NULL;
+	struct lb_found found;
 	bool health;
 
 	if (!s.sk)
@@ -56,14 +56,18 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
 	if (!health)
-		verdict = lb_select(&s, &req, &new.tuple);
-	if (verdict == LB_UNTRANSLATED) {
-		revnat_connect_direct(&s, &req.dst, datagram);
-		return HOOK_PROCEED;
+		svc = lb_lookup(&s, &req, &found);
+	if (svc) {
+		struct revsk_conn_value new = {};
+		int verdict = lb_choose(&s, svc, &found, &new.tuple);
+
+		if (verdict == LB_TRANSLATED)
+			return finish(ctx, &new.tuple, revnat_connect(&s, &new, datagram), v6);
+		if (verdict != LB_UNTRANSLATED)
+			return finish(ctx, &new.tuple, verdict, v6);
 	}
-	if (verdict == LB_TRANSLATED)
-		verdict = revnat_connect(&s, &new, datagram);
-	return finish(ctx, &new.tuple, verdict, v6);
+	revnat_connect_direct(&s, &req.dst, datagram);
+	return HOOK_PROCEED;
 }
 
 static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
@@ -74,20 +78,24 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		.protocol = ctx->protocol,
 	};
 	struct revsk_peers_value *p;
-	struct revsk_tuple t = {};
-	int verdict;
+	struct lb_service *svc;
+	struct lb_found found;
 
 	if (!s.sk)
 		return HOOK_PROCEED;
 	p = peers_get(&s);
-	verdict = lb_select(&s, &req, &t);
-	if (verdict == LB_UNTRANSLATED) {
-		revnat_sendmsg_direct(&s, &req.dst);
-		return HOOK_PROCEED;
+	svc = lb_lookup(&s, &req, &found);
+	if (svc) {
+		struct revsk_tuple t = {};
+		int verdict = lb_choose(&s, svc, &found, &t);
+
+		if (verdict == LB_TRANSLATED)
+			return finish(ctx, &t, revnat_sendmsg(&s, p, &t), v6);
+		if (verdict != LB_UNTRANSLATED)
+			return finish(ctx, &t, verdict, v6);
 	}
-	if (verdict == LB_TRANSLATED)
-		verdict = revnat_sendmsg(&s, p, &t);
-	return finish(ctx, &t, verdict, v6);
+	revnat_sendmsg_direct(&s, &req.dst);
+	return HOOK_PROCEED;
 }
 
 static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)

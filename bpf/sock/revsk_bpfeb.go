@@ -172,11 +172,13 @@ const (
 	SockProgRevskReleaseBounded       = "revsk_release_bounded"
 	SockProgRevskSendmsg4             = "revsk_sendmsg4"
 	SockProgRevskSendmsg6             = "revsk_sendmsg6"
+	SockVarCfgAnyProtocol             = "cfg_any_protocol"
 	SockVarCfgCoarseClock             = "cfg_coarse_clock"
 	SockVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	SockVarCfgHealthCheck             = "cfg_health_check"
 	SockVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
 	SockVarCfgHostNetnsOnly           = "cfg_host_netns_only"
+	SockVarCfgImpreciseVerifier       = "cfg_imprecise_verifier"
 	SockVarCfgIpv4                    = "cfg_ipv4"
 	SockVarCfgIpv6                    = "cfg_ipv6"
 	SockVarCfgL7                      = "cfg_l7"
@@ -280,11 +282,13 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.VariableSpec `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.VariableSpec `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
@@ -371,11 +375,13 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.Variable `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.Variable `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.Variable `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`

@@ -81,6 +81,7 @@ func features(env *env) []feature {
 			func() error { return helper(ebpf.CGroupSock, asm.FnLoop) }},
 		{"bpf_set_retval", false, "error codes of rejected calls", "5.18",
 			func() error { return helper(ebpf.CGroupSockAddr, asm.FnSetRetval) }},
+		{"precise verifier", false, "cheaper connects to no service", "6.8", probePreciseVerifier},
 		{"ringbuf map", false, "list", "5.8", func() error { return mapType(ebpf.RingBuf) }},
 		{"bpf_sk_storage iterator", false, "list, gc", "5.9", func() error { return probeIterator("bpf_sk_storage_map") }},
 		{"task_file iterator", false, "migrate --engine iter: sockets that are in no table", "5.8",
@@ -92,6 +93,15 @@ func features(env *env) []feature {
 		{"network namespaces", false, "selftest", "CONFIG_NET_NS", func() error { return probeFile("/proc/self/ns/net") }},
 		{"ipv6", false, "IPv6 services", "CONFIG_IPV6", func() error { return probeFile("/proc/net/if_inet6") }},
 	}...)
+}
+
+// probePreciseVerifier: see [probe.PreciseVerifier].
+func probePreciseVerifier() error {
+	precise, err := probe.PreciseVerifier()
+	if err == nil && !precise {
+		return errMissing
+	}
+	return err
 }
 
 func isPermission(err error) bool {

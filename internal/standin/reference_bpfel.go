@@ -54,11 +54,13 @@ const (
 	ReferenceVarConfigEnableNoServiceEndpointsRoutable = "__config_enable_no_service_endpoints_routable"
 	ReferenceVarConfigNodeportPortMax                  = "__config_nodeport_port_max"
 	ReferenceVarConfigNodeportPortMin                  = "__config_nodeport_port_min"
+	ReferenceVarCfgAnyProtocol                         = "cfg_any_protocol"
 	ReferenceVarCfgCoarseClock                         = "cfg_coarse_clock"
 	ReferenceVarCfgExternalIpMitigation                = "cfg_external_ip_mitigation"
 	ReferenceVarCfgHealthCheck                         = "cfg_health_check"
 	ReferenceVarCfgHostNetnsCookie                     = "cfg_host_netns_cookie"
 	ReferenceVarCfgHostNetnsOnly                       = "cfg_host_netns_only"
+	ReferenceVarCfgImpreciseVerifier                   = "cfg_imprecise_verifier"
 	ReferenceVarCfgIpv4                                = "cfg_ipv4"
 	ReferenceVarCfgIpv6                                = "cfg_ipv6"
 	ReferenceVarCfgL7                                  = "cfg_l7"
@@ -162,11 +164,13 @@ type ReferenceVariableSpecs struct {
 	ConfigEnableNoServiceEndpointsRoutable *ebpf.VariableSpec `ebpf:"__config_enable_no_service_endpoints_routable"`
 	ConfigNodeportPortMax                  *ebpf.VariableSpec `ebpf:"__config_nodeport_port_max"`
 	ConfigNodeportPortMin                  *ebpf.VariableSpec `ebpf:"__config_nodeport_port_min"`
+	CfgAnyProtocol                         *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock                         *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck                         *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie                     *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly                       *ebpf.VariableSpec `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier                   *ebpf.VariableSpec `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                                *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
 	CfgIpv6                                *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                                  *ebpf.VariableSpec `ebpf:"cfg_l7"`
@@ -253,11 +257,13 @@ type ReferenceVariables struct {
 	ConfigEnableNoServiceEndpointsRoutable *ebpf.Variable `ebpf:"__config_enable_no_service_endpoints_routable"`
 	ConfigNodeportPortMax                  *ebpf.Variable `ebpf:"__config_nodeport_port_max"`
 	ConfigNodeportPortMin                  *ebpf.Variable `ebpf:"__config_nodeport_port_min"`
+	CfgAnyProtocol                         *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock                         *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck                         *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie                     *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly                       *ebpf.Variable `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier                   *ebpf.Variable `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                                *ebpf.Variable `ebpf:"cfg_ipv4"`
 	CfgIpv6                                *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                                  *ebpf.Variable `ebpf:"cfg_l7"`

@@ -61,6 +61,7 @@ func TestBranchSizes(t *testing.T) {
 		{"HostNetnsOnly", func(f *loader.Features) { f.HostNetnsOnly = false }},
 		{"NodePort", func(f *loader.Features) { f.NodePort = false }},
 		{"ProtocolDifferentiation", func(f *loader.Features) { f.ProtocolDifferentiation = false }},
+		{"AnyProtocol", func(f *loader.Features) { f.AnyProtocol = false }},
 		{"ExternalIPMitigation", func(f *loader.Features) { f.ExternalIPMitigation = false }},
 		{"SessionAffinity", func(f *loader.Features) { f.SessionAffinity = false }},
 		{"LocalRedirect", func(f *loader.Features) { f.LocalRedirect = false }},

@@ -376,7 +376,9 @@ static __always_inline long test_lb_select(struct sock_ref *s)
 		.protocol = input.protocol,
 	};
 	struct revsk_tuple t = {};
-	long verdict = lb_select(s, &req, &t);
+	struct lb_found found;
+	struct lb_service *svc = lb_lookup(s, &req, &found);
+	long verdict = svc ? lb_choose(s, svc, &found, &t) : LB_UNTRANSLATED;
 
 	output.tuple = t;
 	return verdict;

@@ -229,11 +229,13 @@ const (
 	harnessProgRunSource                 = "run_source"
 	harnessProgRunSourceOwn              = "run_source_own"
 	harnessProgRunTupleIsCurrent         = "run_tuple_is_current"
+	harnessVarCfgAnyProtocol             = "cfg_any_protocol"
 	harnessVarCfgCoarseClock             = "cfg_coarse_clock"
 	harnessVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	harnessVarCfgHealthCheck             = "cfg_health_check"
 	harnessVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
 	harnessVarCfgHostNetnsOnly           = "cfg_host_netns_only"
+	harnessVarCfgImpreciseVerifier       = "cfg_imprecise_verifier"
 	harnessVarCfgIpv4                    = "cfg_ipv4"
 	harnessVarCfgIpv6                    = "cfg_ipv6"
 	harnessVarCfgL7                      = "cfg_l7"
@@ -348,11 +350,13 @@ type harnessMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type harnessVariableSpecs struct {
+	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.VariableSpec `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.VariableSpec `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
@@ -442,11 +446,13 @@ func (m *harnessMaps) Close() error {
 //
 // It can be passed to loadHarnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type harnessVariables struct {
+	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
 	CfgHostNetnsOnly           *ebpf.Variable `ebpf:"cfg_host_netns_only"`
+	CfgImpreciseVerifier       *ebpf.Variable `ebpf:"cfg_imprecise_verifier"`
 	CfgIpv4                    *ebpf.Variable `ebpf:"cfg_ipv4"`
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`

@@ -54,7 +54,13 @@ func loadPrograms(o options) (*harness, error) {
 	if o.overflow != 0 {
 		spec.Maps[harnessMapRevskOverflow].MaxEntries = o.overflow
 	}
-	for name, value := range o.constants {
+	precise, err := probe.PreciseVerifier()
+	if err != nil {
+		return nil, err
+	}
+	constants := map[string]any{"imprecise_verifier": !precise}
+	maps.Copy(constants, o.constants)
+	for name, value := range constants {
 		if err := spec.Variables["cfg_"+name].Set(value); err != nil {
 			return nil, fmt.Errorf("setting cfg_%s: %w", name, err)
 		}

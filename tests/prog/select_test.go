@@ -25,18 +25,21 @@ func holdForSelection(t *testing.T, selections ...selection) {
 		t.Run(sel.name, func(t *testing.T) {
 			h := shared
 			if sel.config != nil {
-				programs := []string{
-					"lb_select", "service_lookup", "tuple_is_current", "bind_would_hijack", "release",
-				}
-				h = load(t, options{programs: programs, constants: sel.config})
+				h = load(t, options{programs: selectionPrograms, constants: sel.config})
 			}
-			for _, f := range families {
-				t.Run(f.name, func(t *testing.T) {
-					s := newScene(t, h, f, false)
-					sel.play(s)
-					s.counted(counts{})
-				})
-			}
+			sel.hold(t, h)
+		})
+	}
+}
+
+var selectionPrograms = []string{"lb_select", "service_lookup", "tuple_is_current", "bind_would_hijack", "release"}
+
+func (sel selection) hold(t *testing.T, h *harness) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			s := newScene(t, h, f, false)
+			sel.play(s)
+			s.counted(counts{})
 		})
 	}
 }
@@ -205,6 +208,37 @@ func TestSelectProtocol(t *testing.T) {
 				s.wantUntranslated(s.to(s.family.service(2)))
 				s.put(service{frontend: s.family.service(2), protocol: udp, backends: []int{2}})
 				s.wantUntranslated(s.to(s.family.service(2)))
+			},
+		},
+		selection{"without the lookup for any protocol only those of the protocol count", off("any_protocol"), func(s *scene) {
+			s.put(service{backends: []int{1}})
+			s.wantUntranslated(s.toService1())
+			s.put(service{protocol: udp, backends: []int{2}})
+			s.wantBackend(s.toService1(), 2)
+			s.wantUntranslated(s.toService1().over(tcp))
+			on := netip.AddrPortFrom(s.family.loopback.Unmap(), 30080)
+			nodePort := service{
+				frontend: netip.AddrPortFrom(s.unspecified(), 30080), flags: lbmap.FlagNodePort, backends: []int{3},
+			}
+			s.put(nodePort)
+			s.wantUntranslated(s.to(on))
+			nodePort.protocol = udp
+			s.put(nodePort)
+			s.wantBackend(s.to(on), 3)
+			s.put(service{protocol: udp, flags: lbmap.FlagTwoScopes, backends: []int{4}})
+			s.put(service{scope: lbmap.ScopeInternal, backends: []int{5}})
+			s.wantUntranslated(s.toService1())
+			s.put(service{protocol: udp, scope: lbmap.ScopeInternal, backends: []int{6}})
+			s.wantBackend(s.toService1(), 6)
+		}},
+		selection{
+			"without either lookup by protocol those of any protocol count",
+			map[string]any{"protocol_differentiation": false, "any_protocol": false},
+			func(s *scene) {
+				s.put(service{backends: []int{1}})
+				s.put(service{protocol: udp, backends: []int{2}})
+				s.wantBackend(s.toService1().over(udp), 1)
+				s.wantBackend(s.toService1().over(tcp), 1)
 			},
 		},
 		selection{"each scope is looked up by the protocol, or else any", nil, func(s *scene) {
