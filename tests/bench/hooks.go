@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,12 +29,25 @@ func benchHooks(ctx context.Context, b *bench) error {
 	if err := b.sanity(); err != nil {
 		return err
 	}
-	r, err := b.play(ctx, *rounds, b.variants,
-		connected("UDP", unix.IPPROTO_UDP), connected("TCP", unix.IPPROTO_TCP),
-		tightLife("UDP", unix.IPPROTO_UDP), tightLife("TCP", unix.IPPROTO_TCP),
-		unconnected, stranger,
-		ordinary("UDP", unix.IPPROTO_UDP), ordinary("TCP", unix.IPPROTO_TCP),
-	)
+	var played []scene
+	for _, s := range []struct {
+		name   string
+		scenes []scene
+	}{
+		{"connected", []scene{connected("UDP", unix.IPPROTO_UDP), connected("TCP", unix.IPPROTO_TCP)}},
+		{"life", []scene{tightLife("UDP", unix.IPPROTO_UDP), tightLife("TCP", unix.IPPROTO_TCP)}},
+		{"unconnected", []scene{unconnected}},
+		{"stranger", []scene{stranger}},
+		{"ordinary", []scene{ordinary("UDP", unix.IPPROTO_UDP), ordinary("TCP", unix.IPPROTO_TCP)}},
+	} {
+		if *scenes == "" || slices.Contains(strings.Split(*scenes, ","), s.name) {
+			played = append(played, s.scenes...)
+		}
+	}
+	if len(played) == 0 {
+		return fmt.Errorf("there are no scenes %q", *scenes)
+	}
+	r, err := b.play(ctx, *rounds, b.variants, played...)
 	if err != nil {
 		return err
 	}

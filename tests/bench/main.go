@@ -29,6 +29,7 @@ var (
 	rounds     = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
 	most       = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
 	only       = flag.String("sections", "", "only these, separated by commas")
+	scenes     = flag.String("scenes", "", "of the section hooks only these, separated by commas: connected, life, unconnected, stranger, ordinary")
 	variants   = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
 	check      = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
 	reference  = flag.String("reference", "", "measure the programs in this compiled object of another agent (a node's bpf_sock.o) too")

@@ -84,7 +84,7 @@ func (r *report) addResults(section string, res *results) {
 				f.Hooks[name] = netOf(values, hooks[floor])
 			}
 			f.Calls[name] = newStat(calls[name])
-			for _, base := range []string{legacyFull, legacyEmpty, foreign} {
+			for _, base := range []string{legacyFull, legacyEmpty, foreign, former} {
 				if name == floor || name == base || hooks[base] == nil {
 					continue
 				}

@@ -138,8 +138,8 @@ func (r *report) scaleTable() *table {
 func (r *report) goalTable() *table {
 	t := &table{
 		title: "What must be reached",
-		note: "Ratios of program time, storage to legacy; the worst of all families and protocols. Bold: missed by more than the noise. " +
-			"Beside them the worst of storage to the reference's own programs.",
+		note: "Ratios of program time, storage to another variant; the worst of all families and protocols. Bold: missed by more than the " +
+			"noise. Beside them the worst of storage to the reference's own programs.",
 		head: []string{"work", "to", "must", "aim", "measured", "99 % sure", "the worst of them", "to reference"},
 	}
 	for _, g := range goals {
@@ -147,11 +147,11 @@ func (r *report) goalTable() *table {
 		if !ok {
 			continue
 		}
-		s := f.against(g.base)
+		s := f.ratio(g.variant, g.base)
 		toReference := ""
-		if g.base == legacyFull { // as its hash is
+		if g.base != legacyEmpty { // as its hash is not
 			w, _ := g.worst(r, foreign)
-			toReference = short(w.against(foreign))
+			toReference = short(w.ratio(g.variant, foreign))
 		}
 		measured := short(s)
 		if s.SureLow > g.must {

@@ -33,6 +33,9 @@ const (
 	dual        = "dual"
 	storage     = "storage"
 	foreign     = "reference, full" // the programs of another agent
+	oneProtocol = "storage, no lookup for any protocol"
+	// former is the build before this one, if it takes part: -objects former=FILE.o.
+	former = "former"
 )
 
 // legacyEntries is the default size of the reference's hash.
@@ -61,7 +64,7 @@ type bench struct {
 }
 
 // sharedMaps are written once for all variants.
-var sharedMaps = []string{lbmap.Services4Map, lbmap.Services6Map, lbmap.Backends4Map, lbmap.Backends6Map}
+var sharedMaps = []string{lbmap.Services4Map, lbmap.Services6Map, lbmap.Backends4Map, lbmap.Backends6Map, lbmap.IPCacheMap}
 
 func newBench() (*bench, error) {
 	b := &bench{report: newReport()}
@@ -78,29 +81,34 @@ func newBench() (*bench, error) {
 	if err := b.addFloor(); err != nil {
 		return nil, err
 	}
+	features := loader.DefaultFeatures()
+	protocolOnly := features
+	protocolOnly.AnyProtocol = false
 	for _, v := range []struct {
-		name    string
-		mode    loader.Mode
-		full    bool
-		replace func(*variant) error
+		name     string
+		mode     loader.Mode
+		features loader.Features
+		full     bool
+		replace  func(*variant) error
 	}{
-		{legacyEmpty, loader.ModeLegacy, false, nil},
-		{legacyFull, loader.ModeLegacy, true, nil},
-		{dual, loader.ModeDual, true, nil},
-		{storage, loader.ModeStorage, false, nil},
-		{foreign, loader.ModeLegacy, true, (*variant).runReference},
+		{legacyEmpty, loader.ModeLegacy, features, false, nil},
+		{legacyFull, loader.ModeLegacy, features, true, nil},
+		{dual, loader.ModeDual, features, true, nil},
+		{storage, loader.ModeStorage, features, false, nil},
+		{oneProtocol, loader.ModeStorage, protocolOnly, false, nil},
+		{foreign, loader.ModeLegacy, features, true, (*variant).runReference},
 	} {
 		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == foreign && *reference == "" {
 			continue
 		}
-		if err := b.add(v.name, v.mode, v.full, v.replace); err != nil {
+		if err := b.add(v.name, v.mode, v.features, v.full, v.replace); err != nil {
 			return nil, fmt.Errorf("%s: %w", v.name, err)
 		}
 	}
 	for object := range strings.SplitSeq(*objects, ",") {
 		if name, file, ok := strings.Cut(object, "="); ok {
 			replace := func(v *variant) error { return v.runBuild(file) }
-			if err := b.add(name, loader.ModeStorage, false, replace); err != nil {
+			if err := b.add(name, loader.ModeStorage, features, false, replace); err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 		}
@@ -136,8 +144,8 @@ func (b *bench) addFloor() error {
 }
 
 // add loads a variant; replace, if any, puts other programs into the place of those loaded.
-func (b *bench) add(name string, mode loader.Mode, full bool, replace func(*variant) error) error {
-	v, err := b.load(name, mode, legacyEntries)
+func (b *bench) add(name string, mode loader.Mode, features loader.Features, full bool, replace func(*variant) error) error {
+	v, err := b.loadWith(name, mode, features, legacyEntries)
 	if err != nil {
 		return err
 	}
@@ -163,6 +171,10 @@ func (b *bench) add(name string, mode loader.Mode, full bool, replace func(*vari
 
 // load makes a variant that is not one of those that take turns.
 func (b *bench) load(name string, mode loader.Mode, entries uint32) (*variant, error) {
+	return b.loadWith(name, mode, loader.DefaultFeatures(), entries)
+}
+
+func (b *bench) loadWith(name string, mode loader.Mode, features loader.Features, entries uint32) (*variant, error) {
 	v, err := b.newVariant(name)
 	if err != nil {
 		return nil, err
@@ -182,13 +194,13 @@ func (b *bench) load(name string, mode loader.Mode, entries uint32) (*variant, e
 	}
 	v.opts = loader.Options{
 		Cgroup: v.cgroup, MapsDir: maps, PinsDir: v.dir,
-		Mode: &mode, Force: true, LegacyMaxEntries: entries,
+		Mode: &mode, Force: true, LegacyMaxEntries: entries, Features: &features,
 	}
 	if v.dp, err = loader.Load(context.Background(), v.opts); err != nil {
 		return nil, err
 	}
 	if first == nil {
-		return v, publish(v.dp)
+		return v, errors.Join(publish(v.dp), fillIPCache(v.dp))
 	}
 	return v, nil
 }
@@ -261,7 +273,8 @@ func (v *variant) runBuild(object string) error {
 	}
 	replaced := make(map[string]*ebpf.Map)
 	for name := range spec.Maps {
-		if m := v.dp.Map(name); m != nil {
+		// Its own maps may have other layouts. A configuration of its own is one of mode storage.
+		if m := v.dp.Map(name); m != nil && !strings.HasPrefix(name, "revsk_") {
 			replaced[name] = m
 		}
 	}
