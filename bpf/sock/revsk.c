@@ -70,6 +70,22 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	return HOOK_PROCEED;
 }
 
+/*
+ * A send() without an address, of a connected socket: for an IPv4 address on an IPv6 socket the kernel runs the
+ * hook then, too, with the address of the peer. That is the backend that a connect has chosen, or what the
+ * application connected to before there was a service: in neither case is it to be translated, as it is not on
+ * an IPv4 socket. (An application that gives that very address itself looks the same.)
+ */
+static __always_inline bool sends_to_own_peer(struct bpf_sock_addr *ctx, const struct endpoint *dst)
+{
+	struct endpoint peer;
+
+	if (!ip_is_v4(&dst->addr) || ctx->family != AF_INET6)
+		return false;
+	peer = sock_peer(ctx->sk);
+	return endpoint_equal(&peer, dst);
+}
+
 static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
@@ -77,14 +93,15 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		.dst = hook_address(ctx, v6),
 		.protocol = ctx->protocol,
 	};
+	struct lb_service *svc = NULL;
 	struct revsk_peers_value *p;
-	struct lb_service *svc;
 	struct lb_found found;
 
 	if (!s.sk)
 		return HOOK_PROCEED;
 	p = peers_get(&s);
-	svc = lb_lookup(&s, &req, &found);
+	if (!sends_to_own_peer(ctx, &req.dst))
+		svc = lb_lookup(&s, &req, &found);
 	if (svc) {
 		struct revsk_tuple t = {};
 		int verdict = lb_choose(&s, svc, &found, &t);

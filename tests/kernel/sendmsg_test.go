@@ -97,6 +97,22 @@ func TestSendmsg(t *testing.T) {
 			assert.Zero(s, x.tuples())
 			assert.Equal(s, s.before.DroppedDirect+1, s.counters().DroppedDirect)
 		}},
+		rule{name: "without an address goes to the connected peer, though that is a service's address by now", notCilium: "it translates an IPv6 socket's send to an IPv4 address", play: func(s *scene) {
+			a := s.service()
+			x := s.socket()
+			x.connect(a.front)
+			b := s.service()
+			s.serviceAt(a.backend, b.backend)
+			for range 3 {
+				s.talks(x, a.backend, a.front)
+			}
+			same(s, a.front, x.peername(), "getpeername")
+			plain := s.socket()
+			plain.connect(b.backend)
+			s.serviceAt(b.backend, a.backend)
+			s.talks(plain, b.backend, b.backend)
+			same(s, b.backend, plain.peername(), "getpeername")
+		}},
 		rule{name: "to another backend's own address leaves the mapping", play: func(s *scene) {
 			a, b := s.service(), s.service()
 			x := s.socket()
