@@ -91,6 +91,9 @@ type Features struct {
 	RejectNoBackend bool
 	// SessionAffinity keeps the clients of a network namespace to one backend.
 	SessionAffinity bool
+	// AffinityHz is the number of ticks per second of the kernel (CONFIG_HZ) where the agent's clock is in
+	// jiffies: the entries of affinity are in its unit then. 0: it is in seconds, as by default.
+	AffinityHz uint32
 	// LocalRedirect honours the skip entries of local-redirect services.
 	LocalRedirect bool
 	// L7 knows services of an L7 load balancer.
@@ -129,6 +132,7 @@ func (f Features) constants() map[string]any {
 		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
 		"cfg_reject_no_backend":        f.RejectNoBackend,
 		"cfg_session_affinity":         f.SessionAffinity,
+		"cfg_affinity_hz":              f.AffinityHz,
 		"cfg_local_redirect":           f.LocalRedirect,
 		"cfg_l7":                       f.L7,
 		"cfg_health_check":             f.HealthCheck,

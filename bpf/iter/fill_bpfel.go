@@ -120,6 +120,7 @@ const (
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
 	FillProgNoteCaller                = "note_caller"
+	FillVarCfgAffinityHz              = "cfg_affinity_hz"
 	FillVarCfgAnyProtocol             = "cfg_any_protocol"
 	FillVarCfgCoarseClock             = "cfg_coarse_clock"
 	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
@@ -229,6 +230,7 @@ type FillMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FillVariableSpecs struct {
+	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.VariableSpec `ebpf:"cfg_count_without_entry"`
@@ -332,6 +334,7 @@ func (m *FillMaps) Close() error {
 //
 // It can be passed to LoadFillObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FillVariables struct {
+	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.Variable `ebpf:"cfg_count_without_entry"`

@@ -4,13 +4,26 @@
 
 #include "service.h"
 
-#define AFFINITY_TIMEOUT_MASK 0xffffff
 #define NSEC_PER_SEC 1000000000ULL
+/* Cilium counts jiffies in units of so many bits. */
+#define AFFINITY_JIFFIES_SHIFT 8
 
-/* The clock of the entries, which the agent's other programs share: seconds of CLOCK_MONOTONIC. */
+/*
+ * The clock of the entries, which the agent's other programs share: seconds of CLOCK_MONOTONIC, or 256 jiffies
+ * where the agent was told to use the kernel's ticks.
+ */
 static __always_inline __u64 affinity_now(void)
 {
+	if (cfg_affinity_hz)
+		return bpf_jiffies64() >> AFFINITY_JIFFIES_SHIFT;
 	return bpf_ktime_get_ns() / NSEC_PER_SEC;
+}
+
+static __always_inline __u64 affinity_timeout(const struct lb_service *svc)
+{
+	__u64 seconds = service_affinity_timeout(svc);
+
+	return cfg_affinity_hz ? seconds * cfg_affinity_hz >> AFFINITY_JIFFIES_SHIFT : seconds;
 }
 
 /* The kernel reads as much of the key as the map of the family has. */
@@ -43,7 +56,7 @@ static __always_inline union affinity_key affinity_key(const struct lb_service *
 static __always_inline __u32 affinity_backend(const struct lb_service *svc,
 					      const union ip_addr *like, __u64 netns)
 {
-	__u64 timeout = svc->word & AFFINITY_TIMEOUT_MASK;
+	__u64 timeout = affinity_timeout(svc);
 	struct lb_affinity_match match = { .rev_nat_index = svc->rev_nat_index };
 	union affinity_key key = affinity_key(svc, like, netns);
 	__u64 now = affinity_now();

@@ -10,11 +10,6 @@
 LB_MAP(cilium_lb4_health, BPF_MAP_TYPE_LRU_HASH, __u64, struct lb4_backend, 65536, 0);
 LB_MAP(cilium_lb6_health, BPF_MAP_TYPE_LRU_HASH, __u64, struct lb6_backend, 65536, 0);
 
-static __always_inline bool translatable(__u32 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
-}
-
 /*
  * A socket of the host on this address would take the traffic of a service that the node serves to
  * the outside: by its very address, or by its NodePort on an address of this host.

@@ -79,6 +79,8 @@ volatile const bool cfg_external_ip_mitigation = true;
 volatile const bool cfg_reject_no_backend = true;
 /* Session affinity by network namespace. */
 volatile const bool cfg_session_affinity = true;
+/* Ticks of the kernel per second, where the agent's affinity entries count those; 0: they count seconds. */
+volatile const __u32 cfg_affinity_hz = 0;
 /* Honour the skip entries of local-redirect services. */
 volatile const bool cfg_local_redirect = true;
 /* L7 load balancer services. */

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "endpoint.h"
+#include "netns.h"
 #include "sock_ref.h"
 #include "tuple.h"
 

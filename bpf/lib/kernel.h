@@ -3,7 +3,7 @@
  * The part of the kernel's interface that the programs use, kept by hand: a full dump of the
  * kernel's types is 3 MB of which this is all that matters.
  *
- * Context structs (bpf_sock_addr, bpf_sock, __sk_buff) are the UAPI's: the verifier rewrites
+ * Context structs (bpf_sock_addr, bpf_sock) are the UAPI's: the verifier rewrites
  * accesses to them, so they carry no CO-RE relocations.
  */
 #pragma once
@@ -92,10 +92,6 @@ enum {
 	BPF_SK_STORAGE_GET_F_CREATE = 1U << 0,
 };
 
-enum {
-	BPF_F_CURRENT_NETNS = -1,
-};
-
 #define __bpf_md_ptr(type, name)                                                                   \
 	union {                                                                                    \
 		type name;                                                                         \
@@ -148,58 +144,6 @@ struct bpf_sockopt {
 	__s32 optname;
 	__s32 optlen;
 	__s32 retval;
-};
-
-struct bpf_sock_tuple {
-	union {
-		struct {
-			__be32 saddr;
-			__be32 daddr;
-			__be16 sport;
-			__be16 dport;
-		} ipv4;
-		struct {
-			__be32 saddr[4];
-			__be32 daddr[4];
-			__be16 sport;
-			__be16 dport;
-		} ipv6;
-	};
-};
-
-struct __sk_buff {
-	__u32 len;
-	__u32 pkt_type;
-	__u32 mark;
-	__u32 queue_mapping;
-	__u32 protocol;
-	__u32 vlan_present;
-	__u32 vlan_tci;
-	__u32 vlan_proto;
-	__u32 priority;
-	__u32 ingress_ifindex;
-	__u32 ifindex;
-	__u32 tc_index;
-	__u32 cb[5];
-	__u32 hash;
-	__u32 tc_classid;
-	__u32 data;
-	__u32 data_end;
-	__u32 napi_id;
-	__u32 family;
-	__u32 remote_ip4;
-	__u32 local_ip4;
-	__u32 remote_ip6[4];
-	__u32 local_ip6[4];
-	__u32 remote_port;
-	__u32 local_port;
-	__u32 data_meta;
-	__u64 flow_keys;
-	__u64 tstamp;
-	__u32 wire_len;
-	__u32 gso_segs;
-	__bpf_md_ptr(struct bpf_sock *, sk);
-	__u32 gso_size;
 };
 
 #include <bpf/bpf_helpers.h>

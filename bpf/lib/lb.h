@@ -13,6 +13,11 @@ enum {
 	/* below 0: -errno, the call is to be rejected */
 };
 
+static __always_inline bool translatable(__u32 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
+}
+
 struct lb_request {
 	struct endpoint dst; /* what the application asked for */
 	__u8 protocol;
@@ -70,7 +75,7 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 	/* The whole cookie counts, but only that pays for a division of 64 bits. */
 	n = protocol == IPPROTO_TCP ? bpf_get_prandom_u32() % backends : sock_cookie(s) % backends;
 	slot = service_entry(key, n + 1);
-	return slot ? slot->word : 0;
+	return slot ? slot_backend_id(slot) : 0;
 }
 
 /* What lb_choose chooses for, once the service is found. */
@@ -121,7 +126,7 @@ static __noinline int lb_choose(struct sock_ref *s, const struct lb_service *svc
 		if (!netns_is_host(s))
 			return LB_UNTRANSLATED;
 		backend.addr = ip_loopback(&dst.addr);
-		backend.port = (__be16)svc->word;
+		backend.port = service_proxy_port(svc);
 	} else {
 		sticky = cfg_session_affinity && (svc->flags & SVC_AFFINITY);
 		if (sticky)
@@ -174,22 +179,4 @@ lb_lookup(struct sock_ref *s, const struct lb_request *req, struct lb_found *fou
 		found->dst.addr = ip_unknown(&req->dst.addr, cfg);
 	}
 	return svc;
-}
-
-static __always_inline bool service_is_of(const struct lb_service *svc, const struct revsk_tuple *t)
-{
-	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_has_proxy(svc));
-}
-
-/*
- * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
- * index, and has backends.
- */
-static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t,
-					     __u8 protocol)
-{
-	struct service_key key = { .frontend = tuple_service(t), .protocol = protocol };
-	struct lb_service *svc = service_lookup(s, &key);
-
-	return svc && service_is_of(svc, t);
 }

@@ -24,7 +24,7 @@
 #pragma once
 
 #include "conn.h"
-#include "lb.h"
+#include "current.h"
 #include "legacy.h"
 #include "metrics.h"
 #include "peers.h"

@@ -12,6 +12,7 @@
 #include "config.h"
 #include "endpoint.h"
 #include "kernel.h"
+#include "netns.h"
 #include "sock_ref.h"
 
 #define SCOPE_EXTERNAL 0
@@ -57,8 +58,8 @@ struct lb6_key {
 };
 
 struct lb_service {
-	/* Slot 0: affinity timeout in seconds (low 24 bits), or L7 proxy port (network byte
-	 * order, low 16 bits); other slots: backend id.
+	/* What it says differs: read it by service_affinity_timeout, service_proxy_port of slot 0,
+	 * slot_backend_id of the others.
 	 */
 	__u32 word;
 	__u16 count;
@@ -104,7 +105,7 @@ struct lb6_affinity_key {
 };
 
 struct lb_affinity_value {
-	__u64 last_used; /* seconds, CLOCK_MONOTONIC */
+	__u64 last_used; /* see affinity_now */
 	__u32 backend_id;
 	__u32 pad;
 };
@@ -449,6 +450,24 @@ static __always_inline struct lb_service *service_lookup_ordinary(struct sock_re
 				      : service_lookup_rest(s, k, svc);
 }
 
+/* Of a service with affinity: how long it lasts, in seconds. The high byte of the word is an algorithm. */
+static __always_inline __u32 service_affinity_timeout(const struct lb_service *svc)
+{
+	return svc->word & 0xffffff;
+}
+
+/* Of an L7 service: the port of its proxy on this host; 0: it has none. */
+static __always_inline __be16 service_proxy_port(const struct lb_service *svc)
+{
+	return (__be16)svc->word;
+}
+
+/* Of a slot of a service. */
+static __always_inline __u32 slot_backend_id(const struct lb_service *slot)
+{
+	return slot->word;
+}
+
 static __always_inline bool service_is_l7(const struct lb_service *svc)
 {
 	return cfg_l7 && (svc->flags2 & SVC_L7_LOAD_BALANCER);
@@ -457,7 +476,7 @@ static __always_inline bool service_is_l7(const struct lb_service *svc)
 /* An L7 service whose proxy listens. */
 static __always_inline bool service_has_proxy(const struct lb_service *svc)
 {
-	return service_is_l7(svc) && (__be16)svc->word;
+	return service_is_l7(svc) && service_proxy_port(svc);
 }
 
 static __always_inline bool service_is_l7_delegate(const struct lb_service *svc)

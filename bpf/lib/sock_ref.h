@@ -18,8 +18,6 @@ struct sock_ref {
 };
 
 static __always_inline __u64 ctx_socket_cookie(void *ctx);
-static __always_inline __u64 ctx_netns_cookie(void *ctx);
-static __always_inline __u64 ctx_host_netns_cookie(void);
 /* Now, as the time of a tuple. */
 static __always_inline __u32 ctx_time(void);
 
@@ -28,15 +26,6 @@ static __always_inline __u64 sock_cookie(struct sock_ref *s)
 	if (!s->cookie)
 		s->cookie = ctx_socket_cookie(s->ctx);
 	return s->cookie;
-}
-
-static __always_inline bool netns_is_host(struct sock_ref *s)
-{
-	__u64 host = cfg_host_netns_cookie;
-
-	if (!host)
-		host = ctx_host_netns_cookie();
-	return ctx_netns_cookie(s->ctx) == host;
 }
 
 /* The socket's actual peer, as the kernel has it. */

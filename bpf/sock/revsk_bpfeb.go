@@ -172,6 +172,7 @@ const (
 	SockProgRevskReleaseBounded       = "revsk_release_bounded"
 	SockProgRevskSendmsg4             = "revsk_sendmsg4"
 	SockProgRevskSendmsg6             = "revsk_sendmsg6"
+	SockVarCfgAffinityHz              = "cfg_affinity_hz"
 	SockVarCfgAnyProtocol             = "cfg_any_protocol"
 	SockVarCfgCoarseClock             = "cfg_coarse_clock"
 	SockVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -282,6 +283,7 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
@@ -375,6 +377,7 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`

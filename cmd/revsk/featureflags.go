@@ -35,6 +35,8 @@ func addFeatureFlags(flags *pflag.FlagSet, f *loader.Features) {
 		flags.BoolVar(feature.value, feature.name, *feature.value, feature.usage)
 	}
 	flags.Var(&portRange{&f.NodePortMin, &f.NodePortMax}, "nodeport-range", "first and last `port` of NodePort services")
+	flags.Uint32Var(&f.AffinityHz, "affinity-hz", f.AffinityHz,
+		"ticks of the kernel per second, if the agent's `clock` is in jiffies; 0: its clock is in seconds")
 	flags.Uint64Var(&f.HostNetnsCookie, "host-netns-cookie", f.HostNetnsCookie,
 		"SO_NETNS_COOKIE of the host's network `namespace`; 0: the kernel's first one")
 }

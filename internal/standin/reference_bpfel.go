@@ -54,6 +54,7 @@ const (
 	ReferenceVarConfigEnableNoServiceEndpointsRoutable = "__config_enable_no_service_endpoints_routable"
 	ReferenceVarConfigNodeportPortMax                  = "__config_nodeport_port_max"
 	ReferenceVarConfigNodeportPortMin                  = "__config_nodeport_port_min"
+	ReferenceVarCfgAffinityHz                          = "cfg_affinity_hz"
 	ReferenceVarCfgAnyProtocol                         = "cfg_any_protocol"
 	ReferenceVarCfgCoarseClock                         = "cfg_coarse_clock"
 	ReferenceVarCfgExternalIpMitigation                = "cfg_external_ip_mitigation"
@@ -164,6 +165,7 @@ type ReferenceVariableSpecs struct {
 	ConfigEnableNoServiceEndpointsRoutable *ebpf.VariableSpec `ebpf:"__config_enable_no_service_endpoints_routable"`
 	ConfigNodeportPortMax                  *ebpf.VariableSpec `ebpf:"__config_nodeport_port_max"`
 	ConfigNodeportPortMin                  *ebpf.VariableSpec `ebpf:"__config_nodeport_port_min"`
+	CfgAffinityHz                          *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol                         *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock                         *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
@@ -257,6 +259,7 @@ type ReferenceVariables struct {
 	ConfigEnableNoServiceEndpointsRoutable *ebpf.Variable `ebpf:"__config_enable_no_service_endpoints_routable"`
 	ConfigNodeportPortMax                  *ebpf.Variable `ebpf:"__config_nodeport_port_max"`
 	ConfigNodeportPortMin                  *ebpf.Variable `ebpf:"__config_nodeport_port_min"`
+	CfgAffinityHz                          *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol                         *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock                         *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`

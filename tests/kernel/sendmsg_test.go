@@ -97,7 +97,7 @@ func TestSendmsg(t *testing.T) {
 			assert.Zero(s, x.tuples())
 			assert.Equal(s, s.before.DroppedDirect+1, s.counters().DroppedDirect)
 		}},
-		rule{name: "without an address goes to the connected peer, though that is a service's address by now", notCilium: "it translates an IPv6 socket's send to an IPv4 address", play: func(s *scene) {
+		rule{name: "without an address goes to the connected peer, though that is a service's address by now", notReference: "it translates an IPv6 socket's send to an IPv4 address", play: func(s *scene) {
 			a := s.service()
 			x := s.socket()
 			x.connect(a.front)

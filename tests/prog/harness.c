@@ -8,6 +8,7 @@
  */
 #include "bind.h"
 #include "kernel.h"
+#include "kernel_skb.h"
 #include "lb.h"
 #include "release.h"
 #include "revnat.h"

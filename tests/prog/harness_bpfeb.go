@@ -229,6 +229,7 @@ const (
 	harnessProgRunSource                 = "run_source"
 	harnessProgRunSourceOwn              = "run_source_own"
 	harnessProgRunTupleIsCurrent         = "run_tuple_is_current"
+	harnessVarCfgAffinityHz              = "cfg_affinity_hz"
 	harnessVarCfgAnyProtocol             = "cfg_any_protocol"
 	harnessVarCfgCoarseClock             = "cfg_coarse_clock"
 	harnessVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -350,6 +351,7 @@ type harnessMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type harnessVariableSpecs struct {
+	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
@@ -446,6 +448,7 @@ func (m *harnessMaps) Close() error {
 //
 // It can be passed to loadHarnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type harnessVariables struct {
+	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
 	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`

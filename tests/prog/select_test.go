@@ -612,6 +612,25 @@ func TestSelectAffinity(t *testing.T) {
 			s.wantBackend(s.toService1().byPod(), 11)
 			s.wantNoAffinity(otherNetns)
 		}},
+		selection{"an agent whose clock is in jiffies: so are the entries", map[string]any{"affinity_hz": uint32(1000)}, func(s *scene) {
+			const timeoutInUnits = timeout * 1000 / 256
+			s.put(sticky)
+			s.match(12)
+			before := jiffies(s.T) / 256
+			s.wantBackend(s.toService1(), 11)
+			v, _ := s.affinity(hostNetns)
+			if after := jiffies(s.T) / 256; v.LastUsed < before || v.LastUsed > after {
+				s.Errorf("last used at %d, which is not between %d and %d", v.LastUsed, before, after)
+			}
+			for ago, want := range map[uint64]int{timeoutInUnits - 200: 12, timeoutInUnits + 1: 11} {
+				old := lbmap.AffinityValue{LastUsed: v.LastUsed - ago, BackendID: 12}
+				must(s.T, s.affinities().Put(s.affinityKey(hostNetns), old))
+				s.wantBackend(s.toService1(), want)
+				if now, _ := s.affinity(hostNetns); now.LastUsed < v.LastUsed {
+					s.Errorf("last used at %d, want at least %d", now.LastUsed, v.LastUsed)
+				}
+			}
+		}},
 		selection{"affinity off: none", off("session_affinity"), func(s *scene) {
 			s.put(sticky)
 			s.match(12)

@@ -5,6 +5,8 @@ package prog
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,6 +159,18 @@ func monotonicSeconds(t *testing.T) uint64 {
 	var ts unix.Timespec
 	must(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts))
 	return uint64(ts.Sec)
+}
+
+// jiffies are the ticks that the kernel has counted.
+func jiffies(t *testing.T) (n uint64) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/timer_list")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(b), "\njiffies: ")
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		t.Fatalf("/proc/timer_list: %v", err)
+	}
+	return n
 }
 
 // request is what an application asks for.
