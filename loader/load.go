@@ -104,6 +104,7 @@ func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	if err := dp.loadAndAttach(ctx, spec, fresh, undo); err != nil {
 		return nil, err
 	}
+	opts.warnOfLocalPorts()
 	return dp, nil
 }
 

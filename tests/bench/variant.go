@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
@@ -266,8 +267,17 @@ func (v *variant) runBuild(object string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"cfg_set_retval", "cfg_coarse_clock"} {
-		if err := spec.Variables[name].Set(true); err != nil {
+	precise, err := probe.PreciseVerifier()
+	if err != nil {
+		return err
+	}
+	// What the loader finds out about this kernel, of which the build may not know all.
+	for name, value := range map[string]bool{"cfg_set_retval": true, "cfg_coarse_clock": true, "cfg_imprecise_verifier": !precise} {
+		v, ok := spec.Variables[name]
+		if !ok {
+			continue
+		}
+		if err := v.Set(value); err != nil {
 			return err
 		}
 	}
