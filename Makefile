@@ -7,6 +7,10 @@ CLANG_VERSION ?= 19
 C_FILES = $(wildcard bpf/*/*.[ch] internal/*/*.[ch] tests/*/*.[ch])
 # How long the stress test of tests/kernel runs.
 STRESS ?= 60s
+# Another build of the hooks that is measured beside this one, such as the former release's: an object file, from
+# git show COMMIT:bpf/sock/revsk_bpfel.o.
+FORMER ?=
+BENCH_FORMER = $(if $(FORMER),-objects former=$(FORMER))
 # A compiled object of another agent's programs, on a node its bpf_sock.o, and the tests that those can pass.
 OBJECT ?=
 # Our own programs under the reference's names.
@@ -49,15 +53,15 @@ test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [V
 
 .PHONY: bench
 bench: ## Measure what the hooks cost into docs/benchmarks.json and docs/benchmarks-results.md: [OBJECT=bpf_sock.o] (root)
-	$(GO) run ./tests/bench $(if $(OBJECT),-reference $(OBJECT)) -json docs/benchmarks.json -tables docs/benchmarks-results.md
+	$(GO) run ./tests/bench $(if $(OBJECT),-reference $(OBJECT)) $(BENCH_FORMER) -json docs/benchmarks.json -tables docs/benchmarks-results.md
 
 .PHONY: bench-plots
 bench-plots: ## Draw docs/benchmarks.json
 	cd tests/bench/plots && $(GO) run . ../../../docs/benchmarks.json ../../../docs
 
 .PHONY: bench-check
-bench-check: ## A short measurement: fails where a figure is not what it must be (root)
-	$(GO) run ./tests/bench -rounds 40 -sections hooks -check
+bench-check: ## A short measurement: fails where a figure is not what it must be: make bench-check [FORMER=FILE.o] (root)
+	$(GO) run ./tests/bench -rounds 40 -sections hooks $(BENCH_FORMER) -check
 
 .PHONY: generate
 generate: ## Compile the BPF programs (clang-19) and print their sizes
