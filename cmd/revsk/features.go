@@ -22,7 +22,7 @@ to older ones, and leave others out.
 
 Exits with 4 if something is missing that revsk cannot do without.`,
 		Example: `  revsk features
-  revsk features -o json | jq -r '.features[] | select(.available | not) | .name'`,
+  revsk features -o json | jq -r '.features[] | select(.available|not) | .name'`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			doc, err := probeFeatures(env)

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
@@ -38,7 +39,27 @@ func TestHelp(t *testing.T) {
 		t.Run(strings.Join(path, "_"), func(t *testing.T) {
 			r := runCommand(t, append(path[1:], "--help")...).ok()
 			golden(t, "help/"+strings.Join(path, "_")+".txt", r.stdout)
+			if cmd.Parent() != nil && cmd.Parent().Name() == "completion" {
+				return // cobra's own text
+			}
+			for line := range strings.Lines(r.stdout) {
+				require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), helpWidth, line)
+			}
 		})
+	}
+}
+
+func TestReflow(t *testing.T) {
+	long := strings.Repeat("word ", 16) + "word"
+	for text, want := range map[string]string{
+		"":                         "",
+		"one\ntwo\n\nthree":        "one two\n\nthree",
+		long:                       strings.TrimSpace(strings.Repeat("word ", 16)) + "\nword",
+		"a:\n  item\n  other\nend": "a:\n  item\n  other\nend",
+		"  " + long:                "  " + strings.TrimSpace(strings.Repeat("word ", 15)) + "\n    word word",
+		strings.Repeat("x", 90):    strings.Repeat("x", 90),
+	} {
+		require.Equal(t, want, reflow(text))
 	}
 }
 

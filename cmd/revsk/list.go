@@ -36,7 +36,7 @@ for each.
 Programs go on meanwhile: sockets that come or go may be listed or not. What is
 kept in the legacy maps (modes dual and legacy) is not listed.`,
 		Example: `  revsk list
-  revsk list -o json | jq '.sockets[] | select(.connected.service == "10.96.0.1:80")'`,
+  revsk list -o json | jq '.sockets[].connected.service'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), env) },
 	}

@@ -45,7 +45,7 @@ call: a later load without their flags is back at the defaults. One that is on b
 default is turned off by --NAME=false.`,
 		Example: `  revsk load
   revsk load --dry-run                        # check everything, change nothing
-  revsk load --mode dual                      # keep the legacy maps up to date too
+  revsk load --mode dual                      # keep the legacy maps current
   revsk load --cgroup /sys/fs/cgroup/test --nodeport=false
   revsk load --takeover-links /sys/fs/bpf/cilium/socketlb/links/cgroup`,
 		Args: cobra.NoArgs,

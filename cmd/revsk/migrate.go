@@ -42,10 +42,10 @@ Engines, that is, ways to come to the sockets:
   pidfd  the descriptors of all processes, one by one; slower, and does not reach
          sockets in no process, such as those in flight in a message
   auto   iter where the kernel can, else pidfd`,
-		Example: `  revsk migrate --dry-run                     # audit: what is live, what is leaked?
+		Example: `  revsk migrate --dry-run                     # audit: what is leaked?
   revsk migrate
   revsk migrate -o json | jq .counts
-  revsk migrate --unpin-source                # and remove the pins of the legacy maps`,
+  revsk migrate --unpin-source                # and unpin the legacy maps`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.Engine = migrate.Engine(engine)

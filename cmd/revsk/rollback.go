@@ -19,7 +19,7 @@ func newRollbackCommand(env *env) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "rollback",
-		Short: "Bring what sockets hold back into the legacy maps, and switch to mode legacy",
+		Short: "Write what sockets hold into the legacy maps; mode legacy",
 		Long: `The way back from revsk migrate: writes what live sockets hold into the legacy maps
 (the hash) while applications go on, verifies that, and switches to mode legacy,
 in which the hooks work as those did that came before. After that the programs of

@@ -57,6 +57,7 @@ output names its schema and version in the field "schema".`,
 	root.AddCommand(commands(env)...)
 	root.InitDefaultCompletionCmd()
 	addNeedsToHelp(root)
+	fitHelp(root)
 	markRunning(env, root)
 	return root
 }

@@ -22,7 +22,7 @@ func newSelftestCommand(env *env) *cobra.Command {
 	inSandbox := false
 	cmd := &cobra.Command{
 		Use:   "selftest",
-		Short: "Show with real sockets what leaks with a global hash, and that nothing does here",
+		Short: "Show what leaks with a global hash and not with storage",
 		Long: `selftest runs on this kernel, with real sockets, every way for a socket to end:
 first with the global hash (mode legacy), then with the state on the socket
 (mode storage). It counts what the maps hold before and after.

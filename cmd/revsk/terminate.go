@@ -47,7 +47,7 @@ services first: what it has not written yet looks gone.
 Stop sending new connections to the backend first (service add, or the control
 plane): a socket that connects again at once cannot be ended for good.
 
-  OUTCOME   destroyed; left, if it turned away before its end came; or failed,
+  OUTCOME   destroyed; left: disconnected or reconnected before it could be destroyed; or failed,
             with the reason
 
 Exits with 0 if none is connected any more, also when none was, and with 3 if some
