@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/revsk/revsk/lbmap"
-	"github.com/revsk/revsk/revnat"
 )
 
 // ErrNoBackends is returned when no service has a backend: then all of them look gone, while it is
@@ -32,10 +31,6 @@ func (b Backend) String() string { return fmt.Sprintf("%v/%v", b.AddrPort, b.Pro
 // Compare orders by address (IPv4 first), port and protocol. It returns -1, 0 or 1.
 func (b Backend) Compare(o Backend) int {
 	return cmp.Or(b.AddrPort.Compare(o.AddrPort), cmp.Compare(b.Protocol, o.Protocol))
-}
-
-func (b Backend) isPeerOf(t *revnat.Tuple, protocol lbmap.Protocol) bool {
-	return t.Peer == b.AddrPort && (b.Protocol == lbmap.ProtocolAny || b.Protocol == protocol)
 }
 
 // GoneBackends returns the backends of the sockets' connections that the load balancer has no more,

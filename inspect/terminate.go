@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -37,15 +38,40 @@ var (
 type TerminateOptions struct {
 	// Backends are those to which connections end.
 	Backends []Backend
-	// Service limits that to connections that an application made to this address. The zero AddrPort
-	// stands for every service.
-	Service netip.AddrPort
+	// Service limits that to the connections of one service. The zero value stands for every service.
+	Service ServiceFilter
 	// DryRun destroys nothing and says what would be destroyed.
 	DryRun bool
 	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
 	NetNSDir string
 
 	destroyers []destroyer // for tests; default: all of them, the best one first
+}
+
+// ServiceFilter tells the connections of a service from others.
+type ServiceFilter struct {
+	// AddrPort is what applications connected to. The address 0.0.0.0 or [::], as of a NodePort service,
+	// stands for every address of the family.
+	AddrPort netip.AddrPort
+	// Protocol is that of the sockets. [lbmap.ProtocolAny] stands for every one.
+	Protocol lbmap.Protocol
+	// Except are addresses that 0.0.0.0 or [::] does not stand for: they are those of other services.
+	Except []netip.AddrPort
+}
+
+// matches says whether a socket of this protocol that is connected to this service is meant.
+func (f *ServiceFilter) matches(service netip.AddrPort, protocol lbmap.Protocol) bool {
+	if !f.AddrPort.IsValid() {
+		return true
+	}
+	if f.Protocol != lbmap.ProtocolAny && f.Protocol != protocol {
+		return false
+	}
+	if !f.AddrPort.Addr().IsUnspecified() {
+		return f.AddrPort == service
+	}
+	return f.AddrPort.Port() == service.Port() && f.AddrPort.Addr().Is4() == service.Addr().Is4() &&
+		!slices.Contains(f.Except, service)
 }
 
 // Report is what [Terminate] has done.
@@ -73,7 +99,8 @@ type Termination struct {
 type Outcome string
 
 const (
-	// OutcomeDestroyed: the application finds ECONNABORTED.
+	// OutcomeDestroyed: the application finds ECONNABORTED, or EDESTADDRREQ where it sends a datagram
+	// without reading the socket's error first.
 	OutcomeDestroyed Outcome = "destroyed"
 	// OutcomeLeft: it was closed, disconnected or connected elsewhere before it could be destroyed.
 	OutcomeLeft Outcome = "left"
@@ -112,7 +139,10 @@ func (r *Report) Count(o Outcome) (n int) {
 // nothing destroyed; after other errors Report is what was done before. A socket that could not be
 // destroyed is no error of Terminate.
 func Terminate(ctx context.Context, maps Maps, opts TerminateOptions) (Report, error) {
-	t := termination{maps: maps, opts: opts, found: make(map[identity]*Termination)}
+	t := termination{maps: maps, opts: opts, backends: make(map[Backend]bool), found: make(map[identity]*Termination)}
+	for _, b := range opts.Backends {
+		t.backends[b] = true
+	}
 	err := t.run(ctx)
 	if err != nil {
 		err = fmt.Errorf("terminating connections: %w", err)
@@ -126,6 +156,7 @@ const rounds = 3
 type termination struct {
 	maps      Maps
 	opts      TerminateOptions
+	backends  map[Backend]bool
 	destroyer destroyer
 	found     map[identity]*Termination
 }
@@ -212,9 +243,8 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 
 func (t *termination) isMeant(s *Socket) bool {
 	connection := s.Connection()
-	return connection != nil &&
-		(!t.opts.Service.IsValid() || t.opts.Service == connection.Service) &&
-		slices.ContainsFunc(t.opts.Backends, func(b Backend) bool { return b.isPeerOf(connection, s.Protocol) })
+	return connection != nil && t.opts.Service.matches(connection.Service, s.Protocol) &&
+		(t.backends[Backend{connection.Peer, s.Protocol}] || t.backends[Backend{connection.Peer, lbmap.ProtocolAny}])
 }
 
 // load chooses the best destroyer that the kernel has what it takes for.

@@ -204,7 +204,7 @@ func TestTerminatesThoseOfOneServiceOnly(t *testing.T) {
 		y := g.serviceTo(x.backend)
 		a, b := g.connected(x.front), g.connected(y.front)
 		opts := g.options(x.backend)
-		opts.Service = y.front
+		opts.Service.AddrPort = y.front
 		g.alone(a, func() { g.terminateWith(opts, b) })
 	})
 }
@@ -504,7 +504,7 @@ func (g *ground) victims(gone service) []*Termination {
 	require.NoError(g, g.destroyer.load(g.Maps))
 	g.Cleanup(g.destroyer.close)
 	opts := g.options(gone.backend)
-	opts.Service = gone.front
+	opts.Service.AddrPort = gone.front
 	found := termination{maps: g.Maps, opts: opts, found: make(map[identity]*Termination)}
 	victims, err := found.connected(g.Context())
 	require.NoError(g, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +21,7 @@ import (
 type terminateArgs struct {
 	backends []inspect.Backend
 	allGone  bool
-	service  netip.AddrPort // the zero value: every one
+	service  lbmap.Frontend // the zero value: every one
 	dryRun   bool
 }
 
@@ -32,8 +33,8 @@ func newTerminateCommand(env *env) *cobra.Command {
 		Short: "Destroy the sockets that are connected to a backend that is gone",
 		Long: `Destroys sockets that are connected to a backend through a service, in all network
 namespaces, so that applications find out that the backend is gone instead of
-waiting for it: their next call fails with ECONNABORTED. PROTO is tcp or udp, or
-any for both.
+waiting for it: their next call fails with ECONNABORTED, or with EDESTADDRREQ if
+it sends a datagram. PROTO is tcp or udp, or any for both.
 
 What counts is that the socket is connected now, and through a service: sockets
 that have only sent datagrams to the backend, have disconnected or connected
@@ -76,9 +77,8 @@ connected; sockets that connected in that mode are not found.`,
 			}
 			if service != "" {
 				var err error
-				args.service, err = netip.ParseAddrPort(service)
-				if err != nil || args.service.Addr().Is4In6() || args.service.Addr().Zone() != "" {
-					return usageError(fmt.Errorf("service %q: expected ADDR:PORT, such as 10.96.0.1:53 or [fd00::1]:443", service))
+				if args.service, err = parseService(service); err != nil {
+					return err
 				}
 			}
 			return runTerminate(cmd.Context(), env, args)
@@ -86,10 +86,22 @@ connected; sockets that connected in that mode are not found.`,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&service, "service", "", "only connections that applications made to this `ADDR:PORT`")
+	flags.StringVar(&service, "service", "", "only connections to this `ADDR:PORT[/PROTO]`, as service list prints it")
 	flags.BoolVar(&args.allGone, "all-gone", false, "every backend that is not in the backend maps any more")
 	addDryRunFlag(flags, &args.dryRun)
 	return cmd
+}
+
+// parseService reads a service with or without a protocol.
+func parseService(text string) (lbmap.Frontend, error) {
+	f, err := lbmap.ParseFrontend(text)
+	if err != nil && !strings.Contains(text, "/") {
+		f, err = lbmap.ParseFrontend(text + "/" + lbmap.ProtocolAny.String())
+	}
+	if err != nil {
+		return f, usageError(fmt.Errorf("service %q: expected ADDR:PORT or ADDR:PORT/PROTO, such as 10.96.0.1:53 or [fd00::1]:443/tcp", text))
+	}
+	return f, nil
 }
 
 func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
@@ -107,14 +119,23 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 			return err
 		}
 	}
+	services, err := servicesIfThere(ctx, env)
+	if err != nil {
+		return err
+	}
 	report, err := inspect.Terminate(ctx, maps, inspect.TerminateOptions{
-		Backends: args.backends, Service: args.service, DryRun: args.dryRun,
+		Backends: args.backends, Service: serviceFilter(args.service, services), DryRun: args.dryRun,
 	})
 	if err != nil {
 		if n := report.Count(inspect.OutcomeDestroyed); n > 0 {
 			return exitError{exitPartly, fmt.Errorf("%w (%s destroyed before)", err, count(n, "socket was", "sockets were"))}
 		}
 		return err
+	}
+	if len(report.Sockets) == 0 {
+		if err := refuseServices(args.backends, services); err != nil {
+			return err
+		}
 	}
 	now, err := sinceBoot()
 	if err != nil {
@@ -130,6 +151,50 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 	}
 	if n := report.Count(inspect.OutcomeFailed); n > 0 {
 		return exitError{exitPartly, fmt.Errorf("%s could not be destroyed", count(n, "socket", "sockets"))}
+	}
+	return nil
+}
+
+// servicesIfThere returns no services where nothing has made their maps.
+func servicesIfThere(ctx context.Context, env *env) ([]lbmap.Service, error) {
+	tables, err := lbmap.OpenTables(env.mapsDir())
+	if errors.Is(err, lbmap.ErrNoMap) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer tables.Close()
+	return tables.Services(ctx)
+}
+
+// serviceFilter is for the connections of a service. One with the address 0.0.0.0 or [::] has every
+// address with its port that no other service has.
+func serviceFilter(service lbmap.Frontend, services []lbmap.Service) inspect.ServiceFilter {
+	filter := inspect.ServiceFilter{AddrPort: service.AddrPort, Protocol: service.Protocol}
+	if service.AddrPort.IsValid() && service.AddrPort.Addr().IsUnspecified() {
+		for _, s := range services {
+			if s.Frontend.AddrPort.Port() == service.AddrPort.Port() && !s.Frontend.AddrPort.Addr().IsUnspecified() {
+				filter.Except = append(filter.Except, s.Frontend.AddrPort)
+			}
+		}
+	}
+	return filter
+}
+
+// refuseServices returns an error if what was named as a backend is a service, and no backend.
+func refuseServices(backends []inspect.Backend, services []lbmap.Service) error {
+	for _, b := range backends {
+		is := func(addr netip.AddrPort, protocol lbmap.Protocol) bool {
+			return b.AddrPort == addr && (b.Protocol == protocol || b.Protocol == lbmap.ProtocolAny || protocol == lbmap.ProtocolAny)
+		}
+		isService := slices.ContainsFunc(services, func(s lbmap.Service) bool { return is(s.Frontend.AddrPort, s.Frontend.Protocol) })
+		isBackend := slices.ContainsFunc(services, func(s lbmap.Service) bool {
+			return slices.ContainsFunc(s.Backends, func(b lbmap.Backend) bool { return is(b.AddrPort, b.Protocol) })
+		})
+		if isService && !isBackend {
+			return usageError(fmt.Errorf("%v is a service: name its backends, which revsk service list shows, and use --service %v", b, b))
+		}
 	}
 	return nil
 }
@@ -181,7 +246,7 @@ type terminateDocument struct {
 	// Mechanism is bpf_sock_destroy or sock_diag; missing if no socket was connected.
 	Mechanism string   `json:"mechanism,omitempty"`
 	Backends  []string `json:"backends"`          // ADDR:PORT/PROTO
-	Service   string   `json:"service,omitempty"` // ADDR:PORT
+	Service   string   `json:"service,omitempty"` // ADDR:PORT or ADDR:PORT/PROTO
 	Destroyed int      `json:"destroyed"`
 	Left      int      `json:"left"`
 	Failed    int      `json:"failed"`
@@ -213,8 +278,8 @@ func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Du
 	for _, b := range args.backends {
 		doc.Backends = append(doc.Backends, b.String())
 	}
-	if args.service.IsValid() {
-		doc.Service = args.service.String()
+	if args.service.AddrPort.IsValid() {
+		doc.Service = strings.TrimSuffix(args.service.String(), "/"+lbmap.ProtocolAny.String())
 	}
 	for _, s := range report.Sockets {
 		d := terminatedDocument{

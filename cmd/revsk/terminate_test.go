@@ -3,6 +3,7 @@
 package main
 
 import (
+	"net/netip"
 	"runtime"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/lbmap"
 )
 
 // terminated is what terminate prints, without what differs from run to run.
@@ -76,6 +78,42 @@ func TestTerminateJSON(t *testing.T) {
 	golden(t, "terminate.json", terminatedJSON(
 		p.run("terminate", "-o", "json", "[::1]:1/tcp", "127.0.0.1:5353/udp", "--service", serviceAddr).ok().stdout))
 	golden(t, "terminate-none.json", p.run("terminate", "-o", "json", "127.0.0.1:5353/udp").ok().stdout)
+}
+
+func TestTerminateUnderstandsWhatServiceListPrints(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	for _, service := range []string{"0.0.0.0:30953/udp", "192.0.2.3:30953/udp"} {
+		p.run("service", "add", service, "--backend", "127.0.0.1:5353", "--nodeport").ok()
+	}
+	tables, err := lbmap.OpenTables(p.maps())
+	require.NoError(t, err)
+	defer tables.Close()
+	require.NoError(t, tables.UpsertIPCache(netip.MustParsePrefix("192.0.2.50/32"), lbmap.IPCacheValue{Identity: lbmap.IdentityHost}))
+	byNodePort, byOther := newSocket(t), newSocket(t)
+	require.NoError(t, unix.Connect(byNodePort.fd, sockaddr("192.0.2.50:30953")))
+	require.NoError(t, unix.Connect(byOther.fd, sockaddr("192.0.2.3:30953")))
+	const backend = "127.0.0.1:5353/udp"
+	for service, n := range map[string]string{
+		"0.0.0.0:30953/tcp": "0 sockets", "[::]:30953/udp": "0 sockets", "0.0.0.0:30954/udp": "0 sockets",
+		"0.0.0.0:30953": "1 socket", "0.0.0.0:30953/udp": "1 socket", "192.0.2.50:30953": "1 socket", "192.0.2.3:30953/udp": "1 socket",
+	} {
+		require.Regexp(t, "(?m)^would destroy "+n+"$", p.run("terminate", backend, "--service", service, "--dry-run").ok().stdout, service)
+	}
+	p.run("terminate", backend, "--service", "0.0.0.0:30953/udp").ok()
+	require.Equal(t, unix.ECONNABORTED, byNodePort.error(t))
+	require.Zero(t, byOther.error(t))
+}
+
+func TestTerminateOfAServiceSaysThatItIsOne(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	s := connectUDP(t, p)
+	for _, protocol := range []string{"/udp", "/any"} {
+		require.Equal(t, "revsk: "+serviceAddr+protocol+" is a service: name its backends, which revsk service list shows, and use --service "+serviceAddr+protocol,
+			p.run("terminate", serviceAddr+protocol).fails(exitUsage))
+	}
+	require.Zero(t, s.error(t))
 }
 
 func TestTerminateAllGone(t *testing.T) {
@@ -165,8 +203,8 @@ func TestTerminateRefusesWhatIsNoBackend(t *testing.T) {
 	for _, arg := range []string{"127.0.0.1:5353", "127.0.0.1/udp", "[::ffff:127.0.0.1]:1/udp", "127.0.0.1:1/udp/internal", "x"} {
 		require.Regexp(t, `^revsk: backend ".*": expected ADDR:PORT/PROTO, such as `, runCommand(t, "terminate", arg).fails(exitUsage), arg)
 	}
-	for _, arg := range []string{"192.0.2.1", "192.0.2.1:53/udp", "[::ffff:192.0.2.1]:53"} {
-		require.Regexp(t, `^revsk: service ".*": expected ADDR:PORT, such as `,
+	for _, arg := range []string{"192.0.2.1", "192.0.2.1:53/http", "[::ffff:192.0.2.1]:53"} {
+		require.Regexp(t, `^revsk: service ".*": expected ADDR:PORT or ADDR:PORT/PROTO, such as `,
 			runCommand(t, "terminate", "127.0.0.1:1/udp", "--service", arg).fails(exitUsage), arg)
 	}
 }
