@@ -89,7 +89,8 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	svcs, _, err := openServices(ctx, opts.Loader.MapsDir)
+	// An interruption is reported with the mode, which is not known yet.
+	svcs, _, err := openServices(context.WithoutCancel(ctx), opts.Loader.MapsDir)
 	if err != nil {
 		return nil, err
 	}

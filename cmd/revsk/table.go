@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 	"unicode/utf8"
 )
 
@@ -22,7 +24,8 @@ const tableWidth = 120
 
 // table collects rows and prints them in columns, without blanks at the end of lines.
 type table struct {
-	rows [][]string
+	rows  [][]string
+	lines map[int]string // by the row that follows
 }
 
 func (t *table) row(cells ...any) {
@@ -36,44 +39,52 @@ func (t *table) row(cells ...any) {
 }
 
 // line adds a line that is outside of the columns.
-func (t *table) line(text string) { t.rows = append(t.rows, []string{text}) }
+func (t *table) line(text string) {
+	if t.lines == nil {
+		t.lines = make(map[int]string)
+	}
+	t.lines[len(t.rows)] = text
+}
 
 func (t *table) print(w io.Writer) error {
-	_, err := io.WriteString(w, t.text())
+	text, err := t.text()
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, text)
 	return err
 }
 
 // width is the number of characters of the longest line.
 func (t *table) width() int {
 	width := 0
-	for line := range strings.Lines(t.text()) {
+	// Writing to memory does not fail.
+	text, _ := t.text()
+	for line := range strings.Lines(text) {
 		width = max(width, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")))
 	}
 	return width
 }
 
-func (t *table) text() string {
-	var widths []int
+func (t *table) text() (string, error) {
+	var b bytes.Buffer
+	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, row := range t.rows {
-		for i, cell := range row[:len(row)-1] {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
+		fmt.Fprintln(tw, strings.Join(row, "\t"))
 	}
-	var text, line strings.Builder
-	for _, row := range t.rows {
-		line.Reset()
-		for i, cell := range row {
-			line.WriteString(cell)
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]+2-utf8.RuneCountInString(cell)))
-			}
-		}
-		text.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	if err := tw.Flush(); err != nil {
+		return "", err
 	}
-	return text.String()
+	var text strings.Builder
+	n := 0
+	for line := range strings.Lines(b.String()) {
+		if between, ok := t.lines[n]; ok {
+			text.WriteString(between + "\n")
+		}
+		text.WriteString(strings.TrimRight(line, " \n") + "\n")
+		n++
+	}
+	return text.String(), nil
 }
 
 // printSections prints tables with an empty line between them. One that has a heading at most is left out.
