@@ -65,12 +65,12 @@ func startServers() error {
 // publish makes the services, in the maps that the agent has pinned.
 func publish(t *testing.T) {
 	t.Helper()
-	tables, err := lbmap.OpenTables(mapsDir)
+	services, err := lbmap.OpenWriter(mapsDir)
 	require.NoError(t, err)
-	defer tables.Close()
+	defer services.Close()
 	for _, f := range families {
 		for _, protocol := range []lbmap.Protocol{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			_, err := tables.UpsertService(lbmap.Service{
+			_, err := services.Upsert(t.Context(), lbmap.Service{
 				Frontend: lbmap.Frontend{AddrPort: f.service, Protocol: protocol},
 				Backends: []lbmap.Backend{{AddrPort: f.backend, Protocol: protocol}},
 			})
