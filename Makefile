@@ -14,7 +14,7 @@ BENCH_FORMER = $(if $(FORMER),-objects former=$(FORMER))
 # A compiled object of another agent's programs, on a node its bpf_sock.o, and the tests that those can pass.
 OBJECT ?=
 # Our own programs under the reference's names.
-OWN_OBJECT = internal/standin/reference_bpfel.o
+OWN_OBJECT = internal/reference/reference_bpfel.o
 REFERENCE_TESTS = ^Test(Branch([A-Z]+[0-9]|Difference[A-Z])|Connect|Sendmsg|Recvmsg|Getpeername|Reconnect|Disconnect|FormerConnection|$\
 	StaleTuples|LegacyMode|Other|IPv4AddressOnAnIPv6Socket|UDPLite|TakeoverWithoutGap|UpgradeAndBack)
 

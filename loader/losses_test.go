@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/standin"
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -132,7 +132,7 @@ func TestALoadMakesAMapInPlaceOfAnEmptyOne(t *testing.T) {
 
 func TestTakeoverOfProgramsWithoutAHashIsRefused(t *testing.T) {
 	cleanUp(t)
-	a, err := standin.Idle()
+	a, err := reference.Idle()
 	require.NoError(t, err)
 	defer func() { require.NoError(t, a.Close()) }()
 	require.NoError(t, anchorings["links"](a))

@@ -20,23 +20,23 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/loader"
 )
 
 const foreignLinks = "/sys/fs/bpf/cilium/socketlb/links/cgroup"
 
 // anchorings are the ways in which another agent can have its programs on the cgroup.
-var anchorings = map[string]func(*standin.Agent) error{
-	"links":    func(a *standin.Agent) error { return a.Link(sandbox.Cgroup(), foreignLinks) },
-	"multi":    func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_MULTI) },
-	"override": func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_OVERRIDE) },
-	"alone":    func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
+var anchorings = map[string]func(*reference.Agent) error{
+	"links":    func(a *reference.Agent) error { return a.Link(sandbox.Cgroup(), foreignLinks) },
+	"multi":    func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_MULTI) },
+	"override": func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_OVERRIDE) },
+	"alone":    func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
 }
 
 // idle starts another agent, which goes when the test ends.
-func idle(t *testing.T, anchor func(*standin.Agent) error, without ...string) *standin.Agent {
+func idle(t *testing.T, anchor func(*reference.Agent) error, without ...string) *reference.Agent {
 	t.Helper()
 	a := unattached(t)
 	require.NoError(t, anchor(a.Without(without...)))
@@ -44,16 +44,16 @@ func idle(t *testing.T, anchor func(*standin.Agent) error, without ...string) *s
 }
 
 // unattached is another agent before it attaches its programs, which use the pinned hash.
-func unattached(t *testing.T) *standin.Agent {
+func unattached(t *testing.T) *reference.Agent {
 	t.Helper()
-	a, err := standin.IdleHash(mapsDir, 128)
+	a, err := reference.IdleHash(mapsDir, 128)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
 	return a
 }
 
 // few starts another agent that has one hook of each kind.
-func few(t *testing.T, anchor func(*standin.Agent) error) *standin.Agent {
+func few(t *testing.T, anchor func(*reference.Agent) error) *reference.Agent {
 	t.Helper()
 	return idle(t, anchor, "cil_sock6_recvmsg", "cil_sock4_getpeername", "cil_sock6_getpeername", "cil_sock4_connect",
 		"cil_sock4_sendmsg", "cil_sock6_sendmsg", "cil_sock6_post_bind", "cil_sock6_pre_bind")
@@ -101,7 +101,7 @@ func foreignPins(t *testing.T) map[string]string {
 }
 
 // requireTaken checks that a program of ours is the only one on every hook, and the agent's where we have none.
-func requireTaken(t *testing.T, a *standin.Agent) {
+func requireTaken(t *testing.T, a *reference.Agent) {
 	t.Helper()
 	requireOnce(t)
 	theirs := map[ebpf.ProgramID]string{}
@@ -296,8 +296,8 @@ func firstKey(t *testing.T, m *ebpf.Map) []byte {
 // The other agent starts again and takes its hooks back, but for two.
 func TestTakenBackHooks(t *testing.T) {
 	for _, name := range []string{"links", "alone"} {
-		for then, undo := range map[string]func(t *testing.T, again *standin.Agent){
-			"hand back": func(t *testing.T, again *standin.Agent) {
+		for then, undo := range map[string]func(t *testing.T, again *reference.Agent){
+			"hand back": func(t *testing.T, again *reference.Agent) {
 				opts := options()
 				var left, handed []string
 				opts.OnChange = func(c loader.Change) {
@@ -312,7 +312,7 @@ func TestTakenBackHooks(t *testing.T) {
 				require.ElementsMatch(t, []string{"cil_sock6_connect", "cil_sock_release"}, handed)
 				require.Len(t, left, 9)
 			},
-			"take over once more": func(t *testing.T, again *standin.Agent) {
+			"take over once more": func(t *testing.T, again *reference.Agent) {
 				s := mustLoad(t, takeover())
 				require.True(t, s.Complete())
 				requireTaken(t, again)
@@ -397,7 +397,7 @@ func TestTakeoverIsRefused(t *testing.T) {
 	}
 	// linked pins a link under a name of the reference's.
 	linked := func(t *testing.T, cgroup, pin, program string, attach ebpf.AttachType, uses ...*ebpf.Map) {
-		prog, err := standin.Program(program, attach, uses...)
+		prog, err := reference.Program(program, attach, uses...)
 		require.NoError(t, err)
 		t.Cleanup(func() { prog.Close() })
 		l, err := link.AttachRawLink(link.RawLinkOptions{Target: target(t, cgroup), Program: prog, Attach: attach})
@@ -444,7 +444,7 @@ func TestTakeoverIsRefused(t *testing.T) {
 		"program of another name, attached alone": {
 			func(t *testing.T) {
 				idle(t, anchorings["links"], "cil_sock4_connect")
-				prog, err := standin.Program("somebody_elses", connect4)
+				prog, err := reference.Program("somebody_elses", connect4)
 				require.NoError(t, err)
 				defer prog.Close()
 				fd := target(t, sandbox.Cgroup())
@@ -507,7 +507,7 @@ func TestTakeoverOfProgramsWithTheSameHash(t *testing.T) {
 	hash, err := ebpf.LoadPinnedMap(mapsDir+"/cilium_lb4_reverse_sk", nil)
 	require.NoError(t, err)
 	defer hash.Close()
-	a, err := standin.Idle(hash)
+	a, err := reference.Idle(hash)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, a.Close()) }()
 	require.NoError(t, anchorings["links"](a))

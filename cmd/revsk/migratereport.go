@@ -20,7 +20,7 @@ type reportDocument struct {
 	Deleted  int            `json:"deleted"` // from the hash
 	Rounds   int            `json:"rounds"`  // how often the hash was read
 	Passes   int            `json:"passes"`  // how often sockets were visited
-	// Unresolved are entries of fate unknown, the first 100.
+	// Unresolved are the first 100 of the entries that count as unknown.
 	Unresolved []unresolvedDocument `json:"unresolved"`
 	Seconds    float64              `json:"seconds"`
 	Steps      []stepDocument       `json:"steps"`

@@ -9,13 +9,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/loader"
 )
 
 // otherAgent starts another agent, which goes when the test ends, and returns the directory of its links.
-func otherAgent(t *testing.T, p place) (a *standin.Agent, links string) {
+func otherAgent(t *testing.T, p place) (a *reference.Agent, links string) {
 	t.Helper()
 	a = unattached(t, p)
 	links = filepath.Join(p.dir, "cilium", "socketlb", "links", "cgroup")
@@ -24,9 +24,9 @@ func otherAgent(t *testing.T, p place) (a *standin.Agent, links string) {
 }
 
 // unattached is another agent before it attaches its programs, which use the pinned hash.
-func unattached(t *testing.T, p place) *standin.Agent {
+func unattached(t *testing.T, p place) *reference.Agent {
 	t.Helper()
-	a, err := standin.IdleHash(p.maps(), 1024)
+	a, err := reference.IdleHash(p.maps(), 1024)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
 	return a

@@ -97,7 +97,7 @@ func attachTo(cgroup string) error {
 
 // compile makes the object that the agent loads, with the constants that this release of it sets.
 func compile(source, object string) error {
-	known, err := ebpf.LoadCollectionSpec(filepath.Join(source, "../../internal/standin/reference_bpfel.o"))
+	known, err := ebpf.LoadCollectionSpec(filepath.Join(source, "../../internal/reference/reference_bpfel.o"))
 	if err != nil {
 		return err
 	}

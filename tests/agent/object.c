@@ -5,7 +5,7 @@
  * bpf_sock.o as the agent's Go code wants it: our programs under its names, with every constant that
  * it sets (constants.h, made from its package when the test runs) and maps that it finds by name.
  */
-#include "../../internal/standin/reference.h"
+#include "../../internal/reference/reference.h"
 #include "overflow.h"
 #include "tuple.h"
 
@@ -18,6 +18,6 @@
 	int(*map_flags)[val];                                                                      \
 	int(*pinning)[LIBBPF_PIN_BY_NAME]
 
-#include "../../internal/standin/reference.c"
+#include "../../internal/reference/reference.c"
 
 #include "constants.h"

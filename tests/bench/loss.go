@@ -35,7 +35,7 @@ func benchLoss(ctx context.Context, b *bench) error {
 			return fmt.Errorf("%v: %w", mode, err)
 		}
 	}
-	if *reference == "" {
+	if *referenceFile == "" {
 		return nil
 	}
 	v, err := b.load("reference", loader.ModeLegacy, lossEntries)

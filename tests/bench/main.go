@@ -23,17 +23,17 @@ import (
 )
 
 var (
-	jsonPath   = flag.String("json", "", "write the results to this file")
-	tablesPath = flag.String("tables", "", "write the results to this file, as Markdown")
-	fromPath   = flag.String("from", "", "show the results in this file, written with -json, and measure nothing; -json and -tables write them again")
-	rounds     = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
-	most       = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
-	only       = flag.String("sections", "", "only these, separated by commas")
-	scenes     = flag.String("scenes", "", "of the section hooks only these, separated by commas: connected, life, unconnected, stranger, ordinary")
-	variants   = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
-	check      = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
-	reference  = flag.String("reference", "", "measure the programs in this compiled object of another agent (a node's bpf_sock.o) too")
-	objects    = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
+	jsonPath      = flag.String("json", "", "write the results to this file")
+	tablesPath    = flag.String("tables", "", "write the results to this file, as Markdown")
+	fromPath      = flag.String("from", "", "show the results in this file, written with -json, and measure nothing; -json and -tables write them again")
+	rounds        = flag.Int("rounds", 60, "rounds of the sections that have many; the others have fewer in proportion")
+	most          = flag.Int("sockets", 400000, "live sockets of a variant, at most; 400,000 take minutes and 2 GB")
+	only          = flag.String("sections", "", "only these, separated by commas")
+	scenes        = flag.String("scenes", "", "of the section hooks only these, separated by commas: connected, life, unconnected, stranger, ordinary")
+	variants      = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
+	check         = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
+	referenceFile = flag.String("reference", "", "measure the programs in this compiled object of another agent (a node's bpf_sock.o) too")
+	objects       = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
 )
 
 // section measures one kind of thing and adds the results to the report.

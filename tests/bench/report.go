@@ -47,7 +47,9 @@ type figure struct {
 	CallRatios map[string]Stat `json:"calls_ratios,omitempty"`
 }
 
-func newReport() *report { return &report{Schema: 1, Machine: thisMachine(), Reference: *reference} }
+func newReport() *report {
+	return &report{Schema: 1, Machine: thisMachine(), Reference: *referenceFile}
+}
 
 func (r *report) addPrograms(v *variant) error {
 	for _, hook := range sortedKeys(v.progs) {

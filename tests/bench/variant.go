@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/probe"
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -99,7 +99,7 @@ func newBench() (*bench, error) {
 		{oneProtocol, loader.ModeStorage, protocolOnly, false, nil},
 		{foreign, loader.ModeLegacy, features, true, (*variant).runReference},
 	} {
-		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == foreign && *reference == "" {
+		if *variants != "" && !slices.Contains(strings.Split(*variants, ";"), v.name) || v.name == foreign && *referenceFile == "" {
 			continue
 		}
 		if err := b.add(v.name, v.mode, v.features, v.full, v.replace); err != nil {
@@ -250,7 +250,7 @@ func (v *variant) openPrograms() error {
 
 // runReference puts the reference's programs into the place of those loaded.
 func (v *variant) runReference() error {
-	object, err := standin.Open(*reference)
+	object, err := reference.Open(*referenceFile)
 	if err != nil {
 		return err
 	}

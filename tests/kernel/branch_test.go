@@ -21,8 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/netns"
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -43,7 +43,7 @@ func all(t *testing.T) loader.Features {
 func none(t *testing.T) loader.Features {
 	return loader.Features{
 		IPv4: true, IPv6: true, HostNetnsCookie: netnsCookie(t),
-		ProtocolDifferentiation: reference != nil, // which Cilium 1.20 cannot turn off
+		ProtocolDifferentiation: referenceObject != nil, // which Cilium 1.20 cannot turn off
 	}
 }
 
@@ -113,7 +113,7 @@ func switchTo(t *testing.T, wanted map[string]hookup) {
 	for name, h := range wanted {
 		missing[name] = h.program
 	}
-	require.NoError(t, standin.Exchange(linksDir(t), missing))
+	require.NoError(t, reference.Exchange(linksDir(t), missing))
 	cgroup, err := os.Open(sandbox.Cgroup())
 	require.NoError(t, err)
 	defer cgroup.Close()
@@ -331,7 +331,7 @@ func (s *scene) put(at netip.AddrPort, flags lbmap.ServiceFlags, backends []lbma
 
 // Changes of a service that put makes.
 func anyProtocol(svc *lbmap.Service) {
-	if reference == nil { // Cilium 1.20 has no services for any protocol
+	if referenceObject == nil { // Cilium 1.20 has no services for any protocol
 		svc.Frontend.Protocol = lbmap.ProtocolAny
 	}
 }

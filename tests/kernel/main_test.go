@@ -12,8 +12,8 @@ import (
 
 	"github.com/cilium/ebpf/rlimit"
 
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -75,7 +75,7 @@ func run(m *testing.M) (int, error) {
 	flag.Parse()
 	if *referenceFile != "" {
 		var err error
-		if reference, err = standin.Open(*referenceFile); err != nil {
+		if referenceObject, err = reference.Open(*referenceFile); err != nil {
 			return 0, err
 		}
 	}
@@ -94,7 +94,7 @@ func run(m *testing.M) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if reference != nil {
+	if referenceObject != nil {
 		modes = []loader.Mode{legacy}
 		if err := runReference(options()); err != nil {
 			return 0, err

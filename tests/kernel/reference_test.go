@@ -9,22 +9,22 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/revsk/revsk/internal/standin"
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/loader"
 )
 
 // With -reference, the programs of another agent's compiled object are tested in the place of mode legacy, by
 // the same tests: that is how we know that the reference does what they say it does.
 
-// reference is the object, or nil.
-var reference *standin.Object
+// referenceObject is the object, or nil.
+var referenceObject *reference.Object
 
 // usual are the features of the programs that are tested, unless a test asks for others.
 func usual() loader.Features {
-	if reference == nil {
+	if referenceObject == nil {
 		return loader.DefaultFeatures()
 	}
-	return reference.Features()
+	return referenceObject.Features()
 }
 
 // runReference puts the reference's programs into the place of ours, which were loaded with the options.
@@ -41,23 +41,23 @@ func runReference(opts loader.Options) error {
 }
 
 // newAgent makes an agent that keeps its state in the hash.
-func newAgent(mapsDir string, f loader.Features) (*standin.Agent, error) {
-	if reference == nil {
-		return standin.Hash(mapsDir)
+func newAgent(mapsDir string, f loader.Features) (*reference.Agent, error) {
+	if referenceObject == nil {
+		return reference.Hash(mapsDir)
 	}
-	return reference.Agent(mapsDir, f)
+	return referenceObject.Agent(mapsDir, f)
 }
 
 // canHave reports whether the programs that are tested can have the features: a reference has those that it
 // was compiled with.
 func canHave(t *testing.T, f loader.Features) bool {
 	t.Helper()
-	if reference == nil {
+	if referenceObject == nil {
 		return true
 	}
-	err := reference.Supports(f)
+	err := referenceObject.Supports(f)
 	if err != nil {
-		require.ErrorIs(t, err, standin.ErrCompiled)
+		require.ErrorIs(t, err, reference.ErrCompiled)
 		t.Logf("not with this reference: %v", err)
 	}
 	return err == nil
@@ -73,12 +73,12 @@ const (
 // counted checks that a counter has grown by one. The reference counts in maps of its own.
 func (s *scene) counted(before, after uint64) {
 	s.Helper()
-	if reference == nil {
+	if referenceObject == nil {
 		require.Equal(s, before+1, after, "what was counted")
 	}
 }
 
 // leavesBehind tells of the reference's programs: without IPv6 they do not clean up after v4-mapped sockets.
 func (s *scene) leavesBehind(ipv6 bool) bool {
-	return reference != nil && !reference.IsOurs() && s.mapped && !ipv6
+	return referenceObject != nil && !referenceObject.IsOurs() && s.mapped && !ipv6
 }

@@ -42,7 +42,7 @@ func reload(t *testing.T, opts loader.Options) {
 	dp, err := loader.Load(context.Background(), opts)
 	require.NoError(t, err)
 	require.NoError(t, dp.Close())
-	if reference != nil {
+	if referenceObject != nil {
 		require.NoError(t, runReference(opts))
 	}
 }

@@ -40,7 +40,7 @@ var (
 func hold(t *testing.T, protocols []int, rules ...rule) {
 	t.Helper()
 	for _, r := range rules {
-		if r.notReference != "" && reference != nil {
+		if r.notReference != "" && referenceObject != nil {
 			t.Logf("%s: not with the reference's programs: %s", r.name, r.notReference)
 			continue
 		}

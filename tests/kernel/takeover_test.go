@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
-	"github.com/revsk/revsk/internal/standin"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
@@ -26,23 +26,23 @@ import (
 func TestTakeoverWithoutGap(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		anchor  func(*standin.Agent) error
-		restart func(*standin.Agent) error // puts the agent's programs back; nil: it cannot
+		anchor  func(*reference.Agent) error
+		restart func(*reference.Agent) error // puts the agent's programs back; nil: it cannot
 	}{
 		{
 			"links",
-			func(a *standin.Agent) error { return a.Link(sandbox.Cgroup(), agentLinks) },
-			func(a *standin.Agent) error { return a.Update(agentLinks) },
+			func(a *reference.Agent) error { return a.Link(sandbox.Cgroup(), agentLinks) },
+			func(a *reference.Agent) error { return a.Update(agentLinks) },
 		},
 		{
 			"attached beside others",
-			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_MULTI) },
+			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_MULTI) },
 			nil,
 		},
 		{
 			"attached alone",
-			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
-			func(a *standin.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
+			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
+			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -65,7 +65,7 @@ const agentLinks = "/sys/fs/bpf/agent/links"
 
 // otherAgent makes an agent that keeps its state in the hash, in the place of our hooks: they are back when
 // the test ends.
-func otherAgent(t *testing.T) *standin.Agent {
+func otherAgent(t *testing.T) *reference.Agent {
 	t.Helper()
 	require.NoError(t, loader.Unload(context.Background(), options(), false))
 	t.Cleanup(func() { reload(t, options()) })

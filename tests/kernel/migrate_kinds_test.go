@@ -21,8 +21,8 @@ import (
 	"github.com/revsk/revsk/migrate"
 )
 
-// zoo is sockets of all kinds, with entries in the hash, and what is to become of these.
-type zoo struct {
+// population is sockets of all kinds, with entries in the hash, and what is to become of these.
+type population struct {
 	*scene
 	want  migrate.Counts
 	asked int // peers that a check sends to
@@ -32,12 +32,12 @@ type zoo struct {
 }
 
 // kind changes the kind of the scene's sockets.
-func (z *zoo) kind(f family, protocol int) {
+func (z *population) kind(f family, protocol int) {
 	z.scene.family, z.scene.protocol = f, protocol
 }
 
 // here runs a check with the kind of sockets that there is now.
-func (z *zoo) here(check func()) {
+func (z *population) here(check func()) {
 	f, protocol := z.scene.family, z.scene.protocol
 	z.checks = append(z.checks, func() {
 		z.kind(f, protocol)
@@ -45,19 +45,19 @@ func (z *zoo) here(check func()) {
 	})
 }
 
-func (z *zoo) check() {
+func (z *population) check() {
 	z.Helper()
 	for _, c := range z.checks {
 		c()
 	}
 }
 
-func (z *zoo) conn(n int)   { z.want.MovedConn += n; z.want.Entries += n }
-func (z *zoo) peers(n int)  { z.want.MovedPeers += n; z.want.Entries += n }
-func (z *zoo) leaked(n int) { z.want.Leaked += n; z.want.Entries += n }
+func (z *population) conn(n int)   { z.want.MovedConn += n; z.want.Entries += n }
+func (z *population) peers(n int)  { z.want.MovedPeers += n; z.want.Entries += n }
+func (z *population) leaked(n int) { z.want.Leaked += n; z.want.Entries += n }
 
 // populate makes the sockets that every engine reaches.
-func (z *zoo) populate() {
+func (z *population) populate() {
 	for _, f := range families {
 		if f.domain == unix.AF_INET6 && !haveIPv6 {
 			continue
@@ -75,7 +75,7 @@ func (z *zoo) populate() {
 	z.kind(ipv4, unix.IPPROTO_UDP)
 }
 
-func (z *zoo) streams() {
+func (z *population) streams() {
 	s := z.scene
 	a := s.service()
 	established := s.socket()
@@ -157,7 +157,7 @@ func (z *zoo) streams() {
 	z.leaked(1)
 }
 
-func (z *zoo) datagrams() {
+func (z *population) datagrams() {
 	s := z.scene
 	a, b := s.service(), s.service()
 	connected := s.socket()
@@ -214,7 +214,7 @@ func (z *zoo) datagrams() {
 }
 
 // owners are sockets that others have than who made them.
-func (z *zoo) owners() {
+func (z *population) owners() {
 	s := z.scene
 	a := s.service()
 
@@ -235,7 +235,7 @@ func (z *zoo) owners() {
 	z.here(func() { s.checks(c) })
 }
 
-func (z *zoo) udpLite() {
+func (z *population) udpLite() {
 	s := z.scene
 	if x, err := newSocket(s.family, s.protocol); err != nil {
 		s.Log("this kernel has no UDP-Lite")
@@ -262,7 +262,7 @@ func (z *zoo) udpLite() {
 
 // namespaces are sockets of five other network namespaces, of a process in another namespace of
 // processes, and one whose network namespace no process is in.
-func (z *zoo) namespaces() {
+func (z *population) namespaces() {
 	s := z.scene
 	a := s.service()
 	errands := []errand{
@@ -319,10 +319,10 @@ func (s *scene) waitFor(what string, happened func() bool) {
 	require.Eventually(s, happened, patience, tick, "waiting for %s", what)
 }
 
-func TestMigrateZoo(t *testing.T) {
+func TestMigrateEveryKindOfSocket(t *testing.T) {
 	withEngines(t, func(t *testing.T, engine migrate.Engine) {
 		s := newScene(t, legacy, ipv4, unix.IPPROTO_UDP)
-		z := &zoo{scene: s}
+		z := &population{scene: s}
 		z.populate()
 		leaks := scaled(10000)
 		s.leak(leaks)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package standin stands in for the reference agent in tests: its own programs, or ours under their names,
+// Package reference is the reference agent in tests: its own programs, or ours under their names,
 // held by links that are pinned as it pins them or attached without a link.
-package standin
+package reference
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// Agent is a running stand-in. Its programs are by the names that the reference gives them.
+// Agent is a running agent. Its programs are by the names that the reference gives them.
 type Agent struct {
 	Programs map[string]*ebpf.Program
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package standin
+package reference
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../../bpf/lib" -target bpfel,bpfeb -go-package standin -output-stem reference -no-global-types Reference reference.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../../bpf/lib" -target bpfel,bpfeb -go-package reference -output-stem reference -no-global-types Reference reference.c
 
 // ErrCompiled is returned when an object was compiled without a feature that is asked for, or with one that
 // is not.
