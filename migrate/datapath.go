@@ -92,19 +92,19 @@ func (d *datapath) sockets(ctx context.Context, owners bool) ([]inspect.Socket, 
 
 // tuples returns the entries that the hash would have of what sockets hold. Of a peer that a socket has
 // sent to and is connected to as well, the hash has one: the send was later.
-func tuples(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
-	all := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
-	for _, s := range sockets {
-		add := func(t revnat.Tuple) {
-			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
-		}
+func tuples(sockets []inspect.Socket) map[hashKey]hashValue {
+	all := make(map[hashKey]hashValue, len(sockets))
+	for i := range sockets {
+		s := &sockets[i]
 		for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
 			if t != nil {
-				add(*t)
+				key, value := ofTuple(s.Cookie, t)
+				all[key] = value
 			}
 		}
-		for _, t := range s.Peers {
-			add(t)
+		for j := range s.Peers {
+			key, value := ofTuple(s.Cookie, &s.Peers[j])
+			all[key] = value
 		}
 	}
 	return all

@@ -84,8 +84,8 @@ func countFates(entries []*entry) Counts {
 
 // entry is an entry of the hash and what is known of its socket.
 type entry struct {
-	key   lbmap.ReverseSKKey
-	value lbmap.ReverseSKValue
+	key   hashKey
+	value hashValue
 	stale bool
 
 	fate Fate
@@ -135,7 +135,7 @@ func (e *entry) judgeUnvisited(seen *sighting, dryRun bool) {
 		e.fate, e.why = FateUnknown, "its socket could not be reached"
 	case e.stale:
 		e.fate = FateStale
-	case e.key.Backend == seen.remote:
+	case e.key.backend() == seen.remote:
 		e.fate = FateConn
 	case seen.protocol == lbmap.ProtocolTCP:
 		e.fate = FateLeaked

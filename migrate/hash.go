@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -70,75 +71,74 @@ func (h hash) maps() map[string]*ebpf.Map {
 	return all
 }
 
-// of returns the map that has the entries of a backend's family.
-func (h hash) of(key lbmap.ReverseSKKey) *ebpf.Map {
-	if key.Backend.Addr().Is4() {
-		return h.v4
-	}
-	return h.v6
-}
-
 // ended tells an entry that a hook has ended from one that names a service; see legacy_has_ended in
 // bpf/lib/legacy.h.
-func ended(key lbmap.ReverseSKKey, value lbmap.ReverseSKValue) bool {
-	return value.RevNat == 0 && value.Service == key.Backend
+func ended(key *hashKey, value *hashValue) bool {
+	return value.RevNat == 0 && value.Port == key.Port && value.Addr == key.Addr
 }
 
-// read returns the entries of both maps. One that is there all the time is in the result.
-func (h hash) read() (map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, error) {
-	all := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
-	if h.v4 != nil {
-		err := readHash[[lbmap.ReverseSKKey4Size]byte, [lbmap.ReverseSKValue4Size]byte](h.v4, all,
-			func(k *[lbmap.ReverseSKKey4Size]byte) []byte { return k[:] },
-			func(v *[lbmap.ReverseSKValue4Size]byte) []byte { return v[:] })
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK4Map, err)
-		}
-	}
+// read returns the entries of both maps. One that is there all the time is in the result, and once only.
+func (h hash) read() (keys []hashKey, values []hashValue, err error) {
 	if h.v6 != nil {
-		err := readHash[[lbmap.ReverseSKKey6Size]byte, [lbmap.ReverseSKValue6Size]byte](h.v6, all,
-			func(k *[lbmap.ReverseSKKey6Size]byte) []byte { return k[:] },
-			func(v *[lbmap.ReverseSKValue6Size]byte) []byte { return v[:] })
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK6Map, err)
+		if keys, values, err = batch.Read[hashKey, hashValue](h.v6); err != nil {
+			return nil, nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK6Map, err)
 		}
 	}
-	return all, nil
-}
-
-func readHash[K, V any](m *ebpf.Map, into map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, keyBytes func(*K) []byte, valueBytes func(*V) []byte) error {
-	keys, values, err := batch.Read[K, V](m)
+	if h.v4 == nil {
+		return keys, values, nil
+	}
+	keys4, values4, err := batch.Read[hashKey4, hashValue4](h.v4)
 	if err != nil {
-		return err
+		return nil, nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK4Map, err)
 	}
-	for i := range keys {
-		var key lbmap.ReverseSKKey
-		var value lbmap.ReverseSKValue
-		if err := key.UnmarshalBinary(keyBytes(&keys[i])); err != nil {
-			return err
-		}
-		if err := value.UnmarshalBinary(valueBytes(&values[i])); err != nil {
-			return err
-		}
-		into[key] = value
+	keys, values = slices.Grow(keys, len(keys4)), slices.Grow(values, len(values4))
+	for i := range keys4 {
+		keys = append(keys, keys4[i].key())
+		values = append(values, values4[i].value())
 	}
-	return nil
+	return keys, values, nil
 }
 
 // lookup returns an entry, and whether there is one.
-func (h hash) lookup(key lbmap.ReverseSKKey) (value lbmap.ReverseSKValue, ok bool, err error) {
-	err = h.of(key).Lookup(key, &value)
+func (h hash) lookup(key *hashKey) (value hashValue, ok bool, err error) {
+	if key.is4() {
+		key4, value4 := key.v4(), hashValue4{}
+		err = h.v4.Lookup(&key4, &value4)
+		value = value4.value()
+	} else {
+		err = h.v6.Lookup(key, &value)
+	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return value, false, nil
+		return hashValue{}, false, nil
 	}
 	return value, err == nil, err
 }
 
-// delete removes an entry, if there is one.
-func (h hash) delete(key lbmap.ReverseSKKey) error {
-	err := h.of(key).Delete(key)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
+// update writes an entry.
+func (h hash) update(key *hashKey, value *hashValue, flags ebpf.MapUpdateFlags) error {
+	if key.is4() {
+		key4, value4 := key.v4(), value.v4()
+		return h.v4.Update(&key4, &value4, flags)
 	}
-	return err
+	return h.v6.Update(key, value, flags)
+}
+
+// delete removes entries, as far as they are there.
+func (h hash) delete(keys []hashKey) error {
+	var keys4 []hashKey4
+	var keys6 []hashKey
+	for i := range keys {
+		if keys[i].is4() {
+			keys4 = append(keys4, keys[i].v4())
+		} else {
+			keys6 = append(keys6, keys[i])
+		}
+	}
+	if err := batch.Delete(h.v4, keys4); err != nil {
+		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK4Map, err)
+	}
+	if err := batch.Delete(h.v6, keys6); err != nil {
+		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK6Map, err)
+	}
+	return nil
 }

@@ -35,6 +35,9 @@ const verifyAttempts = 10
 // ctxInterval is after how many entries a loop looks whether it is to end.
 const ctxInterval = 1024
 
+// deleteAtOnce is how many entries of the hash are deleted between two looks whether the work is to end.
+const deleteAtOnce = 8192
+
 // maxReported is how many entries a report names.
 const maxReported = 100
 
@@ -64,14 +67,14 @@ type Unresolved struct {
 // migration is a migration under way.
 type migration struct {
 	worker
-	opts     Options
-	dp       *datapath
-	services services
-	sweeper  sweeper
-	entries  []*entry
-	known    map[lbmap.ReverseSKKey]bool
-	rounds   int
-	deleted  int
+	opts    Options
+	dp      *datapath
+	stale   *staleCache
+	sweeper sweeper
+	entries []*entry
+	known   map[hashKey]bool
+	rounds  int
+	deleted int
 }
 
 // Run moves the entries of the hash onto their sockets, verifies that, switches to mode storage and
@@ -101,11 +104,11 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	}
 	defer dp.close()
 	m := &migration{
-		worker:   w,
-		opts:     opts,
-		dp:       dp,
-		services: svcs,
-		known:    make(map[lbmap.ReverseSKKey]bool),
+		worker: w,
+		opts:   opts,
+		dp:     dp,
+		stale:  svcs.cached(),
+		known:  make(map[hashKey]bool),
 		sweeper: sweeper{
 			engine:       engine,
 			mayChange:    opts.Engine != EngineIter,
@@ -191,18 +194,18 @@ func (m *migration) move(ctx context.Context) error {
 // ended already need no visit.
 func (m *migration) snapshot() ([]*entry, error) {
 	m.rounds++
-	all, err := m.dp.hash.read()
+	keys, values, err := m.dp.hash.read()
 	if err != nil {
 		return nil, err
 	}
 	var fresh []*entry
-	for key, value := range all {
+	for i, key := range keys {
 		if m.known[key] {
 			continue
 		}
 		m.known[key] = true
-		e := &entry{key: key, value: value, stale: m.services.stale(value)}
-		if ended(key, value) {
+		e := &entry{key: key, value: values[i], stale: m.stale.stale(values[i])}
+		if ended(&e.key, &e.value) {
 			e.fate = FateEnded
 			m.entries = append(m.entries, e)
 			continue
@@ -229,11 +232,11 @@ func (m *migration) verify(ctx context.Context) error {
 			if _, ok := held[e.key]; ok {
 				continue
 			}
-			value, ok, err := m.dp.hash.lookup(e.key)
+			value, ok, err := m.dp.hash.lookup(&e.key)
 			if err != nil {
 				return err
 			}
-			if !ok || ended(e.key, value) {
+			if !ok || ended(&e.key, &value) {
 				e.fate = FateEnded
 				continue
 			}
@@ -302,22 +305,25 @@ func (m *migration) cleanUp(ctx context.Context) error {
 }
 
 func (m *migration) deleteEntries(ctx context.Context) error {
-	for i, e := range m.entries {
-		if i%ctxInterval == 0 {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			m.report(stepDelete, i, len(m.entries))
+	var keys []hashKey
+	for _, e := range m.entries {
+		if e.fate != FateUnknown && (e.fate != FateStale || !m.opts.KeepStale) {
+			keys = append(keys, e.key)
 		}
-		if e.fate == FateUnknown || e.fate == FateStale && m.opts.KeepStale {
-			continue
-		}
-		if err := m.dp.hash.delete(e.key); err != nil {
-			return fmt.Errorf("deleting an entry of the hash: %w", err)
-		}
-		m.deleted++
 	}
-	m.report(stepDelete, len(m.entries), len(m.entries))
+	for len(keys) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		m.report(stepDelete, m.deleted, m.deleted+len(keys))
+		n := min(deleteAtOnce, len(keys))
+		if err := m.dp.hash.delete(keys[:n]); err != nil {
+			return err
+		}
+		m.deleted += n
+		keys = keys[n:]
+	}
+	m.report(stepDelete, m.deleted, m.deleted)
 	return nil
 }
 
@@ -335,7 +341,7 @@ func (m *migration) finish() (*Report, error) {
 	}
 	for _, e := range m.entries {
 		if e.fate == FateUnknown && len(r.Unresolved) < maxReported {
-			r.Unresolved = append(r.Unresolved, Unresolved{e.key, e.value, e.why})
+			r.Unresolved = append(r.Unresolved, Unresolved{e.key.exported(), e.value.exported(), e.why})
 		}
 	}
 	return r, err

@@ -25,6 +25,46 @@ var (
 	backend = netip.MustParseAddrPort("10.0.1.1:5353")
 )
 
+func keyOf(cookie uint64, backend netip.AddrPort) hashKey {
+	key, _ := ofTuple(cookie, &revnat.Tuple{Peer: backend, Service: front})
+	return key
+}
+
+func valueOf(service netip.AddrPort, revNat uint16) hashValue {
+	_, value := ofTuple(0, &revnat.Tuple{Peer: backend, Service: service, RevNATIndex: revNat})
+	return value
+}
+
+// The layouts are those of the maps: as lbmap has them.
+func TestHashLayouts(t *testing.T) {
+	for _, at := range []string{"10.0.1.1:5353", "[fd00::1]:5353"} {
+		backend := netip.MustParseAddrPort(at)
+		key, value := keyOf(0x123456789a, backend), valueOf(backend, 0x1234)
+		want, err := key.exported().MarshalBinary()
+		require.NoError(t, err)
+		wantValue, err := value.exported().MarshalBinary()
+		require.NoError(t, err)
+		assert.Equal(t, lbmap.ReverseSKKey{Cookie: 0x123456789a, Backend: backend}, key.exported())
+		assert.Equal(t, lbmap.ReverseSKValue{Service: backend, RevNat: 0x1234}, value.exported())
+		var got, gotValue []byte
+		if key.is4() {
+			got, err = binary.Append(nil, binary.NativeEndian, key.v4())
+			require.NoError(t, err)
+			gotValue, err = binary.Append(nil, binary.NativeEndian, value.v4())
+			key4, value4 := key.v4(), value.v4()
+			assert.Equal(t, key, key4.key())
+			assert.Equal(t, value, value4.value())
+		} else {
+			got, err = binary.Append(nil, binary.NativeEndian, key)
+			require.NoError(t, err)
+			gotValue, err = binary.Append(nil, binary.NativeEndian, value)
+		}
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+		assert.Equal(t, wantValue, gotValue)
+	}
+}
+
 func TestStale(t *testing.T) {
 	service := func(at string, revNat uint16, backends int, flags lbmap.ServiceFlags) lbmap.Service {
 		return lbmap.Service{
@@ -97,7 +137,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestJudgeUnvisited(t *testing.T) {
-	key := lbmap.ReverseSKKey{Cookie: 1, Backend: backend}
+	key := keyOf(1, backend)
 	connected := &sighting{protocol: lbmap.ProtocolTCP, remote: backend}
 	elsewhere := &sighting{protocol: lbmap.ProtocolTCP, remote: front}
 	datagram := &sighting{protocol: lbmap.ProtocolUDP}
@@ -129,7 +169,7 @@ func TestTheEntriesOfASocketAreSideBySide(t *testing.T) {
 		port   uint16
 	}{{2, 1}, {1, 2}, {2, 3}, {1, 1}, {2, 2}} {
 		at := netip.AddrPortFrom(backend.Addr(), k.port)
-		entries = append(entries, &entry{key: lbmap.ReverseSKKey{Cookie: k.cookie, Backend: at}})
+		entries = append(entries, &entry{key: keyOf(k.cookie, at)})
 	}
 	p := &programs{entries: entries, sockets: make(map[uint64]*iter.FillRevskImportSocket)}
 	p.sort()
@@ -152,17 +192,21 @@ func TestTheHashHasWhatWasSentLast(t *testing.T) {
 		Cookie: 2,
 		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
 	}}
-	assert.Equal(t, map[lbmap.ReverseSKKey]lbmap.ReverseSKValue{
-		{Cookie: 1, Backend: backend}: {Service: other, RevNat: 2},
-		{Cookie: 2, Backend: backend}: {Service: front, RevNat: 1},
+	assert.Equal(t, map[hashKey]hashValue{
+		keyOf(1, backend): valueOf(other, 2),
+		keyOf(2, backend): valueOf(front, 1),
 	}, tuples(list))
 }
 
 func TestEnded(t *testing.T) {
-	key := lbmap.ReverseSKKey{Cookie: 1, Backend: backend}
-	assert.True(t, ended(key, lbmap.ReverseSKValue{Service: backend}))
-	assert.False(t, ended(key, lbmap.ReverseSKValue{Service: backend, RevNat: 1}), "a backend may have the service's address")
-	assert.False(t, ended(key, lbmap.ReverseSKValue{Service: front}))
+	key := keyOf(1, backend)
+	is := func(service netip.AddrPort, revNat uint16) bool {
+		value := valueOf(service, revNat)
+		return ended(&key, &value)
+	}
+	assert.True(t, is(backend, 0))
+	assert.False(t, is(backend, 1), "a backend may have the service's address")
+	assert.False(t, is(front, 0))
 }
 
 func TestNetworkOrder(t *testing.T) {

@@ -123,9 +123,10 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	plan := &Plan{}
 	var entries []*entry
 	err = w.do(stepSnapshot, func() error {
-		all, err := source.read()
-		for key, value := range all {
-			entries = append(entries, &entry{key: key, value: value, stale: svcs.stale(value)})
+		keys, values, err := source.read()
+		stale := svcs.cached()
+		for i, key := range keys {
+			entries = append(entries, &entry{key: key, value: values[i], stale: stale.stale(values[i])})
 		}
 		return err
 	})
@@ -136,14 +137,20 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if ended(e.key, e.value) {
+		if ended(&e.key, &e.value) {
 			e.fate = FateEnded
 		}
 	}
 	plan.Engine, plan.Counts, plan.Steps = s.engine, countFates(entries), w.steps
 	plan.Live, plan.Leaks = liveCounts(entries), leakCounts(entries)
 	plan.WithoutEntry = backendCounts(s.withoutEntry)
-	plan.Maps = mapFills(source.maps(), entries)
+	n4 := 0
+	for _, e := range entries {
+		if e.key.is4() {
+			n4++
+		}
+	}
+	plan.Maps = mapFills(source.maps(), n4, len(entries)-n4)
 	return plan, nil
 }
 
@@ -191,7 +198,7 @@ func liveCounts(entries []*entry) []LiveCount {
 }
 
 func leakCounts(entries []*entry) []ServiceCount {
-	counts := make(map[lbmap.ReverseSKValue]int)
+	counts := make(map[hashValue]int)
 	for _, e := range entries {
 		if e.fate == FateLeaked {
 			counts[e.value]++
@@ -199,7 +206,7 @@ func leakCounts(entries []*entry) []ServiceCount {
 	}
 	var all []ServiceCount
 	for v, n := range counts {
-		all = append(all, ServiceCount{v.Service, v.RevNat, n})
+		all = append(all, ServiceCount{v.service(), networkOrder(v.RevNat), n})
 	}
 	slices.SortFunc(all, func(a, b ServiceCount) int {
 		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Service.Compare(b.Service), cmp.Compare(a.RevNat, b.RevNat))
@@ -218,14 +225,13 @@ func backendCounts(counts map[backendKey]int) []BackendCount {
 	return all
 }
 
-func mapFills(maps map[string]*ebpf.Map, entries []*entry) []MapFill {
+// mapFills says how full maps are, with n4 IPv4 and n6 IPv6 entries.
+func mapFills(maps map[string]*ebpf.Map, n4, n6 int) []MapFill {
 	var all []MapFill
 	for name, m := range maps {
-		fill := MapFill{Name: name, MaxEntries: int(m.MaxEntries())}
-		for _, e := range entries {
-			if e.key.Backend.Addr().Is4() == (name == lbmap.ReverseSK4Map) {
-				fill.Entries++
-			}
+		fill := MapFill{Name: name, Entries: n6, MaxEntries: int(m.MaxEntries())}
+		if name == lbmap.ReverseSK4Map {
+			fill.Entries = n4
 		}
 		all = append(all, fill)
 	}

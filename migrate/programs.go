@@ -3,6 +3,7 @@
 package migrate
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"net/netip"
@@ -119,7 +120,7 @@ func (p *programs) sort() {
 		if c := cmp.Compare(a.key.Cookie, b.key.Cookie); c != 0 {
 			return c
 		}
-		return a.key.Backend.Compare(b.key.Backend)
+		return cmp.Or(bytes.Compare(a.key.Addr[:], b.key.Addr[:]), cmp.Compare(a.key.Port, b.key.Port))
 	})
 	for i, e := range p.entries {
 		s := p.sockets[e.key.Cookie]
@@ -138,7 +139,7 @@ func (p *programs) has(cookie uint64, backend netip.AddrPort) bool {
 	if s == nil {
 		return false
 	}
-	return slices.ContainsFunc(p.entries[s.First:s.First+s.Count], func(e *entry) bool { return e.key.Backend == backend })
+	return slices.ContainsFunc(p.entries[s.First:s.First+s.Count], func(e *entry) bool { return e.key.backend() == backend })
 }
 
 func (p *programs) fill(backends []backendKey) error {
@@ -147,9 +148,9 @@ func (p *programs) fill(backends []backendKey) error {
 	for i, e := range p.entries {
 		index[i] = uint32(i)
 		w := &wire[i]
-		w.Peer.Bytes, w.PeerPort = e.key.Backend.Addr().As16(), networkOrder(e.key.Backend.Port())
-		w.Service.Bytes, w.ServicePort = e.value.Service.Addr().As16(), networkOrder(e.value.Service.Port())
-		w.RevNatIndex = networkOrder(e.value.RevNat)
+		w.Peer.Bytes, w.PeerPort = e.key.Addr, e.key.Port
+		w.Service.Bytes, w.ServicePort = e.value.Addr, e.value.Port
+		w.RevNatIndex = e.value.RevNat
 		if e.stale {
 			w.Stale = 1
 		}

@@ -11,7 +11,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -55,12 +54,12 @@ type rollback struct {
 	dp     *datapath
 	report RollbackReport
 	// What this rollback has written and is not known to be outdated.
-	written map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
+	written map[hashKey]hashValue
 	// Differences that the last pass has seen: if they are there still, no hook is just at it.
-	differs map[lbmap.ReverseSKKey]difference
+	differs map[hashKey]difference
 }
 
-type difference struct{ hash, socket lbmap.ReverseSKValue }
+type difference struct{ hash, socket hashValue }
 
 // Rollback brings what sockets hold back into the hash, verifies that, and switches to mode legacy. The
 // sockets keep what they hold; nobody reads it in that mode. It can be interrupted at any point, and run
@@ -111,7 +110,7 @@ func rollBack(ctx context.Context, opts RollbackOptions, do func(*rollback, cont
 		worker:  w,
 		force:   opts.Force,
 		dp:      dp,
-		written: make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue),
+		written: make(map[hashKey]hashValue),
 	}
 	err = do(r, ctx)
 	mode, modeErr := dp.Mode()
@@ -164,11 +163,13 @@ func (r *rollback) switchTo(step string, mode loader.Mode) error {
 func (r *rollback) checkFit(list []inspect.Socket) error {
 	all := tuples(list)
 	r.report.Tuples = len(all)
-	entries := make([]*entry, 0, len(all))
+	n4 := 0
 	for key := range all {
-		entries = append(entries, &entry{key: key})
+		if key.is4() {
+			n4++
+		}
 	}
-	r.report.Maps = mapFills(r.dp.hash.maps(), entries)
+	r.report.Maps = mapFills(r.dp.hash.maps(), n4, len(all)-n4)
 	for _, m := range r.report.Maps {
 		if m.Entries > m.MaxEntries && !r.force {
 			return fmt.Errorf("%s has room for %d entries, sockets hold %d: %w", m.Name, m.MaxEntries, m.Entries, ErrDoesNotFit)
@@ -179,20 +180,20 @@ func (r *rollback) checkFit(list []inspect.Socket) error {
 
 // deleteOutdated empties the hash, which the hooks have not looked after in mode storage.
 func (r *rollback) deleteOutdated(ctx context.Context) error {
-	all, err := r.dp.hash.read()
+	keys, _, err := r.dp.hash.read()
 	if err != nil {
 		return err
 	}
-	for key := range all {
-		if r.report.Outdated%ctxInterval == 0 {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
+	for len(keys) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		if err := r.dp.hash.delete(key); err != nil {
-			return fmt.Errorf("deleting an entry of the hash: %w", err)
+		n := min(deleteAtOnce, len(keys))
+		if err := r.dp.hash.delete(keys[:n]); err != nil {
+			return err
 		}
-		r.report.Outdated++
+		r.report.Outdated += n
+		keys = keys[n:]
 	}
 	return nil
 }
@@ -207,24 +208,41 @@ func (r *rollback) reconcile(ctx context.Context) error {
 			return err
 		}
 		if changes == 0 {
-			break
+			return nil
 		}
 	}
 	return r.missing(ctx)
 }
 
+// look lists what sockets hold, and then reads what the hash says.
+func (r *rollback) look(ctx context.Context) (held, says map[hashKey]hashValue, err error) {
+	list, err := r.dp.sockets(ctx, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	if list, err = r.withCookies(ctx, list); err != nil {
+		return nil, nil, err
+	}
+	keys, values, err := r.dp.hash.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	says = make(map[hashKey]hashValue, len(keys))
+	for i := range keys {
+		says[keys[i]] = values[i]
+	}
+	return tuples(list), says, nil
+}
+
+// pass makes the hash say what sockets hold. Returns how many entries it has found to be otherwise.
 func (r *rollback) pass(ctx context.Context) (changes int, err error) {
 	r.report.Passes++
-	list, err := r.dp.sockets(ctx, false)
+	held, says, err := r.look(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if list, err = r.withCookies(ctx, list); err != nil {
-		return 0, err
-	}
-	held := tuples(list)
 	first := r.report.Passes == 1
-	differs := make(map[lbmap.ReverseSKKey]difference)
+	differs := make(map[hashKey]difference)
 	done := 0
 	for key, value := range held {
 		if done%ctxInterval == 0 {
@@ -234,14 +252,16 @@ func (r *rollback) pass(ctx context.Context) (changes int, err error) {
 			r.worker.report(stepWrite, done, len(held))
 		}
 		done++
-		changed, err := r.bring(key, value, differs)
-		if err != nil {
-			return changes, fmt.Errorf("writing an entry of the hash: %w", err)
+		now, ok := says[key]
+		if ok && now == value {
+			if first {
+				r.report.Present++
+			}
+			continue
 		}
-		if changed {
-			changes++
-		} else if first {
-			r.report.Present++
+		changes++
+		if err := r.bring(key, value, now, ok, differs); err != nil {
+			return changes, fmt.Errorf("writing an entry of the hash: %w", err)
 		}
 	}
 	r.worker.report(stepWrite, len(held), len(held))
@@ -252,48 +272,46 @@ func (r *rollback) pass(ctx context.Context) (changes int, err error) {
 
 // bring makes the hash say the value. That there is another one may be a hook's doing, which writes
 // storage first: it is overwritten only if it was there in the last pass, too.
-func (r *rollback) bring(key lbmap.ReverseSKKey, value lbmap.ReverseSKValue, differs map[lbmap.ReverseSKKey]difference) (changed bool, err error) {
-	m := r.dp.hash.of(key)
-	now, ok, err := r.dp.hash.lookup(key)
-	if err != nil || ok && now == value {
-		return false, err
+func (r *rollback) bring(key hashKey, value, now hashValue, ok bool, differs map[hashKey]difference) error {
+	if key.Cookie == 0 {
+		return nil // nobody would find it by that
 	}
 	flags := ebpf.UpdateNoExist
 	if ok {
 		d := difference{now, value}
 		if r.differs[key] != d {
 			differs[key] = d
-			return true, nil
+			return nil
 		}
 		flags = ebpf.UpdateAny
 	}
-	err = m.Update(key, value, flags)
+	err := r.dp.hash.update(&key, &value, flags)
 	if errors.Is(err, ebpf.ErrKeyExist) {
-		return true, nil // a hook was faster
+		return nil // a hook was faster
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	r.written[key] = value
 	r.report.Written++
-	return true, nil
+	return nil
 }
 
 // takeBack removes what was written for tuples that are gone since, unless a hook has written there.
-func (r *rollback) takeBack(held map[lbmap.ReverseSKKey]lbmap.ReverseSKValue) (removed int, err error) {
+func (r *rollback) takeBack(held map[hashKey]hashValue) (removed int, err error) {
 	for key, value := range r.written {
 		if _, ok := held[key]; ok {
 			continue
 		}
 		delete(r.written, key)
-		now, ok, err := r.dp.hash.lookup(key)
+		now, ok, err := r.dp.hash.lookup(&key)
 		if err != nil {
 			return removed, err
 		}
 		if !ok || now != value {
 			continue
 		}
-		if err := r.dp.hash.delete(key); err != nil {
+		if err := r.dp.hash.delete([]hashKey{key}); err != nil {
 			return removed, err
 		}
 		removed++
@@ -305,13 +323,13 @@ func (r *rollback) takeBack(held map[lbmap.ReverseSKKey]lbmap.ReverseSKValue) (r
 // missing finds out what the hash does not say after all. What differs once may be a hook's doing, which
 // writes the one after the other.
 func (r *rollback) missing(ctx context.Context) error {
-	var before, now map[lbmap.ReverseSKKey]difference
+	var before, now map[hashKey]difference
 	for i := range 3 {
 		var err error
 		if now, err = r.compare(ctx); err != nil {
 			return err
 		}
-		maps.DeleteFunc(now, func(key lbmap.ReverseSKKey, d difference) bool { return i > 0 && before[key] != d })
+		maps.DeleteFunc(now, func(key hashKey, d difference) bool { return i > 0 && before[key] != d })
 		if len(now) == 0 {
 			return nil
 		}
@@ -326,7 +344,7 @@ func (r *rollback) missing(ctx context.Context) error {
 		if key.Cookie == 0 {
 			why = "its socket has no cookie and could not be reached"
 		}
-		r.report.Unresolved = append(r.report.Unresolved, Unresolved{key, d.socket, why})
+		r.report.Unresolved = append(r.report.Unresolved, Unresolved{key.exported(), d.socket.exported(), why})
 	}
 	if !r.force {
 		return fmt.Errorf("%d tuples: %w", r.report.Missing, ErrUnresolved)
@@ -335,18 +353,14 @@ func (r *rollback) missing(ctx context.Context) error {
 }
 
 // compare returns what sockets hold and the hash does not say.
-func (r *rollback) compare(ctx context.Context) (map[lbmap.ReverseSKKey]difference, error) {
-	list, err := r.dp.sockets(ctx, false)
+func (r *rollback) compare(ctx context.Context) (map[hashKey]difference, error) {
+	held, says, err := r.look(ctx)
 	if err != nil {
 		return nil, err
 	}
-	differs := make(map[lbmap.ReverseSKKey]difference)
-	for key, value := range tuples(list) {
-		now, ok, err := r.dp.hash.lookup(key)
-		if err != nil {
-			return nil, err
-		}
-		if !ok || now != value {
+	differs := make(map[hashKey]difference)
+	for key, value := range held {
+		if now, ok := says[key]; !ok || now != value {
 			differs[key] = difference{now, value}
 		}
 	}

@@ -24,6 +24,23 @@ func readServices(ctx context.Context, tables *lbmap.Tables) (services, []lbmap.
 	return s, all, nil
 }
 
+// staleCache remembers what services says: many entries have the same value.
+type staleCache struct {
+	services services
+	known    map[hashValue]bool
+}
+
+func (s services) cached() *staleCache { return &staleCache{s, make(map[hashValue]bool)} }
+
+func (c *staleCache) stale(value hashValue) bool {
+	stale, ok := c.known[value]
+	if !ok {
+		stale = c.services.stale(value.exported())
+		c.known[value] = stale
+	}
+	return stale
+}
+
 // stale follows tuple_is_current in bpf/lib/lb.h, and where that depends on what only the socket knows
 // (its protocol, its namespace) takes the entry for current: the hooks have the last word.
 func (s services) stale(value lbmap.ReverseSKValue) bool {

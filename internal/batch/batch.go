@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package batch reads and fills large hash maps with few system calls. Minimum kernel: Linux 5.6.
+// Package batch reads, fills and empties large hash maps with few system calls. Minimum kernel: Linux 5.6.
 package batch
 
 import (
@@ -48,6 +48,24 @@ func Write[K, V any](m *ebpf.Map, keys []K, values []V) error {
 			return err
 		}
 		keys, values = keys[n:], values[n:]
+	}
+	return nil
+}
+
+// Delete removes entries of a map, as far as they are there.
+func Delete[K any](m *ebpf.Map, keys []K) error {
+	for len(keys) > 0 {
+		n := min(size, len(keys))
+		deleted, err := m.BatchDelete(keys[:n], nil)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			// The kernel stops there.
+			keys = keys[deleted+1:]
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		keys = keys[n:]
 	}
 	return nil
 }

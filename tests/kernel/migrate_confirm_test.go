@@ -81,13 +81,13 @@ func TestMigrateKeepsWhatOneWayFinds(t *testing.T) {
 // A socket that is closed while it is visited has ended, with all that was to be moved to it.
 func TestMigrateWhileSocketsAreClosed(t *testing.T) {
 	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		for range *repeats * 3 {
+		for range *repeats {
 			s := newScene(t, legacy, ipv4, unix.IPPROTO_UDP)
 			var all []*socket
 			for range 6 {
 				x := s.socket()
 				x.connect(s.service().front)
-				s.leftovers(x, scaled(1200))
+				s.leftovers(x, scaled(500))
 				all = append(all, x)
 			}
 			entries := s.hashEntries()
