@@ -15,7 +15,6 @@ type Counters struct {
 	Stored            uint64 `json:"stored"`
 	Updated           uint64 `json:"updated"`
 	Released          uint64 `json:"released"`
-	DroppedStale      uint64 `json:"dropped_stale"`
 	DroppedDirect     uint64 `json:"dropped_direct"`
 	DroppedReplaced   uint64 `json:"dropped_replaced"`
 	OverflowStored    uint64 `json:"overflow_stored"`
@@ -31,7 +30,7 @@ type Counters struct {
 // Live is the number of tuples on live sockets, as far as the counters know: sockets that were
 // closed while no hook was attached are counted as live.
 func (c Counters) Live() int64 {
-	return int64(c.Stored) - int64(c.Released+c.DroppedStale+c.DroppedDirect+c.DroppedReplaced)
+	return int64(c.Stored) - int64(c.Released+c.DroppedDirect+c.DroppedReplaced)
 }
 
 // Counters reads the counters.
@@ -44,7 +43,6 @@ func (dp *Datapath) Counters() (Counters, error) {
 		sock.SockRevskMetricREVSK_STORED:              &c.Stored,
 		sock.SockRevskMetricREVSK_UPDATED:             &c.Updated,
 		sock.SockRevskMetricREVSK_RELEASED:            &c.Released,
-		sock.SockRevskMetricREVSK_DROPPED_STALE:       &c.DroppedStale,
 		sock.SockRevskMetricREVSK_DROPPED_DIRECT:      &c.DroppedDirect,
 		sock.SockRevskMetricREVSK_DROPPED_REPLACED:    &c.DroppedReplaced,
 		sock.SockRevskMetricREVSK_OVERFLOW_STORED:     &c.OverflowStored,

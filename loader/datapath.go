@@ -77,11 +77,8 @@ func (dp *Datapath) Mode() (Mode, error) {
 	if dp.dryMode != nil {
 		return *dp.dryMode, nil
 	}
-	var cfg sock.SockRevskConfigValue
-	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
-		return 0, fmt.Errorf("reading the mode: %w", err)
-	}
-	return Mode(cfg.Mode), nil
+	cfg, err := dp.config()
+	return Mode(cfg.Mode), err
 }
 
 // SetMode switches the mode and returns when no hook works in the old one any more. Without force it
@@ -150,12 +147,8 @@ func (dp *Datapath) writeMode(mode Mode) error {
 
 // putMode switches the mode and waits until no hook works in another.
 func (dp *Datapath) putMode(mode Mode) error {
-	var cfg sock.SockRevskConfigValue
-	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
-		return fmt.Errorf("reading the mode: %w", err)
-	}
-	cfg.Mode = uint32(mode)
-	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
+	err := dp.changeConfig(func(cfg *sock.SockRevskConfigValue) { cfg.Mode = uint32(mode) })
+	if err != nil {
 		return fmt.Errorf("switching to mode %v: %w", mode, err)
 	}
 	if err := waitForPrograms(); err != nil {

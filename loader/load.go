@@ -127,6 +127,9 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 	if err := dp.prepareTakeover(seats, fresh, undo); err != nil {
 		return err
 	}
+	if err := dp.setMark(seats, fresh, undo); err != nil {
+		return err
+	}
 	for _, s := range seats {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -20,8 +20,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/revnat"
 )
 
 func TestMain(m *testing.M) {
@@ -544,6 +546,48 @@ func TestUnloadKeepsMapsUntilPurge(t *testing.T) {
 	require.NoError(t, loader.Unload(t.Context(), options(), true))
 	require.NotContains(t, pins(t), pinsDir)
 	require.Contains(t, pins(t), mapsDir+"/cilium_lb4_services_v2")
+}
+
+// What sockets remember from before a time without hooks, or without one of them, is doubtful.
+func TestTheMarkIsSetAfterATimeWithoutHooks(t *testing.T) {
+	dp := load(t, options())
+	mark := func() (mark uint32) {
+		var cfg sock.SockRevskConfigValue
+		require.NoError(t, dp.Map(sock.SockMapRevskConfig).Lookup(uint32(0), &cfg))
+		return cfg.Mark
+	}
+	require.Zero(t, mark(), "there is nothing from before")
+	require.NoError(t, loadAndClose(t, options()))
+	require.Zero(t, mark(), "the hooks have been there all the time")
+
+	var ts unix.Timespec
+	require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts))
+	before := uint32(time.Duration(ts.Nano()) / revnat.TimeUnit)
+	require.NoError(t, loader.Unload(t.Context(), options(), false))
+	require.NoError(t, loadAndClose(t, options()))
+	first := mark()
+	require.GreaterOrEqual(t, first, before)
+	require.Less(t, first, before+60)
+	require.NoError(t, dp.SetMode(t.Context(), loader.ModeDual, true))
+	require.Equal(t, first, mark(), "a switch of the mode keeps it")
+
+	time.Sleep(2 * revnat.TimeUnit)
+	l, err := link.LoadPinnedLink(pinsDir+"/links/revsk_connect6", nil)
+	require.NoError(t, err)
+	require.NoError(t, errors.Join(l.Detach(), l.Unpin(), l.Close()))
+	opts := options()
+	opts.DryRun = true
+	require.NoError(t, loadAndClose(t, opts))
+	require.Equal(t, first, mark(), "a dry run changes nothing")
+	require.Error(t, loadAndClose(t, options().WithStep(func(name string) error {
+		if name == "attach revsk_connect4" {
+			return errors.New("a failure")
+		}
+		return nil
+	})))
+	require.Equal(t, first, mark(), "a load that fails leaves it")
+	require.NoError(t, loadAndClose(t, options()))
+	require.Greater(t, mark(), first)
 }
 
 // A link lives on with whoever has it open; its program must not run on.

@@ -24,7 +24,8 @@ const (
 	FatePeers
 	// FatePresent: its socket had a tuple for the backend already.
 	FatePresent
-	// FateStale: its socket lives, but its service does not, or has another reverse-NAT index by now.
+	// FateStale: its socket lives, and is not connected to the backend, but its service is gone, has no
+	// backends, or has another reverse-NAT index by now.
 	FateStale
 	// FateLeaked: there is no such socket, or it is a stream that is no longer connected to the backend.
 	FateLeaked
@@ -133,10 +134,10 @@ func (e *entry) judgeUnvisited(seen *sighting, dryRun bool) {
 		e.fate = FateLeaked
 	case !dryRun:
 		e.fate, e.why = FateUnknown, "its socket could not be reached"
-	case e.stale:
-		e.fate = FateStale
 	case e.key.backend() == seen.remote:
 		e.fate = FateConn
+	case e.stale:
+		e.fate = FateStale
 	case seen.protocol == lbmap.ProtocolTCP:
 		e.fate = FateLeaked
 	default:

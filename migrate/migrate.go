@@ -150,6 +150,9 @@ func (m *migration) moveAll(ctx context.Context) error {
 	if err := m.move(ctx); err != nil {
 		return err
 	}
+	if err := m.reconsider(ctx); err != nil {
+		return err
+	}
 	if err := m.do(stepConfirm, func() error { return m.confirm(ctx) }); err != nil {
 		return err
 	}

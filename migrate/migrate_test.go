@@ -154,7 +154,8 @@ func TestJudgeUnvisited(t *testing.T) {
 		{"a plan counts on reaching it", connected, false, true, FateConn},
 		{"a stream that is connected elsewhere", elsewhere, false, true, FateLeaked},
 		{"a datagram socket has sent to the backend", datagram, false, true, FatePeers},
-		{"its service is gone", connected, true, true, FateStale},
+		{"its service is gone", datagram, true, true, FateStale},
+		{"its service is gone, but it is connected to the backend", connected, true, true, FateConn},
 	} {
 		e := entry{key: key, stale: c.stale, fate: fates}
 		e.judgeUnvisited(c.seen, c.dryRun)

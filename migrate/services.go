@@ -8,8 +8,8 @@ import (
 	"github.com/revsk/revsk/lbmap"
 )
 
-// services knows which entries are stale: those that the hooks would drop at the next read, because
-// their service is gone, has no backends, or has another reverse-NAT index.
+// services knows which entries are stale: those whose service is gone, has no backends, or has another
+// reverse-NAT index.
 type services map[uint16][]lbmap.Service
 
 func readServices(ctx context.Context, tables *lbmap.Tables) (services, []lbmap.Service, error) {

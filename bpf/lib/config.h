@@ -46,6 +46,13 @@ static __always_inline enum revsk_mode current_mode(void)
 	return cfg ? cfg->mode : REVSK_MODE_STORAGE;
 }
 
+static __always_inline __u32 current_mark(void)
+{
+	struct revsk_config_value *cfg = current_config();
+
+	return cfg ? cfg->mark : 0;
+}
+
 static __always_inline bool mode_has_storage(enum revsk_mode mode)
 {
 	return mode != REVSK_MODE_LEGACY;

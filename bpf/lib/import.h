@@ -70,7 +70,8 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 		return REVSK_FATE_PRESENT;
 	if (p && peers_find(p, &peer))
 		return REVSK_FATE_PRESENT;
-	if (e->stale)
+	/* What the socket is connected to stays true of it, whatever has become of the service. */
+	if (e->stale && !connected)
 		return REVSK_FATE_STALE;
 	if (import_has_ended(s, &peer))
 		return REVSK_FATE_ENDED;
@@ -79,7 +80,10 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	if (cfg_dry_run)
 		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
-	new.tuple.time = ctx_time();
+	/*
+	 * The time is 0, unknown: the entry may be a leftover. Until the application has confirmed it, it is
+	 * judged at every read, as in the hash.
+	 */
 	if (connected && !conn) {
 		if (conn_create(s, &new, p))
 			return REVSK_FATE_NO_MEMORY;

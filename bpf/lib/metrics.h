@@ -8,7 +8,6 @@
 enum revsk_metric {
 	REVSK_STORED = 0, /* tuples added to a socket */
 	REVSK_RELEASED = 1, /* tuples that were on a socket when it was released */
-	REVSK_DROPPED_STALE = 2, /* dropped by a read: service gone or its index reused */
 	REVSK_DROPPED_DIRECT = 3, /* dropped: the application turned to the peer itself */
 	REVSK_DROPPED_REPLACED = 4, /* dropped: another tuple has taken its place */
 	REVSK_UPDATED = 5, /* tuples that changed in place: same peer, another service */

@@ -60,6 +60,23 @@ static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct 
 		legacy_end(sock_cookie(s), dst);
 }
 
+/*
+ * The time of a tuple that is true now. Later than the mark, which may be in the same unit of time: else it
+ * would pass for older than that.
+ */
+static __always_inline __u32 time_now(void)
+{
+	__u32 now = ctx_time(), mark = current_mark();
+
+	return now > mark ? now : mark + 1;
+}
+
+/* The time at which @old became a former connection. One up to the mark stays one that nobody has confirmed. */
+static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
+{
+	return old->time > current_mark() ? time_now() : old->time;
+}
+
 /* What the hash says of @peer is to be what the socket has sent to it, if anything. */
 static __noinline int legacy_restore_sent(__u64 cookie, struct revsk_peers_value *p,
 					  const struct endpoint *peer)
@@ -98,7 +115,7 @@ static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *c
 		count(REVSK_DROPPED_REPLACED);
 		return 0;
 	}
-	return former_store(s, conn, p, &conn->tuple, ctx_time(), next);
+	return former_store(s, conn, p, &conn->tuple, time_of_former(&conn->tuple), next);
 }
 
 static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_value *conn,
@@ -110,8 +127,12 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 	int err = 0;
 
 	if (endpoint_equal(&old_peer, &peer)) {
-		if (tuple_same_service(&conn->tuple, t))
+		if (tuple_same_service(&conn->tuple, t)) {
+			/* Confirmed, if it is from up to the mark. */
+			if (conn->tuple.time <= current_mark())
+				tuple_touch(&conn->tuple, t->time);
 			return 0;
+		}
 		count(REVSK_UPDATED);
 	} else if (!old_peer.port) {
 		count(REVSK_STORED);
@@ -138,7 +159,7 @@ static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_valu
 {
 	struct revsk_conn_value *conn = conn_get(s);
 
-	new->tuple.time = ctx_time();
+	new->tuple.time = time_now();
 	if (!conn)
 		return conn_create(s, new, p);
 	return conn_replace(s, conn, &new->tuple, p, datagram, mode);
@@ -198,7 +219,7 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 	p = peers_get_or_create(s, p);
 	if (!p)
 		return -ENOMEM;
-	t->time = ctx_time();
+	t->time = time_now();
 	slot = slot_find(p, &peer);
 	if (slot && tuple_same_service(slot, t)) {
 		tuple_touch(slot, t->time);
@@ -284,9 +305,49 @@ static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const stru
 		legacy_drop_direct(s, dst, dropped);
 }
 
-/* The service by which the hash knows @peer; false if it knows none. */
+/*
+ * Whether the service that @t names still stands for its peer. Out of the way of the reads of most tuples,
+ * which need not know.
+ */
+static __noinline bool tuple_stands(struct sock_ref *s, const struct revsk_tuple *t, __u8 protocol)
+{
+	return t && tuple_is_current(s, t, protocol);
+}
+
+/*
+ * Which service the application connected to is a fact, whatever becomes of the service. Only what may have
+ * changed while other hooks ran, or none, is worth a look.
+ */
+static __always_inline bool connection_answers(struct sock_ref *s, const struct revsk_tuple *t,
+					       __u8 protocol)
+{
+	return t->time > current_mark() || tuple_stands(s, t, protocol);
+}
+
+/* How long an answer to a datagram can be expected, in the unit of a tuple's time: 5 minutes. */
+#define ANSWER_TIME 280
+
+/*
+ * What a socket has sent to is true as long as an answer can be expected. Later the peer's address may be
+ * another's, and what was sent is not to hide the connection for ever.
+ */
+static __always_inline bool sent_answers(struct sock_ref *s, const struct revsk_tuple *t,
+					 __u8 protocol)
+{
+	/* Signed: time_now() is a little ahead of the clock just after the mark. */
+	bool expected = (__s32)(ctx_time() - t->time) <= ANSWER_TIME;
+
+	return (expected && t->time > current_mark()) || tuple_stands(s, t, protocol);
+}
+
+/*
+ * The service by which the hash knows @peer; false if it knows none. Its entries may be leftovers of former
+ * connections, so they are judged as the reference does it. But only mode legacy deletes them: a
+ * service that comes back finds its sockets.
+ */
 static __always_inline bool legacy_service(struct sock_ref *s, const struct endpoint *peer,
-					   __u8 protocol, struct endpoint *service)
+					   __u8 protocol, enum revsk_mode mode,
+					   struct endpoint *service)
 {
 	struct revsk_tuple t = {};
 
@@ -295,24 +356,32 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 	*service = tuple_service(&t);
 	if (tuple_is_current(s, &t, protocol))
 		return true;
-	legacy_delete(sock_cookie(s), peer);
+	if (mode == REVSK_MODE_LEGACY)
+		legacy_delete(sock_cookie(s), peer);
 	return false;
 }
 
 /*
- * The service that @t, from the socket's storage, names; false if it names none any more, and is to be
- * dropped. The hash's entry of that peer, if there is one, says the same and goes with it.
+ * The tuple by which storage answers for a datagram from @src; NULL if none does. One that does not answer
+ * hides none that does, and stays: its service may come back.
  */
-static __always_inline bool tuple_answers(struct sock_ref *s, const struct revsk_tuple *t,
-					  const struct endpoint *peer, __u8 protocol,
-					  enum revsk_mode mode, struct endpoint *service)
+static __always_inline const struct revsk_tuple *
+source_find(struct sock_ref *s, const struct endpoint *src, __u8 protocol)
 {
-	*service = tuple_service(t);
-	if (tuple_is_current(s, t, protocol))
-		return true;
-	if (mode_has_hash(mode))
-		legacy_delete(sock_cookie(s), peer);
-	return false;
+	struct revsk_peers_value *p = peers_get(s);
+	struct revsk_tuple *t = p ? peers_find(p, src) : NULL;
+	struct revsk_former_value *former;
+	struct revsk_conn_value *conn;
+
+	if (t && sent_answers(s, t, protocol))
+		return t;
+	conn = !p || p->has_conn ? conn_get(s) : NULL;
+	if (conn_is(conn, src) && connection_answers(s, &conn->tuple, protocol))
+		return &conn->tuple;
+	former = former_get(s, conn);
+	if (former_is(former, src) && sent_answers(s, &former->tuple, protocol))
+		return &former->tuple;
+	return NULL;
 }
 
 /* recvmsg: the service under which the socket knows @src; false if it knows none. */
@@ -320,35 +389,18 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 					  __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
-	struct revsk_former_value *former;
-	struct revsk_conn_value *conn;
-	struct revsk_peers_value *p;
-	struct revsk_tuple *t;
+	const struct revsk_tuple *t;
 
 	if (!src->port)
 		return false;
 	if (mode_has_storage(mode)) {
-		p = peers_get(s);
-		t = p ? peers_find(p, src) : NULL;
+		t = source_find(s, src, protocol);
 		if (t) {
-			if (tuple_answers(s, t, src, protocol, mode, service))
-				return true;
-			peers_drop(s, src, REVSK_DROPPED_STALE);
-		}
-		conn = !p || p->has_conn ? conn_get(s) : NULL;
-		if (conn_is(conn, src)) {
-			if (tuple_answers(s, &conn->tuple, src, protocol, mode, service))
-				return true;
-			conn_drop(s, src, REVSK_DROPPED_STALE);
-		}
-		former = former_get(s, conn);
-		if (former_is(former, src)) {
-			if (tuple_answers(s, &former->tuple, src, protocol, mode, service))
-				return true;
-			former_drop(s, src, REVSK_DROPPED_STALE);
+			*service = tuple_service(t);
+			return true;
 		}
 	}
-	return mode_has_hash(mode) && legacy_service(s, src, protocol, service);
+	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
 
 /*
@@ -366,19 +418,16 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 		return false;
 	if (mode_has_storage(mode)) {
 		t = connection_find(s, peer);
-		if (t) {
-			if (tuple_answers(s, t, peer, protocol, mode, service))
-				return true;
-			if (!conn_drop(s, peer, REVSK_DROPPED_STALE))
-				former_drop(s, peer, REVSK_DROPPED_STALE);
-			return false;
+		if (t && connection_answers(s, t, protocol)) {
+			*service = tuple_service(t);
+			return true;
 		}
 		if (!mode_has_hash(mode))
 			return false;
 		/* The hash does not tell what was only sent from a connection. */
-		p = peers_get(s);
+		p = t ? NULL : peers_get(s);
 		if (p && peers_find(p, peer))
 			return false;
 	}
-	return mode_has_hash(mode) && legacy_service(s, peer, protocol, service);
+	return mode_has_hash(mode) && legacy_service(s, peer, protocol, mode, service);
 }

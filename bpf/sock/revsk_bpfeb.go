@@ -44,7 +44,6 @@ type SockRevskMetric uint32
 const (
 	SockRevskMetricREVSK_STORED              SockRevskMetric = 0
 	SockRevskMetricREVSK_RELEASED            SockRevskMetric = 1
-	SockRevskMetricREVSK_DROPPED_STALE       SockRevskMetric = 2
 	SockRevskMetricREVSK_DROPPED_DIRECT      SockRevskMetric = 3
 	SockRevskMetricREVSK_DROPPED_REPLACED    SockRevskMetric = 4
 	SockRevskMetricREVSK_UPDATED             SockRevskMetric = 5

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -151,7 +152,7 @@ func TestBranchR4_ServiceIsLookedUpAgain(t *testing.T) {
 			x.connect(s.host(1, nodePort))
 			same(s, s.host(1, nodePort), x.peername(), "getpeername")
 			s.identify(s.host(1, 0), worldIdentity, 0)
-			s.forgets(x, a)
+			s.forgets(x, a, s.host(1, nodePort))
 		}},
 		rule{name: "in the internal scope of two", play: func(s *scene) {
 			s.put(s.host(1, firstPort), lbmap.FlagTwoScopes, s.to(2))
@@ -161,9 +162,16 @@ func TestBranchR4_ServiceIsLookedUpAgain(t *testing.T) {
 	)
 }
 
-// forgets checks that a connected socket shows its backend, and that nothing of the service is kept.
-func (s *scene) forgets(x *socket, a *service) {
+// forgets checks that mode legacy shows the backend of a connection whose service stands no longer, and deletes
+// what it has of it. What the socket itself remembers stays true.
+func (s *scene) forgets(x *socket, a *service, front netip.AddrPort) {
 	s.Helper()
+	if s.mode != legacy {
+		same(s, front, x.peername(), "getpeername")
+		s.talks(x, a.backend, front)
+		assert.Equal(s, 1, x.tuples())
+		return
+	}
 	same(s, a.backend, x.peername(), "getpeername")
 	assert.Zero(s, x.tuples())
 	assert.Zero(s, s.hashEntries())
@@ -189,18 +197,27 @@ func TestBranchR5_Stale(t *testing.T) {
 			s.put(a.front, lbmap.FlagL7LoadBalancer, nil, indexOf(a))
 		}},
 	} {
-		holdWith(t, all(t), either, rule{name: way.name + ": getpeername is left alone, and the entry deleted", play: func(s *scene) {
+		holdWith(t, all(t), either, rule{name: way.name + ": getpeername is left alone, and the entry deleted, in mode legacy", play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
 			x := s.socket()
 			x.connect(a.front)
 			same(s, a.front, x.peername(), "getpeername")
 			way.end(s, a)
-			s.forgets(x, a)
+			s.forgets(x, a, a.front)
 		}})
-		holdWith(t, all(t), udp, rule{name: way.name + ": recvmsg is left alone, and the entry deleted", play: func(s *scene) {
+		holdWith(t, all(t), udp, rule{name: way.name + ": recvmsg is left alone, and the entry deleted, in mode legacy", play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1))
 			x := s.socket()
 			q := s.queue(x, a.front)
+			if s.mode != legacy {
+				r := s.queue(x, a.front)
+				way.end(s, a)
+				s.heard(x, q, a.backend, a.front)
+				s.agesBeyondAnswers(x)
+				s.heard(x, r, a.backend, a.backend)
+				assert.Equal(s, 1, x.tuples())
+				return
+			}
 			way.end(s, a)
 			s.heard(x, q, a.backend, a.backend)
 			assert.Zero(s, x.tuples())
@@ -208,12 +225,12 @@ func TestBranchR5_Stale(t *testing.T) {
 		}})
 	}
 	t.Run("L7 off", func(t *testing.T) {
-		holdWith(t, none(t), either, rule{name: "no backends, whatever the proxy port: the entry is deleted", play: func(s *scene) {
+		holdWith(t, none(t), either, rule{name: "no backends, whatever the proxy port: the entry is deleted, in mode legacy", play: func(s *scene) {
 			a := s.put(s.host(1, firstPort), 0, s.to(1), anyProtocol)
 			x := s.socket()
 			x.connect(a.front)
 			s.put(a.front, lbmap.FlagL7LoadBalancer, nil, anyProtocol, proxied, indexOf(a))
-			s.forgets(x, a)
+			s.forgets(x, a, a.front)
 		}})
 	})
 }

@@ -224,7 +224,7 @@ func TestFormerConnection(t *testing.T) {
 			s.heard(x, q, a.backend, b.front)
 			s.connected(x, c)
 			if s.mode != legacy {
-				assert.Equal(s, 2, x.tuples())
+				assert.Equal(s, 3, x.tuples(), "the connection, the former one, and what was sent")
 			}
 			s.mayLeak = s.mode == legacy
 		}},

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -102,6 +103,7 @@ func newScene(t *testing.T, mode loader.Mode, f family, protocol int) *scene {
 	needFamily(t, f)
 	s := &scene{T: t, family: f, protocol: protocol, mode: mode}
 	s.setMode(mode)
+	s.setMark(0)
 	s.before = s.counters()
 	s.hashed = legacyCount(t)
 	t.Cleanup(s.end)
@@ -111,6 +113,16 @@ func newScene(t *testing.T, mode loader.Mode, f family, protocol int) *scene {
 func (s *scene) setMode(mode loader.Mode) {
 	s.Helper()
 	require.NoError(s, datapath.SetMode(context.Background(), mode, true))
+}
+
+// setMark says up to when what sockets remember is doubtful: a test before this one has loaded.
+func (s *scene) setMark(mark uint32) {
+	s.Helper()
+	var cfg sock.SockRevskConfigValue
+	config := datapath.Map(sock.SockMapRevskConfig)
+	require.NoError(s, config.Lookup(uint32(0), &cfg))
+	cfg.Mark = mark
+	require.NoError(s, config.Put(uint32(0), cfg))
 }
 
 func (s *scene) counters() loader.Counters {

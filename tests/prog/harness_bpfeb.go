@@ -93,7 +93,6 @@ type harnessRevskMetric uint32
 const (
 	harnessRevskMetricREVSK_STORED              harnessRevskMetric = 0
 	harnessRevskMetricREVSK_RELEASED            harnessRevskMetric = 1
-	harnessRevskMetricREVSK_DROPPED_STALE       harnessRevskMetric = 2
 	harnessRevskMetricREVSK_DROPPED_DIRECT      harnessRevskMetric = 3
 	harnessRevskMetricREVSK_DROPPED_REPLACED    harnessRevskMetric = 4
 	harnessRevskMetricREVSK_UPDATED             harnessRevskMetric = 5

@@ -149,9 +149,11 @@ const (
 	legacy  = harnessRevskModeREVSK_MODE_LEGACY
 )
 
-func (h *harness) setMode(t *testing.T, m mode) {
+func (h *harness) setMode(t *testing.T, m mode) { t.Helper(); h.setConfig(t, m, 0) }
+
+func (h *harness) setConfig(t *testing.T, m mode, mark uint32) {
 	t.Helper()
-	must(t, h.m(harnessMapRevskConfig).Put(uint32(0), harnessRevskConfigValue{Mode: uint32(m)}))
+	must(t, h.m(harnessMapRevskConfig).Put(uint32(0), harnessRevskConfigValue{Mode: uint32(m), Mark: mark}))
 }
 
 // reset empties every map, for the next test.
@@ -194,7 +196,6 @@ type counts map[harnessRevskMetric]int
 const (
 	stored          = harnessRevskMetricREVSK_STORED
 	released        = harnessRevskMetricREVSK_RELEASED
-	droppedStale    = harnessRevskMetricREVSK_DROPPED_STALE
 	droppedDirect   = harnessRevskMetricREVSK_DROPPED_DIRECT
 	droppedReplaced = harnessRevskMetricREVSK_DROPPED_REPLACED
 	updated         = harnessRevskMetricREVSK_UPDATED
@@ -206,7 +207,6 @@ const (
 var countNames = map[harnessRevskMetric]string{
 	stored:          "stored",
 	released:        "released",
-	droppedStale:    "dropped stale",
 	droppedDirect:   "dropped direct",
 	droppedReplaced: "dropped replaced",
 	updated:         "updated",

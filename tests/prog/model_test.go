@@ -32,6 +32,7 @@ type model struct {
 type world struct {
 	room   int // tuples that the overflow map still takes
 	dual   bool
+	now    uint32
 	counts counts
 	alive  map[netip.AddrPort]uint16 // index of each service that has backends
 }
@@ -40,6 +41,9 @@ func (w *world) current(t tuple) bool {
 	index, ok := w.alive[t.service]
 	return ok && index == t.revNat
 }
+
+// expected tells whether an answer to what was sent can still be expected.
+func (w *world) expected(t tuple) bool { return w.now-t.time <= answerTime }
 
 func sameService(a, b tuple) bool {
 	return a.service == b.service && a.revNat == b.revNat && a.backendID == b.backendID
@@ -204,44 +208,25 @@ func (m *model) sendDirect(a netip.AddrPort) {
 	m.drop(a, droppedDirect)
 }
 
-// read is what recvmsg reports of a source. What is stale is dropped.
+// source is what recvmsg reports of a datagram.
 func (m *model) source(a netip.AddrPort) netip.AddrPort {
-	if t := m.find(a); t != nil {
-		if m.w.current(*t) {
-			return t.service
-		}
-		m.forget(a)
-		m.drop(a, droppedStale)
+	if t := m.find(a); t != nil && (m.w.expected(*t) || m.w.current(*t)) {
+		return t.service
 	}
 	if m.conn != nil && m.conn.peer == a {
-		if m.w.current(*m.conn) {
-			return m.conn.service
-		}
-		m.forget(a)
-		m.dropConn(a, droppedStale)
+		return m.conn.service
 	}
-	if m.former != nil && m.former.peer == a {
-		if m.w.current(*m.former) {
-			return m.former.service
-		}
-		m.forget(a)
-		m.dropFormer(a, droppedStale)
+	if m.former != nil && m.former.peer == a && (m.w.expected(*m.former) || m.w.current(*m.former)) {
+		return m.former.service
 	}
 	return m.fromHash(a)
 }
 
 func (m *model) peername(a netip.AddrPort) netip.AddrPort {
 	for _, t := range []*tuple{m.conn, m.former} {
-		if t == nil || t.peer != a {
-			continue
-		}
-		if m.w.current(*t) {
+		if t != nil && t.peer == a {
 			return t.service
 		}
-		m.forget(a)
-		m.dropConn(a, droppedStale)
-		m.dropFormer(a, droppedStale)
-		return a
 	}
 	if m.find(a) != nil {
 		return a
@@ -250,14 +235,9 @@ func (m *model) peername(a netip.AddrPort) netip.AddrPort {
 }
 
 func (m *model) fromHash(a netip.AddrPort) netip.AddrPort {
-	t, ok := m.hash[a]
-	if !ok {
-		return a
-	}
-	if m.w.current(t) {
+	if t, ok := m.hash[a]; ok && m.w.current(t) {
 		return t.service
 	}
-	m.forget(a)
 	return a
 }
 
@@ -332,7 +312,9 @@ func TestRandomSequence(t *testing.T) {
 				peer := random.IntN(peers)
 				a := v.family.backend(peer)
 				service := random.IntN(services)
-				sent := s.tuple(service, peer).at(uint32(call))
+				s.now = firstTime + uint32(call)
+				w.now = s.now
+				sent := s.tuple(service, peer)
 				sent.revNat = w.alive[sent.service]
 				var what string
 				var got, want any
@@ -347,7 +329,7 @@ func TestRandomSequence(t *testing.T) {
 					}
 					hot := m.chain[random.IntN(len(m.chain))]
 					what = fmt.Sprintf("%d sends to %v", manySends, hot)
-					hot.time = uint32(call)
+					hot.time = s.now
 					for range manySends {
 						got, want = x.trySend(hot), m.send(hot)
 					}

@@ -140,21 +140,20 @@ func TestModeDual(t *testing.T) {
 			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
 			s.mayLeak = true // what storage does not know of
 		}},
-		rule{"getpeername drops a stale tuple from both", func(s *scene) {
-			s.serve(1)
+		rule{"getpeername reports a connection though its service is gone, and leaves both alone", func(s *scene) {
 			s.connect(s.tuple(1, 1))
-			s.deleteService(1)
-			s.wantPeername(s.family.backend(1), s.family.backend(1))
-			s.wantNoConn()
-			s.wantHash()
-			s.counted(counts{stored: 1, droppedStale: 1})
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			s.wantConn(s.tuple(1, 1))
+			s.wantHash(s.tuple(1, 1))
+			s.counted(counts{stored: 1})
 		}},
-		rule{"getpeername drops what only the hash has if it is stale", func(s *scene) {
-			s.serve(1)
+		rule{"getpeername reports what only the hash has while its service stands, and leaves it there", func(s *scene) {
+			s.mayLeak = true // what storage does not know of
 			s.putHash(s.tuple(1, 1))
-			s.deleteService(1)
 			s.wantPeername(s.family.backend(1), s.family.backend(1))
-			s.wantHash()
+			s.wantHash(s.tuple(1, 1))
+			s.serve(1)
+			s.wantPeername(s.family.backend(1), s.family.service(1))
 			s.counted(counts{})
 		}},
 		rule{"release deletes the entry of conn whatever the kernel has zeroed", func(s *scene) {
@@ -247,34 +246,23 @@ func TestModeDual(t *testing.T) {
 			s.wantHash(s.tuple(1, 1))
 			s.mayLeak = true // what storage does not know of
 		}},
-		rule{"recvmsg drops a stale tuple from both", func(s *scene) {
-			s.serve(1, 2, 3, 4)
-			s.connect(s.tuple(9, 9))
-			s.sendToPeers(slots + 1)
-			for _, n := range []int{1, 4, 9} {
-				if n != 9 {
-					s.deleteService(n)
-				}
-				s.wantSource(s.family.backend(n), s.family.backend(n))
-			}
-			s.wantNoConn()
-			s.wantPeers(s.tuple(2, 2), s.tuple(3, 3))
-			s.wantHash(s.tuple(2, 2), s.tuple(3, 3))
-			s.counted(counts{stored: 5, droppedStale: 3, overflowStored: 1, overflowRemoved: 1})
-		}},
-		rule{"recvmsg drops what was sent from both and reports the connection", func(s *scene) {
-			s.serve(1, 2)
-			s.connect(s.tuple(1, 1))
-			s.send(s.tuple(2, 1))
-			s.deleteService(2)
+		rule{"recvmsg leaves what does not answer in both", func(s *scene) {
+			s.send(s.tuple(1, 1))
+			s.now += answerTime + 1
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantPeers(s.tuple(1, 1).at(firstTime))
+			s.wantHash(s.tuple(1, 1))
+			s.serve(1)
 			s.wantSource(s.family.backend(1), s.family.service(1))
-			s.wantPeers()
-			s.wantHash()
+			s.counted(counts{stored: 1})
 		}},
-		rule{"recvmsg drops what only the hash has if it is stale", func(s *scene) {
+		rule{"recvmsg reports what only the hash has while its service stands, and leaves it there", func(s *scene) {
+			s.mayLeak = true // what storage does not know of
 			s.putHash(s.tuple(1, 1))
 			s.wantSource(s.family.backend(1), s.family.backend(1))
-			s.wantHash()
+			s.wantHash(s.tuple(1, 1))
+			s.serve(1)
+			s.wantSource(s.family.backend(1), s.family.service(1))
 			s.counted(counts{})
 		}},
 		rule{"release deletes the entries of conn, slots and chain", func(s *scene) {

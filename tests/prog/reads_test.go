@@ -3,7 +3,6 @@
 package prog
 
 import (
-	"fmt"
 	"net/netip"
 	"testing"
 
@@ -79,6 +78,7 @@ func TestReceive(t *testing.T) {
 			s.connect(s.tuple(2, 2))
 			s.connectDirect(s.family.backend(2))
 			s.send(s.tuple(3, 3))
+			s.serveNothing()
 			for _, none := range s.withoutPort() {
 				s.wantSource(none, none)
 			}
@@ -93,6 +93,13 @@ func TestReceive(t *testing.T) {
 			}
 		}},
 	)
+}
+
+// serveNothing creates the service of an empty tuple.
+func (s *scene) serveNothing() {
+	s.Helper()
+	key := lbmap.ServiceKey{AddrPort: netip.AddrPortFrom(netip.IPv6Unspecified(), 0)}
+	must(s.T, s.h.servicesFor(key.AddrPort.Addr()).Put(key, lbmap.ServiceValue{Count: 1}))
 }
 
 func TestGetpeername(t *testing.T) {
@@ -161,6 +168,7 @@ func TestGetpeername(t *testing.T) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
 			s.connectDirect(s.family.backend(2))
+			s.serveNothing()
 			for _, none := range s.withoutPort() {
 				s.wantPeername(none, none)
 			}
@@ -187,135 +195,6 @@ func TestGetpeername(t *testing.T) {
 			s.wantPeername(s.family.backend(1), s.family.backend(1))
 		}},
 	)
-}
-
-// ends are the ways in which a tuple for service n becomes stale.
-var ends = []struct {
-	name string
-	end  func(s *scene, n int)
-}{
-	{"service gone", func(s *scene, n int) { s.deleteService(n) }},
-	{"index reused", func(s *scene, n int) {
-		s.putService(n, lbmap.ServiceValue{Count: 1, RevNat: uint16(n) + 100})
-	}},
-	{"no backends", func(s *scene, n int) {
-		s.putService(n, lbmap.ServiceValue{Count: 0, RevNat: uint16(n)})
-	}},
-}
-
-func TestStaleTuple(t *testing.T) {
-	for _, e := range ends {
-		in := func(what string) string { return fmt.Sprintf("%s: %s", e.name, what) }
-		holdForAll(t,
-			rule{in("getpeername drops conn and leaves the peer alone"), func(s *scene) {
-				s.serve(1)
-				s.connect(s.tuple(1, 1))
-				e.end(s, 1)
-				s.wantPeername(s.family.backend(1), s.family.backend(1))
-				s.wantNoConn()
-				s.counted(counts{stored: 1, droppedStale: 1})
-			}},
-			rule{in("getpeername does not drop conn if the actual peer is another"), func(s *scene) {
-				s.serve(1)
-				s.connect(s.tuple(1, 1))
-				e.end(s, 1)
-				s.wantPeername(s.family.backend(2), s.family.backend(2))
-				s.wantConn(s.tuple(1, 1))
-			}},
-			rule{in("nothing is reported though the service comes back"), func(s *scene) {
-				s.serve(1)
-				s.connect(s.tuple(1, 1))
-				e.end(s, 1)
-				s.peername(s.family.backend(1))
-				s.serve(1)
-				s.wantPeername(s.family.backend(1), s.family.backend(1))
-			}},
-			rule{in("a tuple that nobody has read answers when the service is back"), func(s *scene) {
-				s.serve(1)
-				s.connect(s.tuple(1, 1))
-				e.end(s, 1)
-				s.serve(1)
-				s.wantPeername(s.family.backend(1), s.family.service(1))
-			}},
-		)
-		holdForDatagrams(t,
-			rule{in("recvmsg drops conn and leaves the source alone"), func(s *scene) {
-				s.serve(1)
-				s.connect(s.tuple(1, 1))
-				e.end(s, 1)
-				s.wantSource(s.family.backend(1), s.family.backend(1))
-				s.wantNoConn()
-				s.counted(counts{stored: 1, droppedStale: 1})
-			}},
-			rule{in("recvmsg drops the tuple from its slot and leaves the source alone"), func(s *scene) {
-				s.serve(1, 2)
-				s.send(s.tuple(1, 1), s.tuple(2, 2))
-				e.end(s, 1)
-				s.wantSource(s.family.backend(1), s.family.backend(1))
-				s.wantPeers(s.tuple(2, 2))
-				s.counted(counts{stored: 2, droppedStale: 1})
-			}},
-			rule{in("recvmsg drops the tuple from the chain and leaves the source alone"), func(s *scene) {
-				for n := 1; n <= slots+3; n++ {
-					s.serve(n)
-				}
-				s.sendToPeers(slots + 3)
-				e.end(s, slots+2)
-				s.wantSource(s.family.backend(slots+2), s.family.backend(slots+2))
-				s.wantSlots(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3))
-				s.wantChain(s.tuple(6, 6), s.tuple(4, 4))
-				s.counted(counts{stored: 6, droppedStale: 1, overflowStored: 3, overflowRemoved: 1})
-			}},
-			rule{in("recvmsg drops no tuple but that of the source"), func(s *scene) {
-				s.serve(1, 2)
-				s.connect(s.tuple(1, 1))
-				s.send(s.tuple(1, 2), s.tuple(2, 3))
-				e.end(s, 1)
-				s.wantSource(s.family.backend(3), s.family.service(2))
-				s.wantConn(s.tuple(1, 1))
-				s.wantPeers(s.tuple(1, 2), s.tuple(2, 3))
-			}},
-			rule{in("recvmsg drops what was sent and reports the connection"), func(s *scene) {
-				s.serve(1, 2)
-				s.connect(s.tuple(1, 1))
-				s.send(s.tuple(2, 1))
-				e.end(s, 2)
-				s.wantSource(s.family.backend(1), s.family.service(1))
-				s.wantConn(s.tuple(1, 1))
-				s.wantPeers()
-				s.counted(counts{stored: 2, droppedStale: 1})
-			}},
-			rule{in("recvmsg drops what was sent and the connection"), func(s *scene) {
-				s.serve(1, 2)
-				s.connect(s.tuple(1, 1))
-				s.send(s.tuple(2, 1))
-				e.end(s, 1)
-				e.end(s, 2)
-				s.wantSource(s.family.backend(1), s.family.backend(1))
-				s.wantNoConn()
-				s.wantPeers()
-				s.counted(counts{stored: 2, droppedStale: 2})
-			}},
-			rule{in("getpeername leaves alone what was only sent"), func(s *scene) {
-				s.serve(1, 2)
-				s.connect(s.tuple(2, 2))
-				s.send(s.tuple(1, 1))
-				e.end(s, 1)
-				s.wantPeername(s.family.backend(1), s.family.backend(1))
-				s.wantPeers(s.tuple(1, 1))
-			}},
-			rule{in("getpeername drops a former connection and leaves the peer alone"), func(s *scene) {
-				s.serve(1, 2)
-				s.connect(s.tuple(1, 1))
-				s.connect(s.tuple(2, 2))
-				e.end(s, 1)
-				s.wantPeername(s.family.backend(1), s.family.backend(1))
-				s.wantConn(s.tuple(2, 2))
-				s.wantPeers()
-				s.counted(counts{stored: 2, droppedStale: 1})
-			}},
-		)
-	}
 }
 
 // The storage of a socket dies with the socket: BPF_PROG_TEST_RUN makes one for
