@@ -16,12 +16,7 @@ const staleInterval = 2 * time.Second
 
 // reconsider visits once more the sockets of entries whose services did not stand, and do by now.
 func (m *migration) reconsider(ctx context.Context) error {
-	var stale []*entry
-	for _, e := range m.entries {
-		if e.fate == FateStale {
-			stale = append(stale, e)
-		}
-	}
+	stale := withFate(m.entries, FateStale)
 	if len(stale) == 0 {
 		return nil
 	}
@@ -31,13 +26,14 @@ func (m *migration) reconsider(ctx context.Context) error {
 	case <-time.After(staleInterval):
 	}
 	return m.do(stepReconsider, func() error {
-		services, _, err := openServices(m.Loader.MapsDir)
+		services, _, err := openServices(ctx, m.opts.Loader.MapsDir)
 		if err != nil {
 			return err
 		}
+		now := services.cached()
 		var back []*entry
 		for _, e := range stale {
-			if !services.stale(e.value) {
+			if !now.stale(e.value) {
 				e.stale, e.fate = false, FateUnknown
 				back = append(back, e)
 			}

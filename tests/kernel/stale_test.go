@@ -56,7 +56,7 @@ func (s *scene) withoutBackend(a *service) {
 
 func (s *scene) publishWith(a *service, backends ...lbmap.Backend) {
 	s.Helper()
-	_, err := tables.UpsertService(lbmap.Service{Frontend: a.frontend(), RevNat: a.revNat, Backends: backends})
+	_, err := services.Upsert(s.Context(), lbmap.Service{Frontend: a.frontend(), RevNat: a.revNat, Backends: backends})
 	require.NoError(s, err)
 }
 
@@ -185,7 +185,7 @@ func (s *scene) terminateGone(backend netip.AddrPort) (destroyed int) {
 	s.Helper()
 	sockets, err := inspect.Sockets(s.Context(), inspect.MapsOf(datapath.Map), inspect.Options{SkipOwners: true})
 	require.NoError(s, err)
-	gone, err := inspect.GoneBackends(sockets, tables)
+	gone, err := inspect.GoneBackends(s.Context(), sockets, tables)
 	require.NoError(s, err)
 	require.Equal(s, []inspect.Backend{{AddrPort: backend, Protocol: lbmap.Protocol(s.protocol)}}, gone)
 	return s.terminate(backend)
