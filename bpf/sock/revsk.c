@@ -56,7 +56,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
 	if (!health)
-		svc = lb_lookup(&s, &req, &found);
+		svc = lb_lookup_apart(&s, &req, &found);
 	if (svc) {
 		struct revsk_conn_value new = {};
 		int verdict = lb_choose(&s, svc, &found, &new.tuple);
