@@ -28,6 +28,7 @@ const (
 	ActionDetach  = "detach"  // a program, and remove its link's pin
 	ActionRemove  = "remove"  // a directory or a map's pin
 	ActionSwitch  = "switch"  // to a mode
+	ActionSet     = "set"     // features, as NAME=VALUE
 
 	// Of another agent's program, by its name:
 	ActionTakeOver = "take over" // replace it by ours, and keep it

@@ -47,6 +47,10 @@ func Open(opts Options) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := opts.settle(); err != nil {
+		closeMaps(opened)
+		return nil, err
+	}
 	return &Datapath{opts: opts, maps: opened}, nil
 }
 

@@ -77,6 +77,9 @@ func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 		}
 	}
 
+	if err := opts.settle(); err != nil {
+		return nil, err
+	}
 	seen, err := observe(opts)
 	if err != nil {
 		return nil, err
@@ -148,6 +151,9 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 		if err := dp.setMode(ctx, *dp.opts.Mode, dp.opts.Force); err != nil {
 			return err
 		}
+	}
+	if err := keepFeatures(dp.opts, undo); err != nil {
+		return err
 	}
 	return dp.dropUnwanted(undo)
 }

@@ -235,7 +235,8 @@ func TestReadersAreReplacedBeforeWriters(t *testing.T) {
 		"attach revsk_connect4", "attach revsk_connect6",
 		"attach revsk_sendmsg4", "attach revsk_sendmsg6",
 		"attach revsk_post_bind4", "attach revsk_post_bind6",
-	}, steps[len(steps)-12:])
+		"keep the features",
+	}, steps[len(steps)-13:])
 }
 
 // changes are what a call changes of its own objects, in order; pins of maps left out.
@@ -354,7 +355,8 @@ func TestFailureAfterTheModeIsSwitchedSwitchesBack(t *testing.T) {
 	swap()
 	t.Cleanup(swap)
 	before, programs := pins(t), attached(t)
-	_, err := loader.Load(t.Context(), withMode(options(), loader.ModeStorage))
+	f.HealthCheck = false
+	_, err := loader.Load(t.Context(), withMode(opts, loader.ModeStorage))
 	require.ErrorIs(t, err, loader.ErrForeignLink)
 	require.Equal(t, before, pins(t))
 	require.Equal(t, programs, attached(t))

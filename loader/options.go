@@ -46,8 +46,11 @@ type Options struct {
 	// tuples all sockets together can have beyond their slots. Default: 65536.
 	OverflowMaxEntries uint32
 
-	// Features of the datapath; nil: [DefaultFeatures].
+	// Features of the datapath; nil: those that it has, or on a first load [DefaultFeatures]. They are
+	// kept with the datapath.
 	Features *Features
+	// ChangeFeatures, if not nil, changes some of them. It is called when nobody else can.
+	ChangeFeatures func(*Features)
 
 	// Wait is for how long to wait for another process that holds the lock, before the call fails with
 	// [ErrLocked]; less than 0: until the context ends. Those who wait get the lock in turn.
@@ -65,90 +68,6 @@ type Options struct {
 	dryRun bool
 	// step is called before every step that changes something; tests make it fail.
 	step func(name string) error
-}
-
-// Features are what is optional in the datapath. They are constants to the verifier, which removes
-// the branches of what is off.
-type Features struct {
-	IPv4, IPv6 bool
-	// HostNetnsCookie is SO_NETNS_COOKIE of the host's network namespace; 0: the kernel's
-	// initial one.
-	HostNetnsCookie uint64
-	// HostNetnsOnly translates in the host's network namespace only.
-	HostNetnsOnly bool
-	// NodePort looks up NodePort and HostPort services by port, on the node's addresses.
-	NodePort bool
-	// NodePortMin and NodePortMax are the first and last port of the NodePort range.
-	NodePortMin, NodePortMax uint16
-	// ProtocolDifferentiation looks services up by protocol first.
-	ProtocolDifferentiation bool
-	// AnyProtocol looks for a service of any protocol where there is none of the protocol. Without
-	// ProtocolDifferentiation there are no others.
-	AnyProtocol bool
-	// ExternalIPMitigation leaves external IPs alone that are not this host's.
-	ExternalIPMitigation bool
-	// RejectNoBackend rejects what goes to a service without backends, with EHOSTUNREACH.
-	RejectNoBackend bool
-	// SessionAffinity keeps the clients of a network namespace to one backend.
-	SessionAffinity bool
-	// AffinityHz is the number of ticks per second of the kernel (CONFIG_HZ) where the agent's clock is in
-	// jiffies: the entries of affinity are in its unit then. 0: it is in seconds, as by default.
-	AffinityHz uint32
-	// LocalRedirect honours the skip entries of local-redirect services.
-	LocalRedirect bool
-	// L7 knows services of an L7 load balancer.
-	L7 bool
-	// HealthCheck leaves sockets with SO_MARK 0x0d00 untranslated.
-	HealthCheck bool
-}
-
-// DefaultFeatures are those of the reference agent's defaults.
-func DefaultFeatures() Features {
-	return Features{
-		IPv4: true, IPv6: true,
-		NodePort: true, NodePortMin: 30000, NodePortMax: 32767,
-		ProtocolDifferentiation: true,
-		AnyProtocol:             true,
-		ExternalIPMitigation:    true,
-		RejectNoBackend:         true,
-		SessionAffinity:         true,
-		LocalRedirect:           true,
-		L7:                      true,
-	}
-}
-
-// constants gives each feature the name of its constant in bpf/lib/config.h.
-func (f Features) constants() map[string]any {
-	return map[string]any{
-		"cfg_ipv4":                     f.IPv4,
-		"cfg_ipv6":                     f.IPv6,
-		"cfg_host_netns_cookie":        f.HostNetnsCookie,
-		"cfg_host_netns_only":          f.HostNetnsOnly,
-		"cfg_nodeport":                 f.NodePort,
-		"cfg_nodeport_min":             f.NodePortMin,
-		"cfg_nodeport_max":             f.NodePortMax,
-		"cfg_protocol_differentiation": f.ProtocolDifferentiation,
-		"cfg_any_protocol":             f.AnyProtocol,
-		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
-		"cfg_reject_no_backend":        f.RejectNoBackend,
-		"cfg_session_affinity":         f.SessionAffinity,
-		"cfg_affinity_hz":              f.AffinityHz,
-		"cfg_local_redirect":           f.LocalRedirect,
-		"cfg_l7":                       f.L7,
-		"cfg_health_check":             f.HealthCheck,
-	}
-}
-
-// check returns an error wrapping [ErrInvalid] for features with which nothing would be translated, or not
-// what is meant.
-func (f Features) check() error {
-	if !f.IPv4 && !f.IPv6 {
-		return fmt.Errorf("%w: neither IPv4 nor IPv6", ErrInvalid)
-	}
-	if f.NodePort && (f.NodePortMin == 0 || f.NodePortMin > f.NodePortMax) {
-		return fmt.Errorf("%w: NodePort range %d-%d", ErrInvalid, f.NodePortMin, f.NodePortMax)
-	}
-	return nil
 }
 
 // planning makes a call change nothing and say what it would change.
@@ -174,12 +93,10 @@ func (o Options) WithDefaults() (Options, error) {
 	if o.PinsDir == "" {
 		o.PinsDir = "/sys/fs/bpf/revsk"
 	}
-	if o.Features == nil {
-		f := DefaultFeatures()
-		o.Features = &f
-	}
-	if err := o.Features.check(); err != nil {
-		return o, err
+	if o.Features != nil {
+		if err := o.Features.check(); err != nil {
+			return o, err
+		}
 	}
 	if o.Mode != nil {
 		if err := o.Mode.check(); err != nil {

@@ -65,7 +65,7 @@ func (o *observation) hookProblems() []Problem {
 			back = append(back, name)
 		case ho.dead:
 			dead = append(dead, name)
-		case ho.remembers():
+		case ho.isWanted(o.opts.Features):
 			missing = append(missing, name)
 		}
 	}

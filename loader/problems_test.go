@@ -14,10 +14,10 @@ const testCgroup = "/cgroup/here"
 
 // observed is a datapath where everything is as it has to be.
 func observed() *observation {
-	o := &observation{opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps"}, agentLinks: "LINKS"}
+	o := &observation{opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps", Features: &Features{NodePort: true}}, agentLinks: "LINKS"}
 	for i, h := range hooks {
 		ho := hookObservation{hook: h}
-		if h.isWanted(&Features{NodePort: true}) {
+		if h.isWanted(o.opts.Features) {
 			ho.link, ho.ours = true, true
 			ho.own = occupant{id: ebpf.ProgramID(100 + i), name: kept(h.program)}
 		}

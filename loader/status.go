@@ -16,6 +16,7 @@ import (
 // Status says what is attached and how full the maps are.
 type Status struct {
 	Mode     Mode         `json:"mode"`
+	Features Features     `json:"features"`
 	Hooks    []HookStatus `json:"hooks"`
 	Maps     []MapStatus  `json:"maps"`
 	Counters Counters     `json:"counters"`
@@ -75,6 +76,7 @@ func (dp *Datapath) Status() (Status, error) {
 	if s.Mode, err = dp.Mode(); err != nil {
 		return s, err
 	}
+	s.Features = *dp.opts.Features
 	if s.Counters, err = dp.Counters(); err != nil {
 		return s, err
 	}

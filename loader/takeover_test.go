@@ -205,9 +205,13 @@ func TestTakenHookOfAFeatureComesAndGoesWithIt(t *testing.T) {
 				require.NoFileExists(t, pinsDir+"/former/revsk_post_bind4")
 				require.NoFileExists(t, pinsDir+"/links/revsk_post_bind4")
 			}
-			_, err := loader.Load(t.Context(), options())
+			with := loader.DefaultFeatures()
+			opts := options()
+			opts.Features = &with
+			_, err := loader.Load(t.Context(), opts)
 			require.ErrorIs(t, err, loader.ErrForeignProgram)
-			mustLoad(t, takeover())
+			opts.TakeoverLinks = foreignLinks
+			mustLoad(t, opts)
 			require.NotEqual(t, theirs[ebpf.AttachCGroupInet4PostBind], attached(t)[ebpf.AttachCGroupInet4PostBind])
 			require.NoError(t, loader.HandBack(t.Context(), options()))
 			require.Equal(t, theirs, attached(t))

@@ -103,7 +103,7 @@ func removeMaps(opts Options) error {
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	for _, name := range mapNames(spec) {
+	for _, name := range append(mapNames(spec), mapFeatures) {
 		if !ownMap(name) {
 			continue
 		}

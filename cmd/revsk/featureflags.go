@@ -41,6 +41,18 @@ func addFeatureFlags(flags *pflag.FlagSet, f *loader.Features) {
 		"SO_NETNS_COOKIE of the host's network `namespace`; 0: the kernel's first one")
 }
 
+// changeFeatures applies the flags that were given to the features.
+func changeFeatures(given *pflag.FlagSet, f *loader.Features) {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	addFeatureFlags(flags, f)
+	given.Visit(func(flag *pflag.Flag) {
+		if flags.Lookup(flag.Name) != nil {
+			// It was understood once.
+			_ = flags.Set(flag.Name, flag.Value.String())
+		}
+	})
+}
+
 // portRange is a flag like 30000-32767.
 type portRange struct {
 	first, last *uint16

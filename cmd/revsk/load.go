@@ -20,6 +20,7 @@ func newLoadCommand(env *env) *cobra.Command {
 		legacy, further uint32
 		wait            time.Duration
 		features        = loader.DefaultFeatures()
+		reset           bool
 	)
 	cmd := &cobra.Command{
 		Use:   "load",
@@ -40,9 +41,9 @@ them back. The mode is dual then, unless --mode says otherwise. Later loads find
 the hooks again, with or without the flag; the flag is needed once more if the
 agent has started anew and taken its hooks back.
 
-Sizes count only for maps that do not exist yet. Features are those of this
-call: a later load without their flags is back at the defaults. One that is on by
-default is turned off by --NAME=false.`,
+Sizes count only for maps that do not exist yet. Features are kept: a load changes
+those whose flags it is given, and leaves the others as they are. --reset-features
+begins with the defaults. One that is on is turned off by --NAME=false.`,
 		Example: `  revsk load
   revsk load --dry-run                        # check everything, change nothing
   revsk load --mode dual                      # keep the legacy maps current
@@ -62,7 +63,11 @@ default is turned off by --NAME=false.`,
 			opts.TakeoverLinks = takeover
 			opts.LegacyMaxEntries = legacy
 			opts.OverflowMaxEntries = further
-			opts.Features = &features
+			if reset {
+				defaults := loader.DefaultFeatures()
+				opts.Features = &defaults
+			}
+			opts.ChangeFeatures = func(f *loader.Features) { changeFeatures(cmd.Flags(), f) }
 			if dryRun {
 				return printPlan(env, func() (changes, error) { return loader.PlanLoad(cmd.Context(), opts) })
 			}
@@ -78,6 +83,7 @@ default is turned off by --NAME=false.`,
 	flags.StringVar(&takeover, "takeover-links", "", "take over from another agent, whose links are pinned in this `directory`")
 	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
 	flags.Uint32Var(&further, "overflow-entries", 0, "`number` of tuples that all sockets together can have beyond their slots (default 65536)")
+	flags.BoolVar(&reset, "reset-features", false, "begin with the default features")
 	addFeatureFlags(flags, &features)
 	return cmd
 }

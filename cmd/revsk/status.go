@@ -107,6 +107,11 @@ func (s statusDocument) print(w io.Writer) error {
 	general.row("cgroup", s.Cgroup)
 	general.row("kernel", s.Kernel)
 	general.row("tuples on live sockets", s.LiveTuples)
+	features := "defaults"
+	if changed := s.Features.Differences(loader.DefaultFeatures()); len(changed) > 0 {
+		features = strings.Join(changed, " ")
+	}
+	general.row("features", features)
 
 	problems.row("PROBLEM", "MENDED BY")
 	for _, p := range s.Problems {

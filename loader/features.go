@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+// Features are what is optional in the datapath. They are constants to the verifier, which removes
+// the branches of what is off.
+type Features struct {
+	IPv4 bool `json:"ipv4"`
+	IPv6 bool `json:"ipv6"`
+	// HostNetnsCookie is SO_NETNS_COOKIE of the host's network namespace; 0: the kernel's
+	// initial one.
+	HostNetnsCookie uint64 `json:"host_netns_cookie"`
+	// HostNetnsOnly translates in the host's network namespace only.
+	HostNetnsOnly bool `json:"host_netns_only"`
+	// NodePort looks up NodePort and HostPort services by port, on the node's addresses.
+	NodePort bool `json:"nodeport"`
+	// NodePortMin and NodePortMax are the first and last port of the NodePort range.
+	NodePortMin uint16 `json:"nodeport_min"`
+	NodePortMax uint16 `json:"nodeport_max"`
+	// ProtocolDifferentiation looks services up by protocol first.
+	ProtocolDifferentiation bool `json:"protocol_differentiation"`
+	// AnyProtocol looks for a service of any protocol where there is none of the protocol. Without
+	// ProtocolDifferentiation there are no others.
+	AnyProtocol bool `json:"any_protocol"`
+	// ExternalIPMitigation leaves external IPs alone that are not this host's.
+	ExternalIPMitigation bool `json:"external_ip_mitigation"`
+	// RejectNoBackend rejects what goes to a service without backends, with EHOSTUNREACH.
+	RejectNoBackend bool `json:"reject_no_backend"`
+	// SessionAffinity keeps the clients of a network namespace to one backend.
+	SessionAffinity bool `json:"session_affinity"`
+	// AffinityHz is the number of ticks per second of the kernel (CONFIG_HZ) where the agent's clock is in
+	// jiffies: the entries of affinity are in its unit then. 0: it is in seconds, as by default.
+	AffinityHz uint32 `json:"affinity_hz"`
+	// LocalRedirect honours the skip entries of local-redirect services.
+	LocalRedirect bool `json:"local_redirect"`
+	// L7 knows services of an L7 load balancer.
+	L7 bool `json:"l7"`
+	// HealthCheck leaves sockets with SO_MARK 0x0d00 untranslated.
+	HealthCheck bool `json:"health_check"`
+}
+
+// DefaultFeatures are those of the reference agent's defaults.
+func DefaultFeatures() Features {
+	return Features{
+		IPv4: true, IPv6: true,
+		NodePort: true, NodePortMin: 30000, NodePortMax: 32767,
+		ProtocolDifferentiation: true,
+		AnyProtocol:             true,
+		ExternalIPMitigation:    true,
+		RejectNoBackend:         true,
+		SessionAffinity:         true,
+		LocalRedirect:           true,
+		L7:                      true,
+	}
+}
+
+// constants gives each feature the name of its constant in bpf/lib/config.h.
+func (f Features) constants() map[string]any {
+	return map[string]any{
+		"cfg_ipv4":                     f.IPv4,
+		"cfg_ipv6":                     f.IPv6,
+		"cfg_host_netns_cookie":        f.HostNetnsCookie,
+		"cfg_host_netns_only":          f.HostNetnsOnly,
+		"cfg_nodeport":                 f.NodePort,
+		"cfg_nodeport_min":             f.NodePortMin,
+		"cfg_nodeport_max":             f.NodePortMax,
+		"cfg_protocol_differentiation": f.ProtocolDifferentiation,
+		"cfg_any_protocol":             f.AnyProtocol,
+		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
+		"cfg_reject_no_backend":        f.RejectNoBackend,
+		"cfg_session_affinity":         f.SessionAffinity,
+		"cfg_affinity_hz":              f.AffinityHz,
+		"cfg_local_redirect":           f.LocalRedirect,
+		"cfg_l7":                       f.L7,
+		"cfg_health_check":             f.HealthCheck,
+	}
+}
+
+// check returns an error wrapping [ErrInvalid] for features with which nothing would be translated, or not
+// what is meant.
+func (f Features) check() error {
+	if !f.IPv4 && !f.IPv6 {
+		return fmt.Errorf("%w: neither IPv4 nor IPv6", ErrInvalid)
+	}
+	if f.NodePort && (f.NodePortMin == 0 || f.NodePortMin > f.NodePortMax) {
+		return fmt.Errorf("%w: NodePort range %d-%d", ErrInvalid, f.NodePortMin, f.NodePortMax)
+	}
+	return nil
+}
+
+// The features are kept with the datapath: as JSON in the only entry of an array. Another array takes
+// its place with every change, so that nobody reads half of one.
+const (
+	mapFeatures  = "revsk_features"
+	featuresSize = 1024
+)
+
+// Differences are the features in which f is not as other, each as NAME=VALUE with the name that it has
+// in JSON.
+func (f Features) Differences(other Features) []string {
+	var all []string
+	a, b := reflect.ValueOf(f), reflect.ValueOf(other)
+	for i := range a.NumField() {
+		if a.Field(i).Interface() != b.Field(i).Interface() {
+			all = append(all, fmt.Sprintf("%s=%v", a.Type().Field(i).Tag.Get("json"), a.Field(i).Interface()))
+		}
+	}
+	return all
+}
+
+// readFeatures returns the features of the datapath, and the map that holds them; [DefaultFeatures] and nil
+// if there is none yet.
+func readFeatures(opts Options) (Features, *ebpf.Map, error) {
+	f := DefaultFeatures()
+	path := opts.pinPath(mapFeatures)
+	m, err := openPinnedMap(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return f, nil, nil
+	}
+	if err != nil {
+		return f, nil, err
+	}
+	if m.Type() != ebpf.Array || m.ValueSize() != featuresSize {
+		m.Close()
+		return f, nil, fmt.Errorf("%s: %w: it does not hold features", path, ErrLayout)
+	}
+	text, err := m.LookupBytes(uint32(0))
+	if err == nil {
+		err = json.Unmarshal(bytes.TrimRight(text, "\x00"), &f)
+	}
+	if err != nil {
+		m.Close()
+		return f, nil, fmt.Errorf("reading the features in %s: %w", path, err)
+	}
+	return f, m, nil
+}
+
+// settle sets the features to those that the load is to have.
+func (o *Options) settle() error {
+	f, m, err := readFeatures(*o)
+	if err != nil {
+		return err
+	}
+	if m != nil {
+		m.Close()
+	}
+	if o.Features != nil {
+		f = *o.Features
+	}
+	if o.ChangeFeatures != nil {
+		o.ChangeFeatures(&f)
+	}
+	o.Features = &f
+	return f.check()
+}
+
+// keepFeatures pins the features, and registers how to undo that.
+func keepFeatures(opts Options, undo *undoer) error {
+	before, pinned, err := readFeatures(opts)
+	if err != nil {
+		return err
+	}
+	if pinned != nil {
+		undo.hold(pinned)
+		if before == *opts.Features {
+			return nil
+		}
+	}
+	if err := opts.step("keep the features"); err != nil {
+		return err
+	}
+	path := opts.pinPath(mapFeatures)
+	if pinned == nil {
+		opts.changed(ActionCreate, path)
+	}
+	if changed := opts.Features.Differences(before); len(changed) > 0 {
+		opts.changed(ActionSet, strings.Join(changed, " "))
+	}
+	if opts.dryRun {
+		return nil
+	}
+	text, err := json.Marshal(opts.Features)
+	if err != nil {
+		return err
+	}
+	value := make([]byte, featuresSize)
+	copy(value, text)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: mapFeatures, Type: ebpf.Array, KeySize: 4, ValueSize: featuresSize, MaxEntries: 1,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
+	})
+	if err != nil {
+		return describe(fmt.Errorf("creating map %s: %w", mapFeatures, err))
+	}
+	undo.hold(m)
+	if err := pinOver(m, path); err != nil {
+		return err
+	}
+	if pinned == nil {
+		undo.add(func() error { return os.Remove(path) })
+	} else {
+		undo.add(func() error { return pinOver(pinned, path) })
+	}
+	return nil
+}
+
+// pinOver pins a map, in one atomic step where another is pinned already.
+func pinOver(m *ebpf.Map, path string) error {
+	next := path + "_next"
+	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	again, err := m.Clone() // Pin would move the pin of one that was opened by it
+	if err != nil {
+		return err
+	}
+	defer again.Close()
+	if err := again.Pin(next); err != nil {
+		return describe(fmt.Errorf("pinning %s: %w", next, err))
+	}
+	return os.Rename(next, path)
+}
