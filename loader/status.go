@@ -20,7 +20,8 @@ type Status struct {
 	Hooks    []HookStatus `json:"hooks"`
 	Maps     []MapStatus  `json:"maps"`
 	Counters Counters     `json:"counters"`
-	// Problems are what is not as it has to be, the most important first.
+	// Problems are what is not as it has to be, the most important first; nil for a process without
+	// CAP_SYS_ADMIN, which cannot look for them.
 	Problems []Problem `json:"problems"`
 }
 
@@ -102,6 +103,9 @@ func (dp *Datapath) Status() (Status, error) {
 		s.Maps = append(s.Maps, ms)
 	}
 	o, err := observe(dp.opts)
+	if errors.Is(err, ErrPermission) {
+		return s, nil
+	}
 	if err != nil {
 		return s, err
 	}

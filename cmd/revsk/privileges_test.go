@@ -150,7 +150,7 @@ func TestSmallestCapabilities(t *testing.T) {
 	}
 	// Not loaded before the first load, which would have to take over from it.
 	shared := sync.OnceValue(func() place { return loaded(t) })
-	for _, command := range slices.SortedFunc(maps.Keys(privileges), firstLoad) {
+	for _, command := range slices.SortedFunc(maps.Keys(privileges), ownPlaceFirst) {
 		for _, n := range privileges[command] {
 			title := strings.TrimSpace(command + " " + n.when)
 			if title == toReachNamespaces {
@@ -162,7 +162,7 @@ func TestSmallestCapabilities(t *testing.T) {
 				switch {
 				case n.when == "for a first load":
 					p = newPlace(t)
-				case command == "revsk unload", command == "revsk terminate":
+				case command == "revsk load", command == "revsk unload", command == "revsk terminate":
 					p = loaded(t)
 				default:
 					p = shared()
@@ -189,13 +189,17 @@ func TestSmallestCapabilities(t *testing.T) {
 	}
 }
 
-// firstLoad sorts commands, the one with a first load before all others.
-func firstLoad(a, b string) int {
+// ownPlaceFirst sorts commands: the one with a first load before all others, then those that have a datapath for
+// themselves, since there is only one at a time.
+func ownPlaceFirst(a, b string) int {
 	rank := func(command string) int {
-		if command == "revsk load" {
+		switch command {
+		case "revsk load":
 			return 0
+		case "revsk unload", "revsk terminate":
+			return 1
 		}
-		return 1
+		return 2
 	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
 }
