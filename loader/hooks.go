@@ -74,10 +74,10 @@ func attachHook(opts Options, s *seat, prog *ebpf.Program, undo *undoer) error {
 	if err := removeFormer(opts, s, undo); err != nil {
 		return err
 	}
-	path := opts.linkPath(s.hook)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the dead link of %s: %w", s.program, err)
+	if err := setAside(opts, s, undo); err != nil {
+		return err
 	}
+	path := opts.linkPath(s.hook)
 
 	cgroup, err := os.Open(opts.Cgroup)
 	if err != nil {

@@ -182,6 +182,9 @@ func (dp *Datapath) dropUnwanted(undo *undoer) error {
 		back[h.program] = true
 	}
 	// Last, since it is not undone.
+	if err := cleanAside(dp.opts, false); err != nil {
+		return err
+	}
 	for _, h := range unwanted {
 		if err := removeHook(dp.opts, h, back[h.program]); err != nil {
 			return err

@@ -34,6 +34,8 @@ type hookObservation struct {
 	hook
 	// link tells whether the link of this datapath is pinned, and dead whether it is attached to nothing.
 	link, dead bool
+	// removed tells that the link is attached to a cgroup that was removed.
+	removed bool
 	// saved is the program that was replaced in a takeover; the zero occupant if none was.
 	saved occupant
 	// own is the program in the link, or in the place, of this datapath: ours, or another agent's that
@@ -159,6 +161,11 @@ func (o *observation) observeHook(h hook) (hookObservation, error) {
 	defer s.Close()
 	ho.link = s.link != nil
 	ho.dead = ho.link && !s.live()
+	if ho.dead {
+		if _, ho.removed, err = onRemovedCgroup(s.link); err != nil {
+			return ho, err
+		}
+	}
 	ho.saved, ho.own, ho.ours = s.formerly, s.now, s.ours()
 	found, err := queryOwn(o.opts, h)
 	if err != nil {

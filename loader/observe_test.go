@@ -3,9 +3,11 @@
 package loader_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -126,4 +128,48 @@ func TestDirectoriesThatOthersMadeOrCanWriteToAreRefused(t *testing.T) {
 		require.NoError(t, unix.Chmod("/sys/fs/bpf", 0o1777))
 		mustLoad(t, options())
 	})
+}
+
+// Sockets outlive the cgroup that they were made in, and keep their hooks.
+func TestACgroupThatWasRemovedAndMadeAgain(t *testing.T) {
+	cleanUp(t)
+	child := filepath.Join(sandbox.Cgroup(), "child")
+	require.NoError(t, os.Mkdir(child, 0o755))
+	t.Cleanup(func() { require.NoError(t, os.Remove(child)) })
+	enter := func(cgroup string) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0))
+	}
+	opts := options()
+	opts.Cgroup = child
+	mustLoad(t, opts)
+	enter(child)
+	conn := connected(t)
+	enter(sandbox.Cgroup())
+	require.NoError(t, os.Remove(child))
+	require.NoError(t, os.Mkdir(child, 0o755))
+	require.Equal(t, []string{loader.ProblemCgroupRemoved}, codes(t, opts))
+
+	injected := errors.New("injected")
+	requireRefused(t, injected, func() error {
+		_, err := loader.Load(t.Context(), opts.WithStep(func(step string) error {
+			if step == "attach revsk_sendmsg6" {
+				return injected
+			}
+			return nil
+		}))
+		return err
+	})
+	require.True(t, mustLoad(t, opts).Complete())
+	require.Empty(t, codes(t, opts))
+	require.Equal(t, serviceAddr, peer(t, conn))
+	require.DirExists(t, pinsDir+"/removed_cgroups")
+
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool {
+		mustLoad(t, opts)
+		_, err := os.Stat(pinsDir + "/removed_cgroups")
+		return errors.Is(err, os.ErrNotExist)
+	}, time.Minute, time.Second)
+	require.NoError(t, loader.Unload(t.Context(), opts, true))
 }

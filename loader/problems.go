@@ -25,15 +25,16 @@ type Problem struct {
 
 // The codes of a [Problem].
 const (
-	ProblemNotAttached  = "not-attached"     // no hook is attached
-	ProblemHooksMissing = "hooks-missing"    // some hooks are not attached
-	ProblemLinkDetached = "link-detached"    // a pinned link is attached to nothing
-	ProblemTakenBack    = "taken-back"       // another agent has put its programs back on its hooks
-	ProblemBeside       = "other-datapath"   // another datapath runs on the same sockets
-	ProblemMapMissing   = "map-pin-missing"  // nothing is pinned where a map is that the programs use
-	ProblemMapReplaced  = "map-replaced"     // another map is pinned than the programs use
-	ProblemHashFull     = "hash-full"        // the hash will soon evict the entries of live sockets
-	ProblemUnsafeDir    = "unsafe-directory" // others could have put something in place of the pins
+	ProblemNotAttached   = "not-attached"     // no hook is attached
+	ProblemHooksMissing  = "hooks-missing"    // some hooks are not attached
+	ProblemLinkDetached  = "link-detached"    // a pinned link is attached to nothing
+	ProblemCgroupRemoved = "cgroup-removed"   // the hooks are on a cgroup that was removed and made again
+	ProblemTakenBack     = "taken-back"       // another agent has put its programs back on its hooks
+	ProblemBeside        = "other-datapath"   // another datapath runs on the same sockets
+	ProblemMapMissing    = "map-pin-missing"  // nothing is pinned where a map is that the programs use
+	ProblemMapReplaced   = "map-replaced"     // another map is pinned than the programs use
+	ProblemHashFull      = "hash-full"        // the hash will soon evict the entries of live sockets
+	ProblemUnsafeDir     = "unsafe-directory" // others could have put something in place of the pins
 )
 
 // almostFull is from how many percent on a hash counts as full.
@@ -54,7 +55,7 @@ func (o *observation) problems() []Problem {
 }
 
 func (o *observation) hookProblems() []Problem {
-	var missing, dead, back []string
+	var missing, dead, removed, back []string
 	attached := 0
 	for _, ho := range o.hooks {
 		name := strings.TrimPrefix(ho.program, "revsk_")
@@ -63,11 +64,19 @@ func (o *observation) hookProblems() []Problem {
 			attached++
 		case ho.saved.id != 0 && ho.own.id != 0:
 			back = append(back, name)
+		case ho.removed:
+			removed = append(removed, name)
 		case ho.dead:
 			dead = append(dead, name)
 		case ho.isWanted(o.opts.Features):
 			missing = append(missing, name)
 		}
+	}
+	if len(removed) > 0 {
+		return []Problem{{
+			Code: ProblemCgroupRemoved, Mend: "revsk load",
+			Text: fmt.Sprintf("the cgroup %s was removed and made again: %s", o.opts.Cgroup, strings.Join(removed, ", ")),
+		}}
 	}
 	if attached == 0 && len(back) == 0 {
 		return []Problem{{Code: ProblemNotAttached, Text: "no hook is attached", Mend: "revsk load"}}

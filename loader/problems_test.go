@@ -56,6 +56,13 @@ func TestProblems(t *testing.T) {
 			ho := o.at("revsk_post_bind4")
 			ho.own, ho.ours, ho.dead = occupant{}, false, true
 		}, []problem{{ProblemLinkDetached, "revsk load"}}},
+		"the cgroup was removed and made again": {func(o *observation) {
+			for i := range o.hooks {
+				if ho := &o.hooks[i]; ho.ours {
+					ho.own, ho.ours, ho.dead, ho.removed = occupant{}, false, true, true
+				}
+			}
+		}, []problem{{ProblemCgroupRemoved, "revsk load"}}},
 		"the agent has its hooks back": {func(o *observation) {
 			for i := range o.hooks {
 				if ho := &o.hooks[i]; ho.ours {

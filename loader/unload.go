@@ -70,6 +70,9 @@ func remove(opts Options, back map[string]bool, purge bool) error {
 			return err
 		}
 	}
+	if err := cleanAside(opts, true); err != nil {
+		return err
+	}
 	if err := opts.removePin(opts.linksDir()); err != nil {
 		return err
 	}
