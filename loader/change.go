@@ -34,6 +34,9 @@ const (
 	ActionTakeOver = "take over" // replace it by ours, and keep it
 	ActionHandBack = "hand back" // put it back in the place of ours
 	ActionLeave    = "leave"     // it alone: no feature needs the hook, or the agent has put it there since
+
+	// ActionLeave is also what becomes of a directory with files that are not this datapath's, and of a pin that
+	// is not what its name says.
 )
 
 func (o Options) changed(action, object string) {
@@ -79,7 +82,13 @@ func (o Options) removePin(path string) error {
 		return nil
 	}
 	if !o.dryRun {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		err := os.Remove(path)
+		if errors.Is(err, unix.ENOTEMPTY) {
+			// Somebody else's files.
+			o.changed(ActionLeave, path)
+			return nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

@@ -60,6 +60,8 @@ var (
 	// ErrMapsReplaced: a pin of the load balancer's maps is missing, and the attached programs use a map with
 	// entries in its place.
 	ErrMapsReplaced = errors.New("pin of a map in use is missing")
+	// ErrPartlyDone: a call has failed after the point up to which it takes back what it did.
+	ErrPartlyDone = errors.New("partly done")
 	// ErrUnsafeMode: the mode asked for does not read state that live sockets have.
 	ErrUnsafeMode = errors.New("mode would forget live sockets")
 )

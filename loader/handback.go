@@ -22,7 +22,7 @@ import (
 //
 // A failure before the last program is back undoes everything. After that, and after the death of the
 // process at any point, another call goes on. Returns an error wrapping [ErrNotLoaded],
-// [ErrNotTakenOver], [ErrHashIncomplete], [ErrTakenBack] or [ErrLocked].
+// [ErrNotTakenOver], [ErrHashIncomplete], [ErrTakenBack], [ErrPartlyDone] or [ErrLocked].
 func HandBack(ctx context.Context, opts Options) error {
 	return removing(ctx, opts, handBack(ctx))
 }
@@ -44,7 +44,7 @@ func handBack(ctx context.Context) func(Options) error {
 		}
 		// From here on nothing is undone: all programs are back.
 		if err := remove(opts, back, true); err != nil {
-			return fmt.Errorf("handed back, but removing the pins: %w", err)
+			return fmt.Errorf("handed back, but removing the pins: %w: %w", ErrPartlyDone, err)
 		}
 		return nil
 	}

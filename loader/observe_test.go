@@ -173,3 +173,24 @@ func TestACgroupThatWasRemovedAndMadeAgain(t *testing.T) {
 	}, time.Minute, time.Second)
 	require.NoError(t, loader.Unload(t.Context(), opts, true))
 }
+
+func TestPurgeLeavesWhatIsNotOurs(t *testing.T) {
+	load(t, options())
+	conn, links := pinsDir+"/revsk_conn", pinsDir+"/links"
+	require.NoError(t, os.Remove(conn))
+	pinMap(t, conn, &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	pinMap(t, links+"/foreign", &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	left := []string{}
+	opts := options()
+	opts.OnChange = func(c loader.Change) {
+		if c.Action == loader.ActionLeave {
+			left = append(left, c.Object)
+		}
+	}
+	require.NoError(t, loader.Unload(t.Context(), opts, true))
+	require.Equal(t, []string{links, conn, pinsDir}, left)
+	require.FileExists(t, conn)
+	require.FileExists(t, links+"/foreign")
+	require.NoFileExists(t, pinsDir+"/revsk_peers")
+	require.Empty(t, attached(t))
+}

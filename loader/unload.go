@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
 )
@@ -106,15 +109,38 @@ func removeMaps(opts Options) error {
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	for _, name := range append(mapNames(spec), mapFeatures) {
-		if !ownMap(name) {
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !ownMap(name) })
+	spec.Maps[mapFeatures] = &ebpf.MapSpec{Type: ebpf.Array}
+	for _, name := range mapNames(spec) {
+		path := filepath.Join(opts.PinsDir, name)
+		same, err := hasType(path, spec.Maps[name].Type)
+		if err != nil {
+			return err
+		}
+		if !same {
+			opts.changed(ActionLeave, path)
 			continue
 		}
-		if err := opts.removePin(filepath.Join(opts.PinsDir, name)); err != nil {
+		if err := opts.removePin(path); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// hasType tells whether what is pinned is a map of a type, of whatever layout, or nothing.
+func hasType(path string, t ebpf.MapType) (bool, error) {
+	m, err := openPinnedMap(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return true, nil
+	case errors.Is(err, ErrNotAPin):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	defer m.Close()
+	return m.Type() == t, nil
 }
 
 // removeFormerDir removes the directory of the former programs, and what a call that was cut short has

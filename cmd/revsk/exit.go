@@ -50,6 +50,7 @@ var advice = []struct {
 	code int
 	hint string
 }{
+	{loader.ErrPartlyDone, exitPartly, "run the command again"},
 	{loader.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
 	{loader.ErrPermission, exitFailed, asRoot},
 	{loader.ErrNotLoaded, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
