@@ -21,6 +21,8 @@ var (
 	ErrNoBPFFS = errors.New("not a BPF file system")
 	// ErrNoCgroup2: the path is not a directory of the cgroup2 hierarchy, or there is none.
 	ErrNoCgroup2 = cgroup2.ErrNone
+	// ErrNoSuchCgroup: the cgroup does not exist.
+	ErrNoSuchCgroup = errors.New("no such cgroup")
 	// ErrPermission: the process lacks a capability.
 	ErrPermission = errors.New("missing capability")
 	// ErrNotSupported: the kernel lacks something that is needed.

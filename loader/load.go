@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/cgroup2"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -54,6 +55,9 @@ func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	}
 	if err := checkCgroup(opts.Cgroup); err != nil {
 		return nil, err
+	}
+	if usual, err := FindCgroup2(); err == nil && usual == opts.Cgroup && !cgroup2.IsRoot(usual) {
+		opts.Logger.Warn("this cgroup is the root of a namespace: only sockets of processes in it are translated", "cgroup", opts.Cgroup)
 	}
 	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
 		if err := checkBPFFS(dir); err != nil {

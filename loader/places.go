@@ -29,7 +29,10 @@ func fsMagic(path string) (int64, error) {
 
 func checkCgroup(path string) error {
 	magic, err := fsMagic(path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && magic != unix.CGROUP2_SUPER_MAGIC {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: %w", path, ErrNoSuchCgroup)
+	}
+	if err == nil && magic != unix.CGROUP2_SUPER_MAGIC {
 		return fmt.Errorf("cgroup %s: %w", path, ErrNoCgroup2)
 	}
 	return err

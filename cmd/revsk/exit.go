@@ -58,6 +58,7 @@ var advice = []struct {
 	{loader.ErrLayout, exitFailed, "use the release that made it, or unpin it once no socket needs it"},
 	{loader.ErrNoBPFFS, exitFailed, "mount one (mount -t bpf bpf /sys/fs/bpf), or name one with --bpffs"},
 	{loader.ErrNoCgroup2, exitFailed, "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup"},
+	{loader.ErrNoSuchCgroup, exitFailed, "make it, or name another with --cgroup"},
 	{loader.ErrForeignLink, exitFailed, "name the cgroup that it is attached to with --cgroup, or other pins with --pins, or remove the pin if nothing uses it"},
 	{loader.ErrExclusive, exitFailed, "find it with bpftool cgroup tree, and detach it or use another --cgroup"},
 	{loader.ErrTakenBack, exitFailed, "run revsk load --takeover-links with the directory of its links to take it over once more"},

@@ -66,11 +66,14 @@ func TestNoCgroup2IsSaid(t *testing.T) {
 	dir := t.TempDir()
 	p := newPlace(t)
 	before := state(t, p)
-	for _, cgroup := range []string{dir, filepath.Join(dir, "missing")} {
+	missing := filepath.Join(dir, "missing")
+	for cgroup, message := range map[string]string{
+		dir: "cgroup " + dir + ": no cgroup2 hierarchy: " +
+			"mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup",
+		missing: missing + ": no such cgroup: make it, or name another with --cgroup",
+	} {
 		for _, line := range []string{"load", "load --dry-run"} {
-			require.Equal(t, "revsk: cgroup "+cgroup+": no cgroup2 hierarchy: "+
-				"mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup",
-				p.run(append([]string{"--cgroup", cgroup}, strings.Fields(line)...)...).fails(exitFailed))
+			require.Equal(t, "revsk: "+message, p.run(append([]string{"--cgroup", cgroup}, strings.Fields(line)...)...).fails(exitFailed))
 		}
 	}
 	require.Equal(t, before, state(t, p))

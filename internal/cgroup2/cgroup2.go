@@ -6,7 +6,9 @@ package cgroup2
 import (
 	"bufio"
 	"errors"
+	"io"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -14,19 +16,50 @@ import (
 var ErrNone = errors.New("no cgroup2 hierarchy")
 
 // Find returns where the cgroup2 hierarchy is mounted, /sys/fs/cgroup on most machines and
-// /sys/fs/cgroup/unified on hybrid ones. Returns [ErrNone] if it is mounted nowhere.
+// /sys/fs/cgroup/unified on hybrid ones. In a cgroup namespace that is the mount of the host, if there is
+// one, else that of the namespace. Returns [ErrNone] if it is mounted nowhere.
 func Find() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+	return find(f)
+}
+
+func find(mountinfo io.Reader) (string, error) {
+	found, above := "", -1
 	// proc(5): ID parent major:minor root mountpoint options [optional]... - type source options
-	for sc := bufio.NewScanner(f); sc.Scan(); {
+	sc := bufio.NewScanner(mountinfo)
+	for sc.Scan() {
 		mount, fs, _ := strings.Cut(sc.Text(), " - ")
-		if fields := strings.Fields(mount); strings.HasPrefix(fs, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
-			return fields[4], nil
+		fields := strings.Fields(mount)
+		if !strings.HasPrefix(fs, "cgroup2 ") || len(fields) <= 4 {
+			continue
 		}
+		// The root is relative to that of the cgroup namespace: /../.. is two levels above it.
+		up := strings.Count(fields[3], "/..")
+		if strings.ReplaceAll(fields[3], "/..", "") != "" && fields[3] != "/" || up <= above {
+			continue
+		}
+		found, above = unescape(fields[4]), up
 	}
-	return "", ErrNone
+	if err := sc.Err(); err != nil {
+		return "", err
+	}
+	if above < 0 {
+		return "", ErrNone
+	}
+	return found, nil
+}
+
+// unescape undoes what the kernel does to blanks, tabs, newlines and backslashes in paths.
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
+}
+
+// IsRoot tells whether a cgroup is the root of the hierarchy, and not that of a namespace.
+func IsRoot(cgroup string) bool {
+	_, err := os.Lstat(filepath.Join(cgroup, "cgroup.type"))
+	return errors.Is(err, os.ErrNotExist)
 }
