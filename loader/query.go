@@ -96,6 +96,40 @@ func heldByLinks(opts Options, h hook) (map[ebpf.ProgramID]bool, error) {
 	return held, nil
 }
 
+// findLink returns the link that holds a program of the reference's on a hook of the cgroup, wherever it is
+// pinned, if anywhere; nil if there is none.
+func findLink(opts Options, h hook) (cgroupLink, error) {
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err != nil {
+			return nil, fmt.Errorf("link %d: %w", it.ID, present(err))
+		}
+		if info.Type != link.CgroupType {
+			continue
+		}
+		live, err := checkLink(opts, h, it.Link)
+		if err != nil && !errors.Is(err, ErrForeignLink) {
+			return nil, err
+		}
+		if err != nil || !live {
+			continue
+		}
+		o, err := describeProgram(info.Program)
+		if err != nil {
+			return nil, err
+		}
+		if h.isReference(o) {
+			return it.Take().(cgroupLink), nil
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, describe(fmt.Errorf("looking through the links: %w", err))
+	}
+	return nil, nil
+}
+
 // occupant is a program on a hook.
 type occupant struct {
 	id   ebpf.ProgramID // 0: none

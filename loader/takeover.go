@@ -76,7 +76,7 @@ func (dp *Datapath) chooseSeat(h hook) (*seat, error) {
 }
 
 // findForeign finds the seat of the reference's program on a hook: the link that is pinned in the
-// directory, or else an attachment without a link. It is not live if there is none.
+// directory, or else a link that is pinned elsewhere or nowhere, or an attachment without a link. It is not live if there is none.
 func findForeign(opts Options, h hook) (_ *seat, err error) {
 	s := &seat{hook: h, foreign: true}
 	defer func() {
@@ -93,7 +93,12 @@ func findForeign(opts Options, h hook) (_ *seat, err error) {
 		if l != nil {
 			l.Close()
 		}
-		return s, s.findAttachment(opts, h.isReference)
+		if l, err = findLink(opts, h); err != nil {
+			return nil, err
+		}
+		if l == nil {
+			return s, s.findAttachment(opts, h.isReference)
+		}
 	}
 	s.link = l
 	if err := s.readLink(); err != nil {

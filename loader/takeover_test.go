@@ -439,12 +439,6 @@ func TestTakeoverIsRefused(t *testing.T) {
 				pinMap(t, foreignLinks+"/cil_sock4_connect", &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 			}, takeover(), nil,
 		},
-		"link pinned elsewhere": {
-			func(t *testing.T) {
-				linked(t, sandbox.Cgroup(), "cil_sock4_connect", "cil_sock4_connect", connect4)
-				linked(t, sandbox.Cgroup(), "elsewhere", "cil_sock6_connect", connect6)
-			}, takeover(), loader.ErrForeignProgram,
-		},
 		"program of another name, attached alone": {
 			func(t *testing.T) {
 				idle(t, anchorings["links"], "cil_sock4_connect")
@@ -502,6 +496,24 @@ func TestTakeoverIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The agent's pins of its links are gone, or are in another directory.
+func TestTakeoverOfLinksThatArePinnedElsewhereOrNowhere(t *testing.T) {
+	cleanUp(t)
+	a := idle(t, anchorings["links"])
+	theirs := attached(t)
+	elsewhere := filepath.Dir(foreignLinks) + "/elsewhere"
+	require.NoError(t, os.Mkdir(elsewhere, 0o700))
+	for _, name := range []string{"cil_sock4_connect", "cil_sock6_recvmsg"} {
+		require.NoError(t, os.Rename(filepath.Join(foreignLinks, name), filepath.Join(elsewhere, name)))
+	}
+	require.NoError(t, os.Remove(filepath.Join(foreignLinks, "cil_sock_release")))
+	s := mustLoad(t, takeover())
+	requireTaken(t, a)
+	require.Empty(t, s.Problems)
+	require.NoError(t, loader.HandBack(t.Context(), options()))
+	require.Equal(t, theirs, attached(t))
 }
 
 // A hash of the same maps is no reason to refuse.
