@@ -20,7 +20,6 @@ import (
 
 const (
 	mapConn     = sock.SockMapRevskConn
-	mapPeers    = sock.SockMapRevskPeers
 	mapOverflow = sock.SockMapRevskOverflow
 	mapConfig   = sock.SockMapRevskConfig
 	mapMetrics  = sock.SockMapRevskMetrics

@@ -6,12 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
 )
 
 // What sockets hold is asked of the sockets, and what the hash holds of the hash: counters also count what
@@ -26,9 +26,7 @@ func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
 	if err := allowMaps(); err != nil {
 		return nil, err
 	}
-	all, err := inspect.Sockets(ctx, inspect.Maps{
-		Conn: dp.maps[mapConn], Peers: dp.maps[mapPeers], Overflow: dp.maps[mapOverflow],
-	}, inspect.Options{SkipOwners: true})
+	all, err := inspect.Sockets(ctx, inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true})
 	return all, describe(err)
 }
 
@@ -39,16 +37,25 @@ func (dp *Datapath) checkStorageEmpty(ctx context.Context) error {
 		return err
 	}
 	held := 0
-	for _, s := range all {
-		held += len(s.Peers)
-		if s.Conn != nil {
-			held++
-		}
+	for i := range all {
+		held += len(tuples(&all[i]))
 	}
 	if held > 0 {
 		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, held)
 	}
 	return nil
+}
+
+// tuples are those that a socket holds, in the order in which they were written of one peer: the hash has one
+// entry for it.
+func tuples(s *inspect.Socket) []revnat.Tuple {
+	var all []revnat.Tuple
+	for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
+		if t != nil {
+			all = append(all, *t)
+		}
+	}
+	return append(all, s.Peers...)
 }
 
 // checkHash returns an error wrapping ErrHashIncomplete if sockets hold what the hash lacks. With exactly,
@@ -79,16 +86,12 @@ func (dp *Datapath) checkHash(ctx context.Context, exactly bool) error {
 	return fmt.Errorf("%w: %d of them", ErrHashIncomplete, len(lacking))
 }
 
-// hashEntries are what the hash has to say of what sockets hold. Of a peer that a socket is connected to
-// and has sent to, the hash has one entry: the send was later.
+// hashEntries are what the hash has to say of what sockets hold.
 func hashEntries(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
 	entries := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
-	for _, s := range sockets {
-		tuples := slices.Clone(s.Peers)
-		if s.Conn != nil {
-			tuples = slices.Insert(tuples, 0, *s.Conn)
-		}
-		for _, t := range tuples {
+	for i := range sockets {
+		s := &sockets[i]
+		for _, t := range tuples(s) {
 			entries[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
 		}
 	}
