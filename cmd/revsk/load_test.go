@@ -137,7 +137,7 @@ func TestEveryFeatureHasItsFlag(t *testing.T) {
 		switch flag.Value.Type() {
 		case "range":
 			value = "1-2"
-		case "uint64":
+		case "uint32", "uint64":
 			value = "1"
 		}
 		require.NoError(t, flags.Set(flag.Name, value))
