@@ -180,13 +180,3 @@ lb_lookup(struct sock_ref *s, const struct lb_request *req, struct lb_found *fou
 	}
 	return svc;
 }
-
-/*
- * The same out of line, for connect: the keys are off the stack again when what was chosen is stored, which
- * takes most of the 512 bytes.
- */
-static __noinline struct lb_service *
-lb_lookup_apart(struct sock_ref *s, const struct lb_request *req, struct lb_found *found)
-{
-	return lb_lookup(s, req, found);
-}

@@ -93,6 +93,17 @@ static __noinline int legacy_restore_sent(__u64 cookie, struct revsk_peers_value
 }
 
 /*
+ * The former connection is the one that the kernel has the socket in. Out of line, because the stack of a
+ * whole chain of calls is 512 bytes, and adding a peer needs many.
+ */
+static __noinline bool former_is_actual(struct sock_ref *s, const struct revsk_former_value *former)
+{
+	const struct endpoint actual = sock_peer(s->sk);
+
+	return former_is(former, &actual);
+}
+
+/*
  * A datagram socket that is connected to @conn connects elsewhere, to @next: the connection becomes the
  * former one. But if the kernel has rejected it, and the former one is the socket's still, then there was
  * none, and the former one stays.
@@ -101,14 +112,13 @@ static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *c
 				  struct revsk_peers_value *p, const struct endpoint *next,
 				  enum revsk_mode mode)
 {
-	const struct endpoint actual = sock_peer(s->sk);
 	struct revsk_former_value *former;
 	struct endpoint peer;
 
 	if (!conn)
 		return -EINVAL;
 	former = former_get(s, conn);
-	if (former_is(former, &actual)) {
+	if (former && former_is_actual(s, former)) {
 		peer = tuple_peer(&conn->tuple);
 		if (mode_has_hash(mode))
 			legacy_restore_sent(sock_cookie(s), p, &peer);

@@ -38,6 +38,16 @@ static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_
 	return HOOK_PROCEED;
 }
 
+/*
+ * lb_lookup out of line, for connect: the keys are off the stack again when what was chosen is stored, which
+ * takes most of the 512 bytes.
+ */
+static __noinline struct lb_service *
+lb_lookup_apart(struct sock_ref *s, const struct lb_request *req, struct lb_found *found)
+{
+	return lb_lookup(s, req, found);
+}
+
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };

@@ -378,7 +378,7 @@ static __always_inline long test_lb_select(struct sock_ref *s)
 	};
 	struct revsk_tuple t = {};
 	struct lb_found found;
-	struct lb_service *svc = lb_lookup_apart(s, &req, &found);
+	struct lb_service *svc = lb_lookup(s, &req, &found);
 	long verdict = svc ? lb_choose(s, svc, &found, &t) : LB_UNTRANSLATED;
 
 	output.tuple = t;
