@@ -16,7 +16,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/bpf/sock"
@@ -46,23 +45,14 @@ var loadHooks = sync.OnceValues(func() (*hooks, error) {
 			m.MaxEntries = min(m.MaxEntries, 1024)
 		}
 	}
-	spec.Maps[sock.SockMapRevskOverflow].MaxEntries = 5000 // not as compiled
-	// Without bpf_loop, before Linux 5.17, the kernel accepts only the second one.
-	for _, release := range []string{sock.SockProgRevskRelease, sock.SockProgRevskReleaseBounded} {
-		h := &hooks{types: make(map[string]ebpf.AttachType)}
-		s := spec.Copy()
-		for name, prog := range s.Programs {
-			if strings.HasPrefix(name, sock.SockProgRevskRelease) && name != release {
-				delete(s.Programs, name)
-				continue
-			}
-			h.types[name] = prog.AttachType
-		}
-		if h.coll, err = ebpf.NewCollection(s); err == nil {
-			return h, nil
-		}
+	h := &hooks{types: make(map[string]ebpf.AttachType)}
+	for name, prog := range spec.Programs {
+		h.types[name] = prog.AttachType
 	}
-	return nil, err
+	if h.coll, err = ebpf.NewCollection(spec); err != nil {
+		return nil, err
+	}
+	return h, nil
 })
 
 func newDatapath(t testing.TB) *datapath {
@@ -92,13 +82,10 @@ func newDatapath(t testing.TB) *datapath {
 	return d
 }
 
-// empty removes the services. Nothing must be left of the sockets, which the test has closed.
+// empty removes the services.
 func (d *datapath) empty(t testing.TB) {
 	_, err := lbmap.NewWriter(&d.tables).Sync(context.Background(), nil)
 	require.NoError(t, err)
-	left, err := readOverflow(d.Overflow)
-	require.NoError(t, err)
-	assert.Empty(t, left, "the test has left entries in the overflow map")
 }
 
 // detach takes the hooks away, while sockets and maps stay.

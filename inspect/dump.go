@@ -4,11 +4,13 @@ package inspect
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"math/bits"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -33,24 +35,67 @@ const ringOverhead = 16
 // variant is which programs of the dump are loaded.
 type variant struct {
 	conn, former, peers string
+	// tables has a program for each class of table. Empty: the one for peers emits tables, too.
+	tables []string
 }
 
 // allVariants has the best one first.
 var (
-	lockedVariant   = variant{programs.DumpProgDumpConn, programs.DumpProgDumpFormer, programs.DumpProgDumpPeers}
-	unlockedVariant = variant{programs.DumpProgDumpConnUnlocked, programs.DumpProgDumpFormerUnlocked, programs.DumpProgDumpPeersUnlocked}
-	allVariants     = []variant{lockedVariant, unlockedVariant}
+	lockedVariant   = variant{conn: programs.DumpProgDumpConn, former: programs.DumpProgDumpFormer, peers: programs.DumpProgDumpPeers}
+	unlockedVariant = variant{
+		conn: programs.DumpProgDumpConnUnlocked, former: programs.DumpProgDumpFormerUnlocked, peers: programs.DumpProgDumpPeersUnlocked,
+		tables: []string{
+			programs.DumpProgDump512Unlocked, programs.DumpProgDump1kUnlocked, programs.DumpProgDump2kUnlocked,
+			programs.DumpProgDump4kUnlocked, programs.DumpProgDump8kUnlocked,
+		},
+	}
+	allVariants = []variant{lockedVariant, unlockedVariant}
 )
+
+func (v variant) has(program string) bool {
+	return program == v.conn || program == v.former || program == v.peers || slices.Contains(v.tables, program)
+}
 
 // dumped is what the programs emitted.
 type dumped struct {
-	conn, former, peers recordList
+	conn, former, peers, tables recordList
+	// before is as peers, read before tables: what has moved from one table to another in between may have
+	// been missed.
+	before recordList
 }
 
-// recordList is records of one size, one after the other.
+// size is that of all records in a ring buffer.
+func (d *dumped) size() int {
+	n := 0
+	for _, l := range []*recordList{&d.conn, &d.former, &d.peers, &d.tables, &d.before} {
+		n += len(l.data) + l.len()*ringOverhead
+	}
+	return n
+}
+
+// moved says whether a socket has tuples that may have been missed.
+func (d *dumped) moved() bool {
+	versions := make(map[string]uint32)
+	version := func(r record) (id string, v uint32) {
+		return string(r.socket[:8]), binary.NativeEndian.Uint32(r.value[152:156])
+	}
+	for r := range d.before.records() {
+		id, v := version(r)
+		versions[id] = v
+	}
+	for r := range d.peers.records() {
+		id, now := version(r)
+		if v, ok := versions[id]; ok && (v != now || v%2 != 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// recordList is records, one after the other.
 type recordList struct {
-	data []byte
-	size int
+	data  []byte
+	sizes []int
 }
 
 type record struct {
@@ -58,15 +103,21 @@ type record struct {
 	value  []byte
 }
 
-func (l recordList) len() int { return len(l.data) / l.size }
+func (l *recordList) len() int { return len(l.sizes) }
 
-func (l recordList) records() iter.Seq[record] {
+func (l *recordList) add(r []byte) {
+	l.data = append(l.data, r...)
+	l.sizes = append(l.sizes, len(r))
+}
+
+func (l *recordList) records() iter.Seq[record] {
 	return func(yield func(record) bool) {
-		for at := 0; at < len(l.data); at += l.size {
-			r := l.data[at : at+l.size]
-			if !yield(record{r[:socketSize], r[socketSize:]}) {
+		data := l.data
+		for _, size := range l.sizes {
+			if !yield(record{data[:socketSize], data[socketSize:size]}) {
 				return
 			}
+			data = data[size:]
 		}
 	}
 }
@@ -105,21 +156,9 @@ func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *
 	}
 	defer p.Close()
 
-	d = &dumped{
-		conn:   recordList{size: socketSize + revnat.ConnValueSize},
-		former: recordList{size: socketSize + revnat.FormerValueSize},
-		peers:  recordList{size: socketSize + revnat.PeersValueSize},
-	}
-	for _, pass := range []struct {
-		prog    *ebpf.Program
-		m       *ebpf.Map
-		records *recordList
-	}{
-		{p.Programs[p.conn], maps.Conn, &d.conn},
-		{p.Programs[p.former], maps.Former, &d.former},
-		{p.Programs[p.peers], maps.Peers, &d.peers},
-	} {
-		if err := p.run(ctx, pass.prog, pass.m, pass.records); err != nil {
+	d = &dumped{}
+	for _, pass := range p.passes(maps, d) {
+		if err := p.run(ctx, pass.prog, pass.m, pass.add); err != nil {
 			return nil, 0, err
 		}
 		var lost uint64
@@ -127,10 +166,56 @@ func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *
 			return nil, 0, fmt.Errorf("reading how many records were lost: %w", err)
 		}
 		if lost > 0 {
-			return nil, (pass.records.len() + int(lost)) * (pass.records.size + ringOverhead), nil
+			return nil, d.size() + int(lost)*(largestRecord+ringOverhead), nil
 		}
 	}
+	if d.moved() {
+		return nil, size, nil
+	}
 	return d, 0, nil
+}
+
+// largestRecord is the size of the record of the largest table.
+const largestRecord = socketSize + revnat.TupleSize*4<<revnat.TableClasses
+
+// pass is a run of a program over a map.
+type pass struct {
+	prog *ebpf.Program
+	m    *ebpf.Map
+	add  func(record []byte) error
+}
+
+// passes are what is to be run, one after the other.
+func (p *dumpPrograms) passes(maps Maps, d *dumped) []pass {
+	to := func(l *recordList, size int) func([]byte) error {
+		return func(r []byte) error {
+			if len(r) != size {
+				return fmt.Errorf("record of %d bytes, not %d", len(r), size)
+			}
+			l.add(r)
+			return nil
+		}
+	}
+	const peersSize = socketSize + revnat.PeersValueSize
+	all := []pass{
+		{p.Programs[p.conn], maps.Conn, to(&d.conn, socketSize+revnat.ConnValueSize)},
+		{p.Programs[p.former], maps.Former, to(&d.former, socketSize+revnat.FormerValueSize)},
+	}
+	if len(p.tables) == 0 {
+		return append(all, pass{p.Programs[p.peers], maps.Peers, func(r []byte) error {
+			if len(r) == peersSize {
+				d.peers.add(r)
+			} else {
+				d.tables.add(r)
+			}
+			return nil
+		}})
+	}
+	all = append(all, pass{p.Programs[p.peers], maps.Peers, to(&d.before, peersSize)})
+	for i, t := range revnat.TableMaps() {
+		all = append(all, pass{p.Programs[p.tables[t.Class-1]], maps.Tables[i], to(&d.tables, socketSize+t.Tuples()*revnat.TupleSize)})
+	}
+	return append(all, pass{p.Programs[p.peers], maps.Peers, to(&d.peers, peersSize)})
 }
 
 // dumpPrograms is one variant of the programs, and their ring buffer.
@@ -149,17 +234,19 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 		}
 		spec.Maps[programs.DumpMapRevskRecords].MaxEntries = uint32(size)
 		for name := range spec.Programs {
-			if name != v.conn && name != v.former && name != v.peers {
+			if !v.has(name) {
 				delete(spec.Programs, name)
 			}
 		}
-		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-			MapReplacements: map[string]*ebpf.Map{
-				programs.DumpMapRevskConn:   maps.Conn,
-				programs.DumpMapRevskFormer: maps.Former,
-				programs.DumpMapRevskPeers:  maps.Peers,
-			},
-		})
+		replacements := map[string]*ebpf.Map{
+			programs.DumpMapRevskConn:   maps.Conn,
+			programs.DumpMapRevskFormer: maps.Former,
+			programs.DumpMapRevskPeers:  maps.Peers,
+		}
+		for i, t := range revnat.TableMaps() {
+			replacements[t.Name] = maps.Tables[i]
+		}
+		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
 		if err == nil {
 			return &dumpPrograms{coll, v}, nil
 		}
@@ -171,9 +258,9 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 	return nil, loadError(fmt.Errorf("loading iterators: %w", errors.Join(refused...)))
 }
 
-// run iterates over the storage in a map and appends what the program emits to into. The ring buffer
+// run iterates over the storage in a map and gives add what the program emits. The ring buffer
 // is emptied meanwhile, so it rarely has to hold everything.
-func (p *dumpPrograms) run(ctx context.Context, prog *ebpf.Program, m *ebpf.Map, into *recordList) error {
+func (p *dumpPrograms) run(ctx context.Context, prog *ebpf.Program, m *ebpf.Map, add func(record []byte) error) error {
 	ring, err := ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords])
 	if err != nil {
 		return fmt.Errorf("opening ring buffer: %w", err)
@@ -191,12 +278,11 @@ func (p *dumpPrograms) run(ctx context.Context, prog *ebpf.Program, m *ebpf.Map,
 		if errors.Is(err, ringbuf.ErrFlushed) {
 			return <-done
 		}
-		if err == nil && len(r.RawSample) != into.size {
-			err = fmt.Errorf("record of %d bytes, not %d", len(r.RawSample), into.size)
+		if err == nil {
+			err = add(r.RawSample)
 		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("reading ring buffer: %w", err), <-done)
 		}
-		into.data = append(into.data, r.RawSample...)
 	}
 }

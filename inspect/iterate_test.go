@@ -15,9 +15,14 @@ import (
 )
 
 func TestAnIteratorThatTheKernelHasNotIsNotSupported(t *testing.T) {
-	spec, err := programs.LoadSweep()
+	spec, err := programs.LoadDump()
 	require.NoError(t, err)
-	prog := spec.Programs[programs.SweepProgMarkLiving]
+	for name := range spec.Programs {
+		if name != programs.DumpProgDumpConnUnlocked {
+			delete(spec.Programs, name)
+		}
+	}
+	prog := spec.Programs[programs.DumpProgDumpConnUnlocked]
 	prog.AttachTo = "no_such_thing"
 	_, err = ebpf.NewCollection(spec)
 	require.Error(t, err)

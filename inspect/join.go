@@ -71,9 +71,17 @@ func join(dumped *dumped) ([]*foundSocket, error) {
 			return nil, err
 		}
 		s.Peers = v.Tuples()
-		if s.Cookie == 0 {
-			s.Cookie = v.Cookie
+	}
+	for r := range dumped.tables.records() {
+		s, err := find(&r)
+		if err != nil {
+			return nil, err
 		}
+		tuples, err := revnat.DecodeTable(r.value)
+		if err != nil {
+			return nil, err
+		}
+		s.Peers = append(s.Peers, tuples...)
 	}
 	return all, nil
 }

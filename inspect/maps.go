@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/revnat"
 )
 
 var (
@@ -27,23 +28,39 @@ var (
 
 // Maps are the maps that hold what sockets remember. The caller keeps and closes them.
 type Maps struct {
-	Conn     *ebpf.Map // revsk_conn
-	Former   *ebpf.Map // revsk_former
-	Peers    *ebpf.Map // revsk_peers
-	Overflow *ebpf.Map // revsk_overflow
+	Conn   *ebpf.Map // revsk_conn
+	Former *ebpf.Map // revsk_former
+	Peers  *ebpf.Map // revsk_peers
+	// Tables are the maps of [revnat.TableMaps], in that order.
+	Tables []*ebpf.Map
 	// Config is revsk_config, which says what mode the hooks are in. Only [Terminate] needs it.
 	Config *ebpf.Map
 }
 
 // MapsOf returns the maps of a datapath: byName is loader's Datapath.Map, for example.
 func MapsOf(byName func(name string) *ebpf.Map) Maps {
-	return Maps{
-		Conn:     byName(sock.SockMapRevskConn),
-		Former:   byName(sock.SockMapRevskFormer),
-		Peers:    byName(sock.SockMapRevskPeers),
-		Overflow: byName(sock.SockMapRevskOverflow),
-		Config:   byName(sock.SockMapRevskConfig),
+	maps := Maps{
+		Conn:   byName(sock.SockMapRevskConn),
+		Former: byName(sock.SockMapRevskFormer),
+		Peers:  byName(sock.SockMapRevskPeers),
+		Config: byName(sock.SockMapRevskConfig),
 	}
+	for _, t := range revnat.TableMaps() {
+		maps.Tables = append(maps.Tables, byName(t.Name))
+	}
+	return maps
+}
+
+// hold says which map is missing of those that hold tuples.
+func (m Maps) hold() error {
+	needed := map[string]*ebpf.Map{"revsk_conn": m.Conn, "revsk_former": m.Former, "revsk_peers": m.Peers}
+	for i, t := range revnat.TableMaps() {
+		needed[t.Name] = nil
+		if i < len(m.Tables) {
+			needed[t.Name] = m.Tables[i]
+		}
+	}
+	return need(needed)
 }
 
 func need(maps map[string]*ebpf.Map) error {

@@ -6,10 +6,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-
-	"github.com/cilium/ebpf"
-
-	"github.com/revsk/revsk/revnat"
 )
 
 // Options of [Sockets]. The zero value is what is wanted mostly.
@@ -42,36 +38,20 @@ func Sockets(ctx context.Context, maps Maps, opts Options) ([]Socket, error) {
 }
 
 func list(ctx context.Context, maps Maps, opts Options, variants []variant) ([]Socket, error) {
-	err := need(map[string]*ebpf.Map{
-		"revsk_conn": maps.Conn, "revsk_former": maps.Former, "revsk_peers": maps.Peers, "revsk_overflow": maps.Overflow,
-	})
-	if err != nil {
-		return nil, err
-	}
-	// A hook may move a tuple from the chain to a slot, or back, between any two readings. Both
-	// before and after finds the one that was in the chain before the slots were read and the one
-	// that was there after.
-	before, err := readOverflow(maps.Overflow)
-	if err != nil {
+	if err := maps.hold(); err != nil {
 		return nil, err
 	}
 	dumped, err := dump(ctx, maps, opts.BufferSize, variants)
 	if err != nil {
 		return nil, err
 	}
-	after, err := readOverflow(maps.Overflow)
-	if err != nil {
-		return nil, err
-	}
-
 	joined, err := join(dumped)
 	if err != nil {
 		return nil, err
 	}
-	chains := chainsByCookie(before, after)
 	sockets := make([]Socket, 0, len(joined))
 	for _, s := range joined {
-		s.Peers = mergePeers(s.Peers, chains[s.Cookie])
+		slices.SortFunc(s.Peers, comparePeers)
 		if s.Conn != nil || s.Former != nil || len(s.Peers) > 0 {
 			sockets = append(sockets, s.Socket)
 		}
@@ -86,23 +66,4 @@ func list(ctx context.Context, maps Maps, opts Options, variants []variant) ([]S
 	}
 	slices.SortFunc(sockets, compareSockets)
 	return sockets, nil
-}
-
-// mergePeers adds tuples to those of the slots. A peer has one tuple; of two that differ the first
-// is the latest.
-func mergePeers(slots, chain []revnat.Tuple) []revnat.Tuple {
-	all := slices.Concat(slots, chain)
-	slices.SortStableFunc(all, comparePeers)
-	return slices.CompactFunc(all, func(a, b revnat.Tuple) bool { return a.Peer == b.Peer })
-}
-
-// chainsByCookie returns the tuples in both readings of the map, those of the second one first.
-func chainsByCookie(before, after []overflowEntry) map[uint64][]revnat.Tuple {
-	chains := make(map[uint64][]revnat.Tuple)
-	for _, entries := range [][]overflowEntry{after, before} {
-		for _, e := range entries {
-			chains[e.key.Cookie] = append(chains[e.key.Cookie], e.value.Tuple)
-		}
-	}
-	return chains
 }

@@ -83,7 +83,7 @@ func TestListsConnectedSocketsOfEveryKindAndNamespace(t *testing.T) {
 			}
 			want = append(want, e)
 		}
-		if v == unlockedVariant {
+		if v.peers == unlockedVariant.peers {
 			// Only TCP sockets have not got a cookie by then: UDP sockets' backends are chosen by it.
 			for i := range want {
 				if want[i].Protocol == lbmap.ProtocolTCP {
@@ -268,15 +268,15 @@ func TestSocketsReturnsItsErrors(t *testing.T) {
 	d := newDatapath(t)
 	for _, maps := range []Maps{
 		{},
-		{Former: d.Former, Peers: d.Peers, Overflow: d.Overflow},
-		{Conn: d.Conn, Peers: d.Peers, Overflow: d.Overflow},
-		{Conn: d.Conn, Former: d.Former, Overflow: d.Overflow},
+		{Former: d.Former, Peers: d.Peers, Tables: d.Tables},
+		{Conn: d.Conn, Peers: d.Peers, Tables: d.Tables},
+		{Conn: d.Conn, Former: d.Former, Tables: d.Tables},
 		{Conn: d.Conn, Former: d.Former, Peers: d.Peers},
 	} {
 		_, err := Sockets(t.Context(), maps, Options{})
 		assert.ErrorIs(t, err, ErrNoMap)
 	}
-	_, err := Sockets(t.Context(), Maps{Conn: d.Peers, Former: d.Former, Peers: d.Conn, Overflow: d.Overflow}, Options{})
+	_, err := Sockets(t.Context(), Maps{Conn: d.Peers, Former: d.Former, Peers: d.Conn, Tables: d.Tables}, Options{})
 	assert.ErrorIs(t, err, ebpf.ErrMapIncompatible)
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -664,7 +664,7 @@ func TestAProgramThatTheKernelCannotRunIsMissing(t *testing.T) {
 	} else {
 		b.close()
 	}
-	assert.ErrorIs(t, b.load(Maps{Conn: d.Peers, Peers: d.Conn, Overflow: d.Overflow}), ebpf.ErrMapIncompatible)
+	assert.ErrorIs(t, b.load(Maps{Conn: d.Peers, Peers: d.Conn, Tables: d.Tables}), ebpf.ErrMapIncompatible)
 }
 
 func TestModeLegacyIsRefused(t *testing.T) {
@@ -698,8 +698,8 @@ func TestTerminateReturnsItsErrors(t *testing.T) {
 	d := newDatapath(t)
 	for _, maps := range []Maps{
 		{},
-		{Conn: d.Conn, Peers: d.Peers, Overflow: d.Overflow},
-		{Peers: d.Peers, Overflow: d.Overflow, Config: d.Config},
+		{Conn: d.Conn, Peers: d.Peers, Tables: d.Tables},
+		{Peers: d.Peers, Tables: d.Tables, Config: d.Config},
 	} {
 		_, err := Terminate(t.Context(), maps, TerminateOptions{})
 		assert.ErrorIs(t, err, ErrNoMap)

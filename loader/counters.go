@@ -9,7 +9,7 @@ import (
 )
 
 // Counters are the datapath's counters since it was first loaded, summed over the CPUs. At any
-// moment Stored is the sum of Released, the Dropped ones, and the tuples on live sockets. Their
+// moment Stored is the sum of Released, Evicted, the Dropped ones, and the tuples on live sockets. Their
 // meaning is described in bpf/lib/metrics.h.
 type Counters struct {
 	Stored            uint64 `json:"stored"`
@@ -17,10 +17,8 @@ type Counters struct {
 	Released          uint64 `json:"released"`
 	DroppedDirect     uint64 `json:"dropped_direct"`
 	DroppedReplaced   uint64 `json:"dropped_replaced"`
-	OverflowStored    uint64 `json:"overflow_stored"`
-	OverflowRemoved   uint64 `json:"overflow_removed"`
+	Evicted           uint64 `json:"evicted"`
 	ReleaseZeroed     uint64 `json:"release_zeroed"`
-	ReleaseTruncated  uint64 `json:"release_truncated"`
 	RejectedNoBackend uint64 `json:"rejected_no_backend"`
 	RejectedNoMemory  uint64 `json:"rejected_no_memory"`
 	Translated        uint64 `json:"translated"`
@@ -30,7 +28,7 @@ type Counters struct {
 // Live is the number of tuples on live sockets, as far as the counters know: sockets that were
 // closed while no hook was attached are counted as live.
 func (c Counters) Live() int64 {
-	return int64(c.Stored) - int64(c.Released+c.DroppedDirect+c.DroppedReplaced)
+	return int64(c.Stored) - int64(c.Released+c.DroppedDirect+c.DroppedReplaced+c.Evicted)
 }
 
 // Counters reads the counters.
@@ -45,10 +43,8 @@ func (dp *Datapath) Counters() (Counters, error) {
 		sock.SockRevskMetricREVSK_RELEASED:            &c.Released,
 		sock.SockRevskMetricREVSK_DROPPED_DIRECT:      &c.DroppedDirect,
 		sock.SockRevskMetricREVSK_DROPPED_REPLACED:    &c.DroppedReplaced,
-		sock.SockRevskMetricREVSK_OVERFLOW_STORED:     &c.OverflowStored,
-		sock.SockRevskMetricREVSK_OVERFLOW_REMOVED:    &c.OverflowRemoved,
+		sock.SockRevskMetricREVSK_EVICTED:             &c.Evicted,
 		sock.SockRevskMetricREVSK_RELEASE_ZEROED:      &c.ReleaseZeroed,
-		sock.SockRevskMetricREVSK_RELEASE_TRUNCATED:   &c.ReleaseTruncated,
 		sock.SockRevskMetricREVSK_REJECTED_NO_BACKEND: &c.RejectedNoBackend,
 		sock.SockRevskMetricREVSK_REJECTED_NO_MEMORY:  &c.RejectedNoMemory,
 		sock.SockRevskMetricREVSK_TRANSLATED:          &c.Translated,

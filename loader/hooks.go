@@ -33,9 +33,6 @@ func (h hook) remembers() bool { return h.wanted == nil }
 func nodePort(f *Features) bool    { return f.NodePort }
 func healthCheck(f *Features) bool { return f.HealthCheck }
 
-// releaseHook's program comes in two versions; see releaseProgram.
-const releaseHook = sock.SockProgRevskRelease
-
 // hooks in the order in which they are attached and replaced: readers of the state first, then its
 // writers, so that at no moment is a tuple written where the current readers do not look.
 var hooks = []hook{
@@ -43,7 +40,7 @@ var hooks = []hook{
 	{program: sock.SockProgRevskRecvmsg6, attach: ebpf.AttachCGroupUDP6Recvmsg, reference: "cil_sock6_recvmsg"},
 	{program: sock.SockProgRevskGetpeername4, attach: ebpf.AttachCgroupInet4GetPeername, reference: "cil_sock4_getpeername"},
 	{program: sock.SockProgRevskGetpeername6, attach: ebpf.AttachCgroupInet6GetPeername, reference: "cil_sock6_getpeername"},
-	{program: releaseHook, attach: ebpf.AttachCgroupInetSockRelease, reference: "cil_sock_release"},
+	{program: sock.SockProgRevskRelease, attach: ebpf.AttachCgroupInetSockRelease, reference: "cil_sock_release"},
 	{program: sock.SockProgRevskConnect4, attach: ebpf.AttachCGroupInet4Connect, reference: "cil_sock4_connect"},
 	{program: sock.SockProgRevskConnect6, attach: ebpf.AttachCGroupInet6Connect, reference: "cil_sock6_connect"},
 	{program: sock.SockProgRevskSendmsg4, attach: ebpf.AttachCGroupUDP4Sendmsg, reference: "cil_sock4_sendmsg"},

@@ -242,17 +242,10 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 		return nil, describe(err)
 	}
 	constants["cfg_imprecise_verifier"] = !precise
+	constants["cfg_table_classes"], constants["cfg_table_maps"] = tableLimits(opts.Logger)
 	if err := setConstants(spec, constants); err != nil {
 		return nil, err
 	}
-	loop, err := haveHelper(ebpf.CGroupSock, asm.FnLoop)
-	if err != nil {
-		return nil, err
-	}
-	if !loop {
-		spec.Programs[releaseHook] = spec.Programs[sock.SockProgRevskReleaseBounded]
-	}
-	delete(spec.Programs, sock.SockProgRevskReleaseBounded)
 	for _, h := range hooks {
 		if !h.isWanted(opts.Features) {
 			delete(spec.Programs, h.program)

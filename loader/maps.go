@@ -20,7 +20,6 @@ import (
 
 const (
 	mapConn     = sock.SockMapRevskConn
-	mapOverflow = sock.SockMapRevskOverflow
 	mapConfig   = sock.SockMapRevskConfig
 	mapMetrics  = sock.SockMapRevskMetrics
 	mapReverse4 = sock.SockMapCiliumLb4ReverseSk

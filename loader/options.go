@@ -42,9 +42,6 @@ type Options struct {
 
 	// LegacyMaxEntries is the size of a legacy map that has to be created. Default: 262144.
 	LegacyMaxEntries uint32
-	// OverflowMaxEntries is the size of the overflow map, if it has to be created: how many
-	// tuples all sockets together can have beyond their slots. Default: 65536.
-	OverflowMaxEntries uint32
 
 	// Features of the datapath; nil: those that it has, or on a first load [DefaultFeatures]. They are
 	// kept with the datapath.
@@ -124,7 +121,6 @@ func (o Options) applySizes(spec *ebpf.CollectionSpec) {
 		}
 	}
 	set(o.LegacyMaxEntries, mapReverse4, mapReverse6)
-	set(o.OverflowMaxEntries, mapOverflow)
 }
 
 // setConstants sets the load-time constants.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"

@@ -77,10 +77,13 @@ func (d *datapath) close() error {
 func (d *datapath) programMaps() map[string]*ebpf.Map {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range []string{
-		iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskOverflow, iter.FillMapRevskMetrics,
+		iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskMetrics,
 		iter.FillMapCiliumLb4ReverseSk, iter.FillMapCiliumLb6ReverseSk,
 	} {
 		maps[name] = d.Map(name)
+	}
+	for _, t := range revnat.TableMaps() {
+		maps[t.Name] = d.Map(t.Name)
 	}
 	return maps
 }

@@ -19,7 +19,7 @@ const (
 	FateUnknown Fate = iota
 	// FateConn: moved to revsk_conn or revsk_former, its socket being connected to the backend.
 	FateConn
-	// FatePeers: moved to revsk_peers or its overflow chain: its socket has sent to the backend, or
+	// FatePeers: moved to revsk_peers or a table: its socket has sent to the backend, or
 	// was connected to it before.
 	FatePeers
 	// FatePresent: its socket had a tuple for the backend already.
@@ -117,7 +117,7 @@ func (e *entry) judge(f iter.FillRevskFate) bool {
 	case iter.FillRevskFateREVSK_FATE_STALE:
 		e.fate = FateStale
 	case iter.FillRevskFateREVSK_FATE_NO_MEMORY:
-		e.fate, e.why = FateUnknown, "no memory for it (net.core.optmem_max, size of revsk_overflow)"
+		e.fate, e.why = FateUnknown, "no memory for it (net.core.optmem_max)"
 	case iter.FillRevskFateREVSK_FATE_CONFLICT:
 		e.fate, e.why = FateUnknown, "storage has a connection to another backend"
 	default:

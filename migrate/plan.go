@@ -17,6 +17,7 @@ import (
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/revnat"
 )
 
 // Plan says what a migration would do with the entries of the hash, and how healthy the hash is.
@@ -108,8 +109,11 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	}
 	if err == nil {
 		defer dp.Close()
-		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskOverflow} {
+		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers} {
 			replacements[name] = dp.Map(name)
+		}
+		for _, t := range revnat.TableMaps() {
+			replacements[t.Name] = dp.Map(t.Name)
 		}
 	}
 	s := sweeper{

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package revnat holds Go types of what sockets remember: the reverse-NAT tuple, and the values and
-// keys of the maps revsk_conn, revsk_former, revsk_peers and revsk_overflow.
+// keys of the maps revsk_conn, revsk_former and revsk_peers, and of those that hold tables.
 //
-// The layouts are those of bpf/lib/tuple.h and bpf/lib/overflow.h. The maps are pinned and outlive
+// The layouts are those of bpf/lib/tuple.h and bpf/lib/table.h. The maps are pinned and outlive
 // the programs, so a layout never changes under its name.
 //
 // # Types

@@ -34,7 +34,7 @@ var (
 		Service:     netip.MustParseAddrPort("[fd01:1112:1314:1516:1718:191a:1b1c:1d1e]:5353"),
 		RevNATIndex: 7,
 		Ended:       true,
-		Referenced:  true,
+		Age:         0xa9,
 		BackendID:   math.MaxUint32,
 		Time:        math.MaxUint32 * TimeUnit,
 	}
@@ -46,7 +46,7 @@ const (
 		1234 5678 9abc 01 00 =11121314 =21222324`
 	hex6 = `fd000102 03040506 0708090a 0b0c0d0e
 		fd011112 13141516 1718191a 1b1c1d1e
-		0035 14e9 0007 06 00 =ffffffff =ffffffff`
+		0035 14e9 0007 02 a9 =ffffffff =ffffffff`
 )
 
 // wire reads hexadecimal digits. A word after "=" is a number in the byte order of the machine.
@@ -66,20 +66,19 @@ func wire(t testing.TB, s string) []byte {
 }
 
 var peers = PeersValue{
-	Slots:      [Slots]Tuple{tuple4, {}, tuple6},
-	ChainLen:   0x31323334,
-	Cookie:     0x4142434445464748,
-	Head:       netip.MustParseAddrPort("10.9.8.7:4369"),
-	Victim:     2,
-	ChainHits:  15,
-	SlotsTried: 3,
-	HasConn:    true,
+	Slots:        [Slots]Tuple{tuple4, {}, tuple6},
+	TableClass:   5,
+	TableMaps:    0x1112,
+	TableCount:   0x3132,
+	TableVersion: 0x41424344,
+	SlotsTried:   3,
+	HasConn:      true,
 }
 
 const (
 	hexNone48 = "00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000"
-	hexPeers  = "00000000 1111 01 03 " + hex4 + " " + hexNone48 + " " + hex6 + ` =4142434445464748
-		00000000 00000000 0000ffff 0a090807 =31323334 02 0f 0000`
+	hexPeers  = "00000000 =1112 01 03 " + hex4 + " " + hexNone48 + " " + hex6 + ` =41424344 =3132 05 00
+		00000000 00000000 00000000 00000000 00000000 00000000`
 )
 
 func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
@@ -92,19 +91,6 @@ func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
 	})
 	t.Run("former", func(t *testing.T) { sameBytes(t, FormerValue{tuple4}, hex4+" 00000000 00000000") })
 	t.Run("peers", func(t *testing.T) { sameBytes(t, peers, hexPeers) })
-	t.Run("overflow key", func(t *testing.T) {
-		sameBytes(t, OverflowKey{Cookie: 0x4142434445464748, Peer: tuple4.Peer},
-			"=4142434445464748 00000000 00000000 0000ffff 0a010203 1234 000000000000")
-	})
-	t.Run("overflow value", func(t *testing.T) {
-		sameBytes(t, OverflowValue{Tuple: tuple6, Next: tuple4.Peer, Prev: tuple4.Service},
-			hex6+` 00000000 00000000 0000ffff 0a010203
-			00000000 00000000 0000ffff 0a600506 1234 5678 00000000`)
-	})
-	t.Run("overflow value alone in its chain", func(t *testing.T) {
-		sameBytes(t, OverflowValue{Tuple: tuple4},
-			hex4+" 0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000 0000 00000000")
-	})
 }
 
 type codec[T any] interface {
@@ -146,7 +132,7 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		{"rev_nat_index", unsafe.Offsetof(c.RevNatIndex), 2, Tuple{RevNATIndex: 0x1234}},
 		{"flags, migrated", unsafe.Offsetof(c.Flags), 1, Tuple{Migrated: true}},
 		{"flags, ended", unsafe.Offsetof(c.Flags), 1, Tuple{Ended: true}},
-		{"flags, referenced", unsafe.Offsetof(c.Flags), 1, Tuple{Referenced: true}},
+		{"age", unsafe.Offsetof(c.Age), 1, Tuple{Age: 1}},
 		{"backend_id", unsafe.Offsetof(c.BackendId), 4, Tuple{BackendID: 0x12345678}},
 		{"time", unsafe.Offsetof(c.Time), 4, Tuple{Time: 0x12345678 * TimeUnit}},
 	}
@@ -155,14 +141,11 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 	var conn sock.SockRevskConnValue
 	var former sock.SockRevskFormerValue
 	var peers sock.SockRevskPeersValue
-	var overflow sock.SockRevskOverflowValue
-	var inConn, inFormer, inPeers, inOverflow []field
+	var inConn, inFormer, inPeers []field
 	for _, f := range tuples {
 		tuple := f.value.(Tuple)
 		inConn = append(inConn, field{f.name, unsafe.Offsetof(conn.Tuple) + f.offset, f.size, ConnValue{Tuple: tuple}})
 		inFormer = append(inFormer, field{f.name, unsafe.Offsetof(former.Tuple) + f.offset, f.size, FormerValue{tuple}})
-		inOverflow = append(inOverflow,
-			field{f.name, unsafe.Offsetof(overflow.Tuple) + f.offset, f.size, OverflowValue{Tuple: tuple}})
 		for i := range Slots {
 			var v PeersValue
 			v.Slots[i] = tuple
@@ -177,26 +160,12 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 	fields(t, "former", unsafe.Sizeof(former), FormerValue{}, inFormer)
 	assert.Len(t, peers.Slots, Slots)
 	fields(t, "peers", unsafe.Sizeof(peers), PeersValue{}, append(inPeers,
-		field{"chain_len", unsafe.Offsetof(peers.ChainLen), 4, PeersValue{ChainLen: 0x12345678}},
-		field{"cookie", unsafe.Offsetof(peers.Cookie), 8, PeersValue{Cookie: 0x123456789abcdef0}},
-		field{"head", unsafe.Offsetof(peers.Head), 16, PeersValue{Head: netip.AddrPortFrom(six, 0)}},
-		field{"head_port", unsafe.Offsetof(peers.HeadPort), 2, PeersValue{Head: netip.AddrPortFrom(none, 0x1234)}},
-		field{"victim", unsafe.Offsetof(peers.Victim), 1, PeersValue{Victim: 1}},
-		field{"chain_hits", unsafe.Offsetof(peers.ChainHits), 1, PeersValue{ChainHits: 1}},
+		field{"table_class", unsafe.Offsetof(peers.TableClass), 1, PeersValue{TableClass: 1}},
+		field{"table_maps", unsafe.Offsetof(peers.TableMaps), 2, PeersValue{TableMaps: 0x1234}},
+		field{"table_count", unsafe.Offsetof(peers.TableCount), 2, PeersValue{TableCount: 0x1234}},
+		field{"table_version", unsafe.Offsetof(peers.TableVersion), 4, PeersValue{TableVersion: 0x12345678}},
 		field{"slots_tried", unsafe.Offsetof(peers.SlotsTried), 1, PeersValue{SlotsTried: 2}},
 		field{"has_conn", unsafe.Offsetof(peers.HasConn), 1, PeersValue{HasConn: true}},
-	))
-	var key sock.SockRevskOverflowKey
-	fields(t, "overflow key", unsafe.Sizeof(key), OverflowKey{}, []field{
-		{"cookie", unsafe.Offsetof(key.Cookie), 8, OverflowKey{Cookie: 0x123456789abcdef0}},
-		{"peer", unsafe.Offsetof(key.Peer), 16, OverflowKey{Peer: netip.AddrPortFrom(six, 0)}},
-		{"peer_port", unsafe.Offsetof(key.PeerPort), 2, OverflowKey{Peer: netip.AddrPortFrom(none, 0x1234)}},
-	})
-	fields(t, "overflow value", unsafe.Sizeof(overflow), OverflowValue{}, append(inOverflow,
-		field{"next", unsafe.Offsetof(overflow.Next), 16, OverflowValue{Next: netip.AddrPortFrom(six, 0)}},
-		field{"next_port", unsafe.Offsetof(overflow.NextPort), 2, OverflowValue{Next: netip.AddrPortFrom(none, 0x1234)}},
-		field{"prev", unsafe.Offsetof(overflow.Prev), 16, OverflowValue{Prev: netip.AddrPortFrom(six, 0)}},
-		field{"prev_port", unsafe.Offsetof(overflow.PrevPort), 2, OverflowValue{Prev: netip.AddrPortFrom(none, 0x1234)}},
 	))
 }
 
@@ -228,6 +197,21 @@ func TestSizesAreThoseOfTheMaps(t *testing.T) {
 	assert.EqualValues(t, ConnValueSize, spec.Maps[sock.SockMapRevskConn].ValueSize)
 	assert.EqualValues(t, FormerValueSize, spec.Maps[sock.SockMapRevskFormer].ValueSize)
 	assert.EqualValues(t, PeersValueSize, spec.Maps[sock.SockMapRevskPeers].ValueSize)
-	assert.EqualValues(t, OverflowKeySize, spec.Maps[sock.SockMapRevskOverflow].KeySize)
-	assert.EqualValues(t, OverflowValueSize, spec.Maps[sock.SockMapRevskOverflow].ValueSize)
+	for _, m := range TableMaps() {
+		require.Contains(t, spec.Maps, m.Name)
+		assert.EqualValues(t, m.ValueSize, spec.Maps[m.Name].ValueSize, m.Name)
+	}
+	assert.EqualValues(t, 56, unsafe.Offsetof(sock.SockRevskTable8kValue{}.Tuples))
+	assert.Len(t, sock.SockRevskTable8kValue{}.Tuples, TableMap{Class: TableClasses}.Tuples())
+	assert.Len(t, sock.SockRevskTable512Value{}.Tuples, TableMap{Class: 1}.Tuples())
+}
+
+func TestTablesLeave4KBOfOptmem(t *testing.T) {
+	for _, v := range []struct{ optmem, class, maps int }{
+		{0, 0, 0}, {5311, 0, 0}, {5312, 1, 0}, {8896, 4, 0}, {12631, 4, 0}, {12632, 5, 1},
+		{20463, 5, 1}, {20464, 5, 2}, {20480, 5, 2}, {131072, 5, 16}, {1 << 30, 5, 16},
+	} {
+		class, maps := TableLimits(v.optmem)
+		assert.Equal(t, [2]int{v.class, v.maps}, [2]int{class, maps}, "optmem_max %d", v.optmem)
+	}
 }

@@ -5,7 +5,6 @@ package revnat
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 
 	"github.com/revsk/revsk/lbmap"
 )
@@ -86,19 +85,18 @@ func (v *FormerValue) UnmarshalBinary(data []byte) error {
 }
 
 // PeersValue is a value of revsk_peers (struct revsk_peers_value): whom an unconnected socket has
-// sent to, and where the chain of its further tuples in revsk_overflow begins.
+// sent to, and what its table is like (see [TableMaps]).
 type PeersValue struct {
 	// Slots are tuples in no order. A slot whose peer has no port is free.
 	Slots [Slots]Tuple
-	// ChainLen is the number of tuples in revsk_overflow.
-	ChainLen uint32
-	// Cookie is the socket's, 0 until it has had a chain for the first time.
-	Cookie uint64
-	// Head is the peer of the chain's first tuple. Port 0: there is no chain.
-	Head netip.AddrPort
-	// Victim is the slot whose tuple leaves for the chain at the next exchange, which the hooks
-	// decide upon by ChainHits.
-	Victim, ChainHits uint8
+	// TableClass is the size of the table: of class c it has 4<<c tuples. 0: there is none.
+	TableClass uint8
+	// TableMaps says, of class [TableClasses], which of its maps the socket has, one bit each.
+	TableMaps uint16
+	// TableCount is the number of tuples in tables.
+	TableCount uint16
+	// TableVersion changes when tuples move from one place to another. It is odd meanwhile.
+	TableVersion uint32
 	// SlotsTried is how many slots are in use or have been: the hooks do not look at the others.
 	SlotsTried uint8
 	// HasConn is true if the socket has a value in revsk_conn, or had one.
@@ -125,16 +123,14 @@ func (v PeersValue) MarshalBinary() ([]byte, error) {
 				return fmt.Errorf("slot %d: %w", i, err)
 			}
 		}
-		if err := putEndpoint(b[160:176], b[4:6], v.Head); err != nil {
-			return fmt.Errorf("head of the chain: %w", err)
-		}
+		binary.NativeEndian.PutUint16(b[4:6], v.TableMaps)
 		if v.HasConn {
 			b[6] = 1
 		}
 		b[7] = v.SlotsTried
-		binary.NativeEndian.PutUint64(b[152:160], v.Cookie)
-		binary.NativeEndian.PutUint32(b[176:180], v.ChainLen)
-		b[180], b[181] = v.Victim, v.ChainHits
+		binary.NativeEndian.PutUint32(b[152:156], v.TableVersion)
+		binary.NativeEndian.PutUint16(b[156:158], v.TableCount)
+		b[158] = v.TableClass
 		return nil
 	})
 }
@@ -152,15 +148,15 @@ func (v *PeersValue) UnmarshalBinary(data []byte) error {
 		if err := zero(b[0:4]); err != nil {
 			return fmt.Errorf("lock: %w", err)
 		}
-		v.Head = getEndpoint(b[160:176], b[4:6])
+		v.TableMaps = binary.NativeEndian.Uint16(b[4:6])
 		v.HasConn, v.SlotsTried = b[6] == 1, b[7]
 		if b[6] > 1 {
 			return fmt.Errorf("has_conn is %d: %w", b[6], lbmap.ErrInvalid)
 		}
-		v.Cookie = binary.NativeEndian.Uint64(b[152:160])
-		v.ChainLen = binary.NativeEndian.Uint32(b[176:180])
-		v.Victim, v.ChainHits = b[180], b[181]
-		return zero(b[182:184])
+		v.TableVersion = binary.NativeEndian.Uint32(b[152:156])
+		v.TableCount = binary.NativeEndian.Uint16(b[156:158])
+		v.TableClass = b[158]
+		return zero(b[159:184])
 	})
 }
 

@@ -19,9 +19,8 @@ const TupleSize = 48
 const (
 	flagMigrated = 1 << iota
 	flagEnded
-	flagReferenced
 
-	knownFlags = flagMigrated | flagEnded | flagReferenced
+	knownFlags = flagMigrated | flagEnded
 )
 
 // TimeUnit is the unit of [Tuple.Time]: 2^30 ns, a little more than a second.
@@ -42,9 +41,9 @@ type Tuple struct {
 	// Ended says that the application has turned to Peer itself since, in mode dual. It is no tuple any
 	// more: it only tells the migration that an entry of the hash is outdated.
 	Ended bool
-	// Referenced says that the tuple, which is in a table, was read since the hooks last looked for one
-	// that could make room.
-	Referenced bool
+	// Age is, of a tuple in a table, how often the hooks have considered it for making room since it was
+	// last used.
+	Age uint8
 	// BackendID is the backend's id in cilium_lb{4,6}_backends_v3, 0 if it is not known.
 	BackendID uint32
 	// Time is since boot (CLOCK_MONOTONIC), a multiple of [TimeUnit]. 0: unknown. Of a connection it is
@@ -75,11 +74,12 @@ func (t Tuple) put(b []byte) error {
 		return fmt.Errorf("service: %w", err)
 	}
 	binary.BigEndian.PutUint16(b[36:38], t.RevNATIndex)
-	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagEnded: t.Ended, flagReferenced: t.Referenced} {
+	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagEnded: t.Ended} {
 		if set {
 			b[38] |= flag
 		}
 	}
+	b[39] = t.Age
 	binary.NativeEndian.PutUint32(b[40:44], t.BackendID)
 	if t.Time%TimeUnit != 0 || t.Time < 0 || t.Time > math.MaxUint32*TimeUnit {
 		return fmt.Errorf("time %v after boot: %w", t.Time, lbmap.ErrInvalid)
@@ -93,16 +93,13 @@ func (t *Tuple) get(b []byte) error {
 	if unknown := flags &^ knownFlags; unknown != 0 {
 		return fmt.Errorf("unknown flags %#x: %w", unknown, lbmap.ErrInvalid)
 	}
-	if err := zero(b[39:40]); err != nil {
-		return err
-	}
 	*t = Tuple{
 		Peer:        getEndpoint(b[0:16], b[32:34]),
 		Service:     getEndpoint(b[16:32], b[34:36]),
 		RevNATIndex: binary.BigEndian.Uint16(b[36:38]),
 		Migrated:    flags&flagMigrated != 0,
 		Ended:       flags&flagEnded != 0,
-		Referenced:  flags&flagReferenced != 0,
+		Age:         b[39],
 		BackendID:   binary.NativeEndian.Uint32(b[40:44]),
 		Time:        time.Duration(binary.NativeEndian.Uint32(b[44:48])) * TimeUnit,
 	}

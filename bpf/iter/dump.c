@@ -75,45 +75,122 @@ SEC("iter/bpf_sk_storage_map") int dump_former(struct bpf_iter__bpf_sk_storage_m
 	return 0;
 }
 
-/* What follows the lock; the hooks change that without taking it, one aligned word at a time. */
-static __always_inline void copy_chain(struct revsk_peers_value *to,
-				       const struct revsk_peers_value *from)
+static __always_inline int finish(void *record, bool whole)
 {
-	to->lock.val = 0;
-	to->chain_len = from->chain_len;
-	to->cookie = from->cookie;
-	to->head = from->head;
-	to->head_port = from->head_port;
-	to->victim = from->victim;
-	to->chain_hits = from->chain_hits;
-	to->has_conn = from->has_conn;
-	to->slots_tried = from->slots_tried;
-	__builtin_memset(to->pad, 0, sizeof(to->pad));
+	if (whole) {
+		bpf_ringbuf_submit(record, 0);
+	} else {
+		bpf_ringbuf_discard(record, 0);
+		__sync_fetch_and_add(&revsk_records_lost, 1);
+	}
+	return 0;
 }
 
+/*
+ * Emits the tuples of a table, under its lock. What it emits twice, because tuples move to another
+ * table at the same time, is of a socket whose record of revsk_peers is lost.
+ */
+#define DUMP_TABLE(map, class)                                                                     \
+	do {                                                                                       \
+		__u64 size = sizeof(struct revsk_socket) +                                         \
+			     TABLE_TUPLES(class) * sizeof(struct revsk_tuple);                     \
+		struct revsk_table_8k_value *v = bpf_sk_storage_get(&map, sk, NULL, 0);            \
+		struct revsk_table_record *record = v ? record_reserve(size) : NULL;               \
+                                                                                                   \
+		if (!record)                                                                       \
+			break;                                                                     \
+		record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));                     \
+		bpf_spin_lock(&v->lock);                                                           \
+		for (int i = 0; i < TABLE_TUPLES(class); i++)                                      \
+			record->tuples[i] = v->tuples[i];                                          \
+		bpf_spin_unlock(&v->lock);                                                         \
+		bpf_ringbuf_submit(record, 0);                                                     \
+	} while (0)
+
+#define DUMP_MAP(n)                                                                                \
+	do {                                                                                       \
+		if (table_has_map(p, n))                                                           \
+			DUMP_TABLE(revsk_table_8k_##n, TABLE_CLASSES);                             \
+	} while (0)
+
+static __always_inline void dump_tables(struct sock *sk, const struct revsk_peers_value *p)
+{
+	switch (p->table_class) {
+	case 0:
+		return;
+	case 1:
+		DUMP_TABLE(revsk_table_512, 1);
+		return;
+	case 2:
+		DUMP_TABLE(revsk_table_1k, 2);
+		return;
+	case 3:
+		DUMP_TABLE(revsk_table_2k, 3);
+		return;
+	case 4:
+		DUMP_TABLE(revsk_table_4k, 4);
+		return;
+	}
+	DUMP_MAP(0);
+	DUMP_MAP(1);
+	DUMP_MAP(2);
+	DUMP_MAP(3);
+	DUMP_MAP(4);
+	DUMP_MAP(5);
+	DUMP_MAP(6);
+	DUMP_MAP(7);
+	DUMP_MAP(8);
+	DUMP_MAP(9);
+	DUMP_MAP(10);
+	DUMP_MAP(11);
+	DUMP_MAP(12);
+	DUMP_MAP(13);
+	DUMP_MAP(14);
+	DUMP_MAP(15);
+}
+
+/* What is beside the slots; the hooks change that one aligned word at a time. */
+static __always_inline void copy_control(struct revsk_peers_value *to,
+					 const struct revsk_peers_value *from)
+{
+	to->lock.val = 0;
+	to->table_maps = from->table_maps;
+	to->has_conn = from->has_conn;
+	to->slots_tried = from->slots_tried;
+	to->table_version = *(volatile const __u32 *)&from->table_version;
+	to->table_count = from->table_count;
+	to->table_class = from->table_class;
+	__builtin_memset(to->reserved, 0, sizeof(to->reserved));
+}
+
+/* The tables of the socket first, then its slots. */
 SEC("iter/bpf_sk_storage_map") int dump_peers(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct revsk_peers_record *record;
 	struct sock *sk = ctx->sk;
 	struct revsk_peers_value *v;
+	__u32 version;
 
 	if (!sk || is_dying(sk))
 		return 0;
 	v = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
 	if (!v)
 		return 0;
+	bpf_spin_lock(&v->lock);
+	version = v->table_version;
+	bpf_spin_unlock(&v->lock);
+	dump_tables(sk, v);
 	record = record_reserve(sizeof(*record));
 	if (!record)
 		return 0;
 	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
-	copy_chain(&record->value, v);
 	bpf_spin_lock(&v->lock);
+	copy_control(&record->value, v);
 #pragma unroll
 	for (int i = 0; i < REVSK_SLOTS; i++)
 		record->value.slots[i] = v->slots[i];
 	bpf_spin_unlock(&v->lock);
-	bpf_ringbuf_submit(record, 0);
-	return 0;
+	return finish(record, !(version & 1) && record->value.table_version == version);
 }
 
 /*
@@ -146,17 +223,6 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 	return differ;
 }
 
-static __always_inline int finish_unlocked(void *record, bool whole)
-{
-	if (whole) {
-		bpf_ringbuf_submit(record, 0);
-	} else {
-		bpf_ringbuf_discard(record, 0);
-		__sync_fetch_and_add(&revsk_records_lost, 1);
-	}
-	return 0;
-}
-
 SEC("iter/bpf_sk_storage_map") int dump_conn_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	const struct revsk_conn_value *v = ctx->value;
@@ -174,7 +240,7 @@ SEC("iter/bpf_sk_storage_map") int dump_conn_unlocked(struct bpf_iter__bpf_sk_st
 	record->value.bits = v->bits;
 	for (int i = 0; torn && i < ATTEMPTS; i++)
 		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
-	return finish_unlocked(record, !torn);
+	return finish(record, !torn);
 }
 
 SEC("iter/bpf_sk_storage_map") int dump_former_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
@@ -194,7 +260,7 @@ SEC("iter/bpf_sk_storage_map") int dump_former_unlocked(struct bpf_iter__bpf_sk_
 	record->value.reserved = 0;
 	for (int i = 0; torn && i < ATTEMPTS; i++)
 		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
-	return finish_unlocked(record, !torn);
+	return finish(record, !torn);
 }
 
 SEC("iter/bpf_sk_storage_map") int dump_peers_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
@@ -210,14 +276,47 @@ SEC("iter/bpf_sk_storage_map") int dump_peers_unlocked(struct bpf_iter__bpf_sk_s
 	if (!record)
 		return 0;
 	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
-	copy_chain(&record->value, v);
+	copy_control(&record->value, v);
 	for (int i = 0; torn && i < ATTEMPTS; i++) {
 		torn = 0;
 #pragma unroll
 		for (int slot = 0; slot < REVSK_SLOTS; slot++)
 			torn |= copy_tuple(&record->value.slots[slot], &v->slots[slot], &v->lock);
 	}
-	return finish_unlocked(record, !torn);
+	return finish(record, !torn);
 }
+
+/*
+ * Over a table of one class. That tuples have moved to other tables in between is noticed by who reads
+ * revsk_peers before and after.
+ */
+#define DUMP_TABLE_UNLOCKED(name, class)                                                           \
+	SEC("iter/bpf_sk_storage_map") int name(struct bpf_iter__bpf_sk_storage_map *ctx)          \
+	{                                                                                          \
+		const struct revsk_table_##class##_value *v = ctx->value;                          \
+		const int tuples = sizeof(v->tuples) / sizeof(v->tuples[0]);                       \
+		struct revsk_table_record *record;                                                 \
+		struct sock *sk = ctx->sk;                                                         \
+		__u64 torn = 1;                                                                    \
+                                                                                                   \
+		if (!sk || !v || is_dying(sk))                                                     \
+			return 0;                                                                  \
+		record = record_reserve(sizeof(record->socket) + sizeof(v->tuples));               \
+		if (!record)                                                                       \
+			return 0;                                                                  \
+		record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);            \
+		for (int i = 0; torn && i < ATTEMPTS; i++) {                                       \
+			torn = 0;                                                                  \
+			for (int j = 0; j < tuples; j++)                                           \
+				torn |= copy_tuple(&record->tuples[j], &v->tuples[j], &v->lock);   \
+		}                                                                                  \
+		return finish(record, !torn);                                                      \
+	}
+
+DUMP_TABLE_UNLOCKED(dump_512_unlocked, 512)
+DUMP_TABLE_UNLOCKED(dump_1k_unlocked, 1k)
+DUMP_TABLE_UNLOCKED(dump_2k_unlocked, 2k)
+DUMP_TABLE_UNLOCKED(dump_4k_unlocked, 4k)
+DUMP_TABLE_UNLOCKED(dump_8k_unlocked, 8k)
 
 char _license[] SEC("license") = "Dual BSD/GPL";

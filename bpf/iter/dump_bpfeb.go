@@ -45,12 +45,39 @@ const (
 	DumpMapRevskFormer         = "revsk_former"
 	DumpMapRevskPeers          = "revsk_peers"
 	DumpMapRevskRecords        = "revsk_records"
+	DumpMapRevskTable1k        = "revsk_table_1k"
+	DumpMapRevskTable2k        = "revsk_table_2k"
+	DumpMapRevskTable4k        = "revsk_table_4k"
+	DumpMapRevskTable512       = "revsk_table_512"
+	DumpMapRevskTable8k0       = "revsk_table_8k_0"
+	DumpMapRevskTable8k1       = "revsk_table_8k_1"
+	DumpMapRevskTable8k10      = "revsk_table_8k_10"
+	DumpMapRevskTable8k11      = "revsk_table_8k_11"
+	DumpMapRevskTable8k12      = "revsk_table_8k_12"
+	DumpMapRevskTable8k13      = "revsk_table_8k_13"
+	DumpMapRevskTable8k14      = "revsk_table_8k_14"
+	DumpMapRevskTable8k15      = "revsk_table_8k_15"
+	DumpMapRevskTable8k2       = "revsk_table_8k_2"
+	DumpMapRevskTable8k3       = "revsk_table_8k_3"
+	DumpMapRevskTable8k4       = "revsk_table_8k_4"
+	DumpMapRevskTable8k5       = "revsk_table_8k_5"
+	DumpMapRevskTable8k6       = "revsk_table_8k_6"
+	DumpMapRevskTable8k7       = "revsk_table_8k_7"
+	DumpMapRevskTable8k8       = "revsk_table_8k_8"
+	DumpMapRevskTable8k9       = "revsk_table_8k_9"
+	DumpProgDump1kUnlocked     = "dump_1k_unlocked"
+	DumpProgDump2kUnlocked     = "dump_2k_unlocked"
+	DumpProgDump4kUnlocked     = "dump_4k_unlocked"
+	DumpProgDump512Unlocked    = "dump_512_unlocked"
+	DumpProgDump8kUnlocked     = "dump_8k_unlocked"
 	DumpProgDumpConn           = "dump_conn"
 	DumpProgDumpConnUnlocked   = "dump_conn_unlocked"
 	DumpProgDumpFormer         = "dump_former"
 	DumpProgDumpFormerUnlocked = "dump_former_unlocked"
 	DumpProgDumpPeers          = "dump_peers"
 	DumpProgDumpPeersUnlocked  = "dump_peers_unlocked"
+	DumpVarCfgTableClasses     = "cfg_table_classes"
+	DumpVarCfgTableMaps        = "cfg_table_maps"
 	DumpVarRevskRecordsLost    = "revsk_records_lost"
 	DumpVarUnusedSocket        = "unused_socket"
 )
@@ -97,6 +124,11 @@ type DumpSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpProgramSpecs struct {
+	Dump1kUnlocked     *ebpf.ProgramSpec `ebpf:"dump_1k_unlocked"`
+	Dump2kUnlocked     *ebpf.ProgramSpec `ebpf:"dump_2k_unlocked"`
+	Dump4kUnlocked     *ebpf.ProgramSpec `ebpf:"dump_4k_unlocked"`
+	Dump512Unlocked    *ebpf.ProgramSpec `ebpf:"dump_512_unlocked"`
+	Dump8kUnlocked     *ebpf.ProgramSpec `ebpf:"dump_8k_unlocked"`
 	DumpConn           *ebpf.ProgramSpec `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.ProgramSpec `ebpf:"dump_conn_unlocked"`
 	DumpFormer         *ebpf.ProgramSpec `ebpf:"dump_former"`
@@ -109,16 +141,38 @@ type DumpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpMapSpecs struct {
-	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
-	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
-	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskRecords *ebpf.MapSpec `ebpf:"revsk_records"`
+	RevskConn      *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer    *ebpf.MapSpec `ebpf:"revsk_former"`
+	RevskPeers     *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskRecords   *ebpf.MapSpec `ebpf:"revsk_records"`
+	RevskTable1k   *ebpf.MapSpec `ebpf:"revsk_table_1k"`
+	RevskTable2k   *ebpf.MapSpec `ebpf:"revsk_table_2k"`
+	RevskTable4k   *ebpf.MapSpec `ebpf:"revsk_table_4k"`
+	RevskTable512  *ebpf.MapSpec `ebpf:"revsk_table_512"`
+	RevskTable8k0  *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1  *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10 *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11 *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12 *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13 *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14 *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15 *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2  *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3  *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4  *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5  *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6  *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7  *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8  *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9  *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
 }
 
 // DumpVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpVariableSpecs struct {
+	CfgTableClasses  *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps     *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 	RevskRecordsLost *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
 	UnusedSocket     *ebpf.VariableSpec `ebpf:"unused_socket"`
 }
@@ -143,10 +197,30 @@ func (o *DumpObjects) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpMaps struct {
-	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
-	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
-	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
-	RevskRecords *ebpf.Map `ebpf:"revsk_records"`
+	RevskConn      *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer    *ebpf.Map `ebpf:"revsk_former"`
+	RevskPeers     *ebpf.Map `ebpf:"revsk_peers"`
+	RevskRecords   *ebpf.Map `ebpf:"revsk_records"`
+	RevskTable1k   *ebpf.Map `ebpf:"revsk_table_1k"`
+	RevskTable2k   *ebpf.Map `ebpf:"revsk_table_2k"`
+	RevskTable4k   *ebpf.Map `ebpf:"revsk_table_4k"`
+	RevskTable512  *ebpf.Map `ebpf:"revsk_table_512"`
+	RevskTable8k0  *ebpf.Map `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1  *ebpf.Map `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10 *ebpf.Map `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11 *ebpf.Map `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12 *ebpf.Map `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13 *ebpf.Map `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14 *ebpf.Map `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15 *ebpf.Map `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2  *ebpf.Map `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3  *ebpf.Map `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4  *ebpf.Map `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5  *ebpf.Map `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6  *ebpf.Map `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7  *ebpf.Map `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8  *ebpf.Map `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9  *ebpf.Map `ebpf:"revsk_table_8k_9"`
 }
 
 func (m *DumpMaps) Close() error {
@@ -155,6 +229,26 @@ func (m *DumpMaps) Close() error {
 		m.RevskFormer,
 		m.RevskPeers,
 		m.RevskRecords,
+		m.RevskTable1k,
+		m.RevskTable2k,
+		m.RevskTable4k,
+		m.RevskTable512,
+		m.RevskTable8k0,
+		m.RevskTable8k1,
+		m.RevskTable8k10,
+		m.RevskTable8k11,
+		m.RevskTable8k12,
+		m.RevskTable8k13,
+		m.RevskTable8k14,
+		m.RevskTable8k15,
+		m.RevskTable8k2,
+		m.RevskTable8k3,
+		m.RevskTable8k4,
+		m.RevskTable8k5,
+		m.RevskTable8k6,
+		m.RevskTable8k7,
+		m.RevskTable8k8,
+		m.RevskTable8k9,
 	)
 }
 
@@ -162,6 +256,8 @@ func (m *DumpMaps) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpVariables struct {
+	CfgTableClasses  *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps     *ebpf.Variable `ebpf:"cfg_table_maps"`
 	RevskRecordsLost *ebpf.Variable `ebpf:"revsk_records_lost"`
 	UnusedSocket     *ebpf.Variable `ebpf:"unused_socket"`
 }
@@ -170,6 +266,11 @@ type DumpVariables struct {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpPrograms struct {
+	Dump1kUnlocked     *ebpf.Program `ebpf:"dump_1k_unlocked"`
+	Dump2kUnlocked     *ebpf.Program `ebpf:"dump_2k_unlocked"`
+	Dump4kUnlocked     *ebpf.Program `ebpf:"dump_4k_unlocked"`
+	Dump512Unlocked    *ebpf.Program `ebpf:"dump_512_unlocked"`
+	Dump8kUnlocked     *ebpf.Program `ebpf:"dump_8k_unlocked"`
 	DumpConn           *ebpf.Program `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.Program `ebpf:"dump_conn_unlocked"`
 	DumpFormer         *ebpf.Program `ebpf:"dump_former"`
@@ -180,6 +281,11 @@ type DumpPrograms struct {
 
 func (p *DumpPrograms) Close() error {
 	return _DumpClose(
+		p.Dump1kUnlocked,
+		p.Dump2kUnlocked,
+		p.Dump4kUnlocked,
+		p.Dump512Unlocked,
+		p.Dump8kUnlocked,
 		p.DumpConn,
 		p.DumpConnUnlocked,
 		p.DumpFormer,

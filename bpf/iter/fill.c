@@ -128,6 +128,51 @@ static __always_inline __u32 ctx_time(void)
 	return tuple_time(bpf_ktime_get_ns());
 }
 
+/* An import never evicts what hooks wrote. */
+static __always_inline bool ctx_may_evict(void)
+{
+	return false;
+}
+
+static __always_inline int ctx_table_attempts(void)
+{
+	return 1;
+}
+
+static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	return p ? table_position(table_get(s->sk, p, peer_hash(peer)), peer) : -ENOENT;
+}
+
+static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash)
+{
+	struct revsk_peers_value *p = peers_get(s);
+	const struct endpoint none = {};
+
+	return p ? table_choose(table_get(s->sk, p, hash), hash, &none) : TABLE_NONE;
+}
+
+static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	return p ? table_relocate(p, table_get(s->sk, p, hash), hash) : -ENOENT;
+}
+
+static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	return p ? table_grow(s->sk, p, hash) : -ENOENT;
+}
+
+static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)
+{
+	return -ENOENT;
+}
+
 static __always_inline __u64 ctx_netns_cookie(void *ctx)
 {
 	return 0;

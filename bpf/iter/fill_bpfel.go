@@ -112,9 +112,28 @@ const (
 	FillMapRevskImportBackends        = "revsk_import_backends"
 	FillMapRevskImportSockets         = "revsk_import_sockets"
 	FillMapRevskMetrics               = "revsk_metrics"
-	FillMapRevskOverflow              = "revsk_overflow"
 	FillMapRevskPeers                 = "revsk_peers"
 	FillMapRevskRequests              = "revsk_requests"
+	FillMapRevskTable1k               = "revsk_table_1k"
+	FillMapRevskTable2k               = "revsk_table_2k"
+	FillMapRevskTable4k               = "revsk_table_4k"
+	FillMapRevskTable512              = "revsk_table_512"
+	FillMapRevskTable8k0              = "revsk_table_8k_0"
+	FillMapRevskTable8k1              = "revsk_table_8k_1"
+	FillMapRevskTable8k10             = "revsk_table_8k_10"
+	FillMapRevskTable8k11             = "revsk_table_8k_11"
+	FillMapRevskTable8k12             = "revsk_table_8k_12"
+	FillMapRevskTable8k13             = "revsk_table_8k_13"
+	FillMapRevskTable8k14             = "revsk_table_8k_14"
+	FillMapRevskTable8k15             = "revsk_table_8k_15"
+	FillMapRevskTable8k2              = "revsk_table_8k_2"
+	FillMapRevskTable8k3              = "revsk_table_8k_3"
+	FillMapRevskTable8k4              = "revsk_table_8k_4"
+	FillMapRevskTable8k5              = "revsk_table_8k_5"
+	FillMapRevskTable8k6              = "revsk_table_8k_6"
+	FillMapRevskTable8k7              = "revsk_table_8k_7"
+	FillMapRevskTable8k8              = "revsk_table_8k_8"
+	FillMapRevskTable8k9              = "revsk_table_8k_9"
 	FillProgFillDescriptor            = "fill_descriptor"
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
@@ -141,6 +160,8 @@ const (
 	FillVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	FillVarCfgSessionAffinity         = "cfg_session_affinity"
 	FillVarCfgSetRetval               = "cfg_set_retval"
+	FillVarCfgTableClasses            = "cfg_table_classes"
+	FillVarCfgTableMaps               = "cfg_table_maps"
 	FillVarRevskCaller                = "revsk_caller"
 	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
@@ -221,9 +242,28 @@ type FillMapSpecs struct {
 	RevskImportBackends   *ebpf.MapSpec `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.MapSpec `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
 	RevskRequests         *ebpf.MapSpec `ebpf:"revsk_requests"`
+	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
 }
 
 // FillVariableSpecs contains global variables before they are loaded into the kernel.
@@ -251,6 +291,8 @@ type FillVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 	RevskCaller                *ebpf.VariableSpec `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
@@ -298,9 +340,28 @@ type FillMaps struct {
 	RevskImportBackends   *ebpf.Map `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.Map `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
 	RevskRequests         *ebpf.Map `ebpf:"revsk_requests"`
+	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
 }
 
 func (m *FillMaps) Close() error {
@@ -324,9 +385,28 @@ func (m *FillMaps) Close() error {
 		m.RevskImportBackends,
 		m.RevskImportSockets,
 		m.RevskMetrics,
-		m.RevskOverflow,
 		m.RevskPeers,
 		m.RevskRequests,
+		m.RevskTable1k,
+		m.RevskTable2k,
+		m.RevskTable4k,
+		m.RevskTable512,
+		m.RevskTable8k0,
+		m.RevskTable8k1,
+		m.RevskTable8k10,
+		m.RevskTable8k11,
+		m.RevskTable8k12,
+		m.RevskTable8k13,
+		m.RevskTable8k14,
+		m.RevskTable8k15,
+		m.RevskTable8k2,
+		m.RevskTable8k3,
+		m.RevskTable8k4,
+		m.RevskTable8k5,
+		m.RevskTable8k6,
+		m.RevskTable8k7,
+		m.RevskTable8k8,
+		m.RevskTable8k9,
 	)
 }
 
@@ -355,6 +435,8 @@ type FillVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.Variable `ebpf:"cfg_table_maps"`
 	RevskCaller                *ebpf.Variable `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "kernel_iter.h"
-#include "tuple.h"
+#include "table.h"
 
 struct revsk_socket {
 	__u64 id; /* the kernel's address of the socket: tells sockets without a cookie apart */
@@ -44,6 +44,12 @@ struct revsk_former_record {
 struct revsk_peers_record {
 	struct revsk_socket socket;
 	struct revsk_peers_value value;
+};
+
+/* The tuples of a table; so many as its class has. */
+struct revsk_table_record {
+	struct revsk_socket socket;
+	struct revsk_tuple tuples[TABLE_TUPLES(1)];
 };
 
 _Static_assert(sizeof(struct revsk_conn_record) == 80 + 56, "no padding before the value");

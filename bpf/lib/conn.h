@@ -143,11 +143,11 @@ static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_va
 		conn->bits |= REVSK_CONN_HAS_FORMER;
 	} else {
 		peer = tuple_peer(&former->tuple);
-		if (endpoint_equal(&peer, next) || (p && peers_find(p, &peer))) {
+		if (endpoint_equal(&peer, next) || peers_has(s, p, &peer)) {
 			count(REVSK_DROPPED_REPLACED);
 		} else {
 			p = peers_get_or_create(s, p);
-			if (!p || peers_add(p, sock_cookie(s), &former->tuple))
+			if (!p || peers_add(s, p, &former->tuple))
 				return -ENOMEM;
 		}
 	}

@@ -12,7 +12,7 @@
 enum revsk_fate {
 	REVSK_FATE_NOT_MET = 0, /* no program has met its socket */
 	REVSK_FATE_CONN = 1, /* moved to revsk_conn, or to revsk_former */
-	REVSK_FATE_PEERS = 2, /* moved to revsk_peers, or its chain */
+	REVSK_FATE_PEERS = 2, /* moved to revsk_peers, or a table */
 	REVSK_FATE_PRESENT = 3, /* the socket has a tuple for that peer already */
 	REVSK_FATE_ENDED =
 		4, /* a hook has ended it since: the application turned to the peer itself */
@@ -68,7 +68,7 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 
 	if (connection_find(s, &peer))
 		return REVSK_FATE_PRESENT;
-	if (p && peers_find(p, &peer))
+	if (peers_has(s, p, &peer))
 		return REVSK_FATE_PRESENT;
 	/* What the socket is connected to stays true of it, whatever has become of the service. */
 	if (e->stale && !connected)
@@ -104,7 +104,7 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 		return REVSK_FATE_CONN;
 	}
 	p = peers_get_or_create(s, p);
-	if (!p || peers_add(p, sock_cookie(s), &new.tuple))
+	if (!p || peers_add(s, p, &new.tuple))
 		return REVSK_FATE_NO_MEMORY;
 	count(REVSK_STORED);
 	return REVSK_FATE_PEERS;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Counters, per CPU. At any moment: stored = released + dropped_* + tuples on live sockets. */
+/* Counters, per CPU. At any moment: stored = released + dropped_* + evicted + tuples on live sockets. */
 #pragma once
 
 #include "kernel.h"
@@ -11,15 +11,13 @@ enum revsk_metric {
 	REVSK_DROPPED_DIRECT = 3, /* dropped: the application turned to the peer itself */
 	REVSK_DROPPED_REPLACED = 4, /* dropped: another tuple has taken its place */
 	REVSK_UPDATED = 5, /* tuples that changed in place: same peer, another service */
-	REVSK_OVERFLOW_STORED = 6, /* tuples that went to the overflow map */
-	REVSK_OVERFLOW_REMOVED = 7, /* tuples that left the overflow map */
-	REVSK_RELEASE_ZEROED = 8, /* releases whose destination the kernel had zeroed */
-	REVSK_RELEASE_TRUNCATED = 9, /* releases that left the end of a chain to the sweep */
-	REVSK_REJECTED_NO_BACKEND = 10, /* calls rejected with EHOSTUNREACH */
-	REVSK_REJECTED_NO_MEMORY = 11, /* calls rejected with ENOMEM */
-	REVSK_TRANSLATED = 12, /* connects and sends rewritten to a backend */
-	REVSK_REVERSED = 13, /* reads rewritten to a service */
-	REVSK_METRIC_COUNT = 14,
+	REVSK_EVICTED = 6, /* tuples of a table that had to make room for another */
+	REVSK_RELEASE_ZEROED = 7, /* releases whose destination the kernel had zeroed */
+	REVSK_REJECTED_NO_BACKEND = 8, /* calls rejected with EHOSTUNREACH */
+	REVSK_REJECTED_NO_MEMORY = 9, /* calls rejected with ENOMEM */
+	REVSK_TRANSLATED = 10, /* connects and sends rewritten to a backend */
+	REVSK_REVERSED = 11, /* reads rewritten to a service */
+	REVSK_METRIC_COUNT = 12,
 };
 
 struct {

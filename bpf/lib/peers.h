@@ -1,22 +1,63 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The set of peers that a datagram socket has sent to: a few slots on the socket, the rest in the
- * overflow chain. A peer is in one place only, and there is a chain only while the slots are full.
+ * The set of peers that a datagram socket has sent to: a few slots, which the first peers fill, and a table
+ * for the others (table.h). A peer is in one place only.
  *
- * Which tuples have the slots: the first to come, until every EXCHANGE_INTERVAL-th send that finds
- * its tuple in the chain exchanges it with the tuple of the next slot in turn. A peer that gets most
- * of the sends is in a slot soon and comes back soon after it was exchanged; a socket that talks to
- * all its peers alike pays for an exchange on few of its sends.
+ * If the table can grow no more, one of the tuples in the two buckets that the new one may go to makes
+ * room: the one that was not used for longest, as far as those are concerned which were considered before.
+ * So what a socket remembers is bounded, no socket takes anything from another, and no send is
+ * refused for want of room. The tuple of the peer that the socket is connected to stays.
  */
 #pragma once
 
-#include "overflow.h"
+#include "legacy.h"
+#include "metrics.h"
+#include "sock_ref.h"
+#include "table.h"
 
-#define EXCHANGE_INTERVAL 16
+/*
+ * What is to be done with a table, by hash and position: table_position, and the steps of making room. The
+ * program that includes the library defines them, as functions that the verifier walks once.
+ */
+static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer);
+static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash);
+static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash);
+static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash);
+static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position);
+/* How often the table may grow for one tuple; more than once is rare. */
+static __always_inline int ctx_table_attempts(void);
+/* Whether a tuple may make room for another. */
+static __always_inline bool ctx_may_evict(void);
 
 static __always_inline struct revsk_peers_value *peers_get(struct sock_ref *s)
 {
 	return bpf_sk_storage_get(&revsk_peers, s->sk, NULL, 0);
+}
+
+/* The tuple for @peer, or NULL. */
+static __noinline struct revsk_tuple *
+table_find(struct sock_ref *s, const struct revsk_peers_value *p, const struct endpoint *peer)
+{
+	__u64 hash = peer_hash(peer);
+	struct table_ref r = table_get(s->sk, p, hash);
+
+	return r.t ? table_search(r, hash, peer) : NULL;
+}
+
+/* Writes @t to a place that table_choose or table_position has named. */
+static __noinline int table_write(struct sock_ref *s, const struct revsk_peers_value *p, __u64 hash,
+				  __u64 position, const struct revsk_tuple *t)
+{
+	struct table_ref r = table_get(s->sk, p, hash);
+	struct revsk_tuple *place;
+
+	if (!r.t)
+		return -ENOMEM;
+	place = table_at(r, position);
+	bpf_spin_lock(&r.t->lock);
+	*place = *t;
+	bpf_spin_unlock(&r.t->lock);
+	return 0;
 }
 
 static __always_inline struct revsk_tuple *slot_find(struct revsk_peers_value *p,
@@ -29,16 +70,23 @@ static __always_inline struct revsk_tuple *slot_find(struct revsk_peers_value *p
 	return NULL;
 }
 
-static __always_inline struct revsk_tuple *peers_find(struct revsk_peers_value *p,
-						      const struct endpoint *peer)
+static __always_inline struct revsk_tuple *
+peers_find(struct sock_ref *s, struct revsk_peers_value *p, const struct endpoint *peer)
 {
 	struct revsk_tuple *t = slot_find(p, peer);
-	struct revsk_overflow_value *v;
 
-	if (t)
+	if (t || !p->table_class)
 		return t;
-	v = overflow_find(p, peer);
-	return v ? &v->tuple : NULL;
+	return table_find(s, p, peer);
+}
+
+/* For who does not want the tuple: the verifier need not tell apart where it may be. */
+static __always_inline bool peers_has(struct sock_ref *s, struct revsk_peers_value *p,
+				      const struct endpoint *peer)
+{
+	if (!p)
+		return false;
+	return slot_find(p, peer) || (p->table_class && ctx_table_position(s, peer) >= 0);
 }
 
 static __always_inline void slot_write(struct revsk_peers_value *p, struct revsk_tuple *slot,
@@ -49,42 +97,85 @@ static __always_inline void slot_write(struct revsk_peers_value *p, struct revsk
 	bpf_spin_unlock(&p->lock);
 }
 
-/* The tuple of the slot in turn goes to the chain, @t from the chain takes its place. */
-static __noinline int peers_exchange(struct revsk_peers_value *p, const struct revsk_tuple *t)
+/* Replaces the tuple for a peer that the socket has. */
+static __always_inline void peers_replace(struct sock_ref *s, struct revsk_peers_value *p,
+					  const struct revsk_tuple *t)
 {
-	struct endpoint peer;
-	__u32 i;
+	const struct endpoint peer = tuple_peer(t);
+	struct revsk_tuple *slot = slot_find(p, &peer);
 
-	if (!p || !t)
-		return -EINVAL;
-	/* Compared rather than taken modulo: the verifier learns bounds from comparisons only. */
-	i = p->victim;
-	if (i >= REVSK_SLOTS)
-		i = 0;
-	/* In this order a full map changes nothing, and no reader misses either tuple. */
-	if (overflow_push(p, p->cookie, &p->slots[i]))
+	if (slot)
+		slot_write(p, slot, t);
+	else
+		table_write(s, p, tuple_hash(t), ctx_table_position(s, &peer), t);
+}
+
+/* What evicting @t means elsewhere. */
+static __always_inline void tuple_evicted(struct sock_ref *s, const struct revsk_tuple *t)
+{
+	const struct endpoint peer = tuple_peer(t);
+
+	if (t->flags & REVSK_TUPLE_ENDED)
+		return;
+	if (mode_has_hash(current_mode()))
+		legacy_delete(sock_cookie(s), &peer);
+	count(REVSK_EVICTED);
+}
+
+/* There is no memory for the smallest table: @t takes the place of the tuple in a slot. */
+static __noinline int slots_evict(struct sock_ref *s, struct revsk_peers_value *p,
+				  const struct revsk_tuple *t)
+{
+	const struct endpoint actual = sock_peer(s->sk);
+	__u64 best = TABLE_NONE >> 1;
+
+#pragma unroll
+	for (int i = 0; i < REVSK_SLOTS; i++)
+		best = smaller(place_key(&p->slots[i], &actual, 0) | i, best);
+	best &= 3;
+	opaque(best); /* so that the very register that is compared is used: see table.h */
+	if (best >= REVSK_SLOTS)
 		return -ENOMEM;
-	slot_write(p, &p->slots[i], t);
-	peer = tuple_peer(t);
-	overflow_remove(p, &peer);
-	p->victim = i + 1;
+	tuple_evicted(s, &p->slots[best]);
+	slot_write(p, &p->slots[best], t);
 	return 0;
 }
 
-/* A send has found its tuple, @t, in the chain. */
-static __always_inline void peers_chain_hit(struct revsk_peers_value *p,
-					    const struct revsk_tuple *t)
+/* The tuple at a position of the table makes room. */
+static __always_inline int table_evict(struct sock_ref *s, struct revsk_peers_value *p, __u64 hash,
+				       __u64 position)
 {
-	if (++p->chain_hits < EXCHANGE_INTERVAL)
-		return;
-	p->chain_hits = 0;
-	peers_exchange(p, t);
+	struct table_ref r = table_get(s->sk, p, hash);
+
+	if (!r.t)
+		return -ENOMEM;
+	table_age(r, hash);
+	tuple_evicted(s, table_at(r, position));
+	p->table_count--;
+	return 0;
+}
+
+/* What table_choose says when there is room, or when no more can be made. */
+static __always_inline __u64 table_place(struct sock_ref *s, __u32 hash)
+{
+	__u64 key = TABLE_NONE;
+
+	for (int i = 0; i <= ctx_table_attempts(); i++) {
+		key = ctx_table_choose(s, hash);
+		if (key < TABLE_TAKEN || i == ctx_table_attempts())
+			break;
+		if (ctx_table_relocate(s, hash) && ctx_table_grow(s, hash))
+			break;
+	}
+	return key;
 }
 
 /* Adds a tuple for a peer that the socket does not have. Returns 0, or -ENOMEM. */
-static __noinline int peers_add(struct revsk_peers_value *p, __u64 cookie,
+static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 				const struct revsk_tuple *t)
 {
+	__u64 key, hash;
+
 	if (!p || !t)
 		return -EINVAL;
 	for (int i = 0; i < REVSK_SLOTS; i++) {
@@ -95,38 +186,39 @@ static __noinline int peers_add(struct revsk_peers_value *p, __u64 cookie,
 			return 0;
 		}
 	}
-	return overflow_push(p, cookie, t);
-}
-
-/* Takes the head of the chain into the slot that has become free. */
-static __noinline int peers_refill(struct revsk_peers_value *p, __u32 slot)
-{
-	struct revsk_overflow_value *v;
-	struct endpoint head;
-
-	if (!p || slot >= REVSK_SLOTS)
-		return -EINVAL;
-	head.addr = p->head;
-	head.port = p->head_port;
-	v = overflow_entry(p->cookie, p->head, p->head_port);
-	if (!v)
-		return -EINVAL;
-	slot_write(p, &p->slots[slot], &v->tuple);
-	return overflow_remove(p, &head);
+	hash = tuple_hash(t);
+	key = table_place(s, hash);
+	if (key >= TABLE_TAKEN) {
+		if (!ctx_may_evict())
+			return -ENOMEM;
+		if (key == TABLE_NONE)
+			return slots_evict(s, p, t);
+		if (ctx_table_evict(s, hash, key))
+			return -ENOMEM;
+	}
+	if (table_write(s, p, hash, key, t))
+		return -ENOMEM;
+	p->table_count++;
+	return 0;
 }
 
 /* Removes the tuple for @peer; false if there is none. */
-static __always_inline bool peers_remove(struct revsk_peers_value *p, const struct endpoint *peer)
+static __always_inline bool peers_remove(struct sock_ref *s, struct revsk_peers_value *p,
+					 const struct endpoint *peer)
 {
+	struct revsk_tuple *slot = slot_find(p, peer);
 	const struct revsk_tuple none = {};
+	int position;
 
-#pragma unroll
-	for (int i = 0; i < REVSK_SLOTS; i++) {
-		if (tuple_has_peer(&p->slots[i], peer)) {
-			if (!p->chain_len || peers_refill(p, i) < 0)
-				slot_write(p, &p->slots[i], &none);
-			return true;
-		}
+	if (slot) {
+		slot_write(p, slot, &none);
+		return true;
 	}
-	return p->chain_len && overflow_remove(p, peer);
+	if (!p->table_class)
+		return false;
+	position = ctx_table_position(s, peer);
+	if (position < 0 || table_write(s, p, peer_hash(peer), position, &none))
+		return false;
+	p->table_count--;
+	return true;
 }

@@ -10,59 +10,45 @@
 
 #include "revnat.h"
 
-/* Deletes the chain's first tuple; false if there is none after it. */
-static __noinline bool release_chain_step(struct revsk_peers_value *p, bool with_hash)
+/*
+ * Deletes what the hash knows of the tuple at a position of a table. Returns 0, or -ENOENT if the table has
+ * no such position.
+ */
+static __always_inline int release_tuple(struct sock_ref *s, __u32 number, __u64 position)
 {
-	struct revsk_overflow_value *v;
-	struct revsk_overflow_key key;
-	struct endpoint head;
+	struct table_ref r = table_numbered(s->sk, number);
+	struct revsk_tuple *t;
+	struct endpoint peer;
 
-	if (!p || !p->head_port)
-		return false;
-	head.addr = p->head;
-	head.port = p->head_port;
-	key = overflow_key(p->cookie, p->head, p->head_port);
-	v = bpf_map_lookup_elem(&revsk_overflow, &key);
-	if (!v) {
-		p->head_port = 0;
-		return false;
+	if (!r.t || position >= (r.mask + 1) * TABLE_WAYS)
+		return -ENOENT;
+	t = table_at(r, position);
+	if (!t->peer_port)
+		return 0;
+	peer = tuple_peer(t);
+	legacy_delete(sock_cookie(s), &peer);
+	return 0;
+}
+
+/* release_tuple of every position of a table: defined by the program, as a function of its own. */
+static __always_inline void ctx_release_table(struct sock_ref *s, __u32 number);
+
+static __always_inline void release_tables(struct sock_ref *s, const struct revsk_peers_value *p)
+{
+	if (p->table_class < TABLE_CLASSES) {
+		ctx_release_table(s, TABLE_NUMBER(p->table_class));
+		return;
 	}
-	p->head = v->next;
-	p->head_port = v->next_port;
-	p->chain_len--;
-	bpf_map_delete_elem(&revsk_overflow, &key);
-	count(REVSK_OVERFLOW_REMOVED);
-	if (with_hash)
-		legacy_delete(key.cookie, &head);
-	return p->head_port;
-}
-
-struct release_loop {
-	struct revsk_peers_value *p;
-	bool with_hash;
-};
-
-static long release_loop_step(__u32 i, struct release_loop *loop)
-{
-	return release_chain_step(loop->p, loop->with_hash) ? 0 : 1;
-}
-
-static __always_inline void release_chain_loop(struct revsk_peers_value *p, bool with_hash)
-{
-	struct release_loop loop = { .p = p, .with_hash = with_hash };
-
-	bpf_loop(1 << 23, release_loop_step, &loop, 0);
+	for (int i = 0; i < TABLE_MAPS; i++)
+		if (table_has_map(p, i))
+			ctx_release_table(s, i);
 }
 
 /*
  * @dst is what the kernel has left of the destination. Only the hash is asked for it, for a socket
  * that has no storage.
- *
- * Returns the socket's peers if it has a chain, which is then the caller's to release: how depends
- * on the kernel.
  */
-static __always_inline struct revsk_peers_value *revnat_release(struct sock_ref *s,
-								const struct endpoint *dst)
+static __always_inline void revnat_release(struct sock_ref *s, const struct endpoint *dst)
 {
 	enum revsk_mode mode = current_mode();
 	bool with_hash = mode_has_hash(mode);
@@ -90,7 +76,7 @@ static __always_inline struct revsk_peers_value *revnat_release(struct sock_ref 
 		}
 	}
 	if (p) {
-		tuples += p->chain_len;
+		tuples += p->table_count;
 #pragma unroll
 		for (int i = 0; i < REVSK_SLOTS; i++) {
 			if (!p->slots[i].peer_port)
@@ -106,5 +92,6 @@ static __always_inline struct revsk_peers_value *revnat_release(struct sock_ref 
 		count_n(REVSK_RELEASED, tuples);
 	if (mode == REVSK_MODE_LEGACY || (with_hash && !conn))
 		legacy_delete(sock_cookie(s), dst);
-	return p && p->chain_len ? p : NULL;
+	if (with_hash && p && p->table_class)
+		release_tables(s, p);
 }

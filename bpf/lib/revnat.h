@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * What a socket remembers: the rules of each hook. They alone decide which tuples a socket holds;
- * tuple.h, conn.h, peers.h, overflow.h and legacy.h say how.
+ * tuple.h, conn.h, peers.h, table.h and legacy.h say how.
  *
  * Locking. connect, sendmsg, recvmsg and getpeername hooks run under the lock of their socket
  * (lock_sock) on every kernel since 5.10: TCP connects hold it already, the UDP and getpeername
@@ -15,7 +15,7 @@
  * iterators, and user space, do not hold that lock and only read. So that they never read half a
  * tuple, hooks change a tuple under the value's own bpf_spin_lock, and those readers copy it under
  * that lock (BPF_F_LOCK from user space). Creating and deleting a storage is atomic by itself (RCU).
- * Hash entries of the chain are replaced whole (overflow.h).
+ * Tuples that move between tables are noticed by a version (table.h).
  *
  * A socket that has peers and was never connected by way of a service is not asked for revsk_conn again
  * with every datagram of a stranger: whoever creates one of the two storages, under the lock of the
@@ -35,7 +35,7 @@ static __always_inline bool peers_drop(struct sock_ref *s, const struct endpoint
 {
 	struct revsk_peers_value *p = peers_get(s);
 
-	if (!p || !peers_remove(p, peer))
+	if (!p || !peers_remove(s, p, peer))
 		return false;
 	count(why);
 	return true;
@@ -78,17 +78,19 @@ static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
 }
 
 /* What the hash says of @peer is to be what the socket has sent to it, if anything. */
-static __noinline int legacy_restore_sent(__u64 cookie, struct revsk_peers_value *p,
+static __noinline int legacy_restore_sent(struct sock_ref *s, struct revsk_peers_value *p,
 					  const struct endpoint *peer)
 {
-	struct revsk_tuple *t;
+	struct revsk_tuple *t, sent;
 
 	if (!peer)
 		return -EINVAL;
-	t = p ? peers_find(p, peer) : NULL;
-	if (t)
-		return legacy_store(cookie, t);
-	legacy_delete(cookie, peer);
+	t = p ? peers_find(s, p, peer) : NULL;
+	if (t) {
+		sent = *t; /* as in revnat_source */
+		return legacy_store(sock_cookie(s), &sent);
+	}
+	legacy_delete(sock_cookie(s), peer);
 	return 0;
 }
 
@@ -121,7 +123,7 @@ static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *c
 	if (former && former_is_actual(s, former)) {
 		peer = tuple_peer(&conn->tuple);
 		if (mode_has_hash(mode))
-			legacy_restore_sent(sock_cookie(s), p, &peer);
+			legacy_restore_sent(s, p, &peer);
 		count(REVSK_DROPPED_REPLACED);
 		return 0;
 	}
@@ -190,7 +192,7 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 		if (datagram)
 			p = peers_get(s);
 		err = conn_store(s, new, p, datagram, mode);
-		if (!err && p && peers_remove(p, &peer))
+		if (!err && p && peers_remove(s, p, &peer))
 			count(REVSK_DROPPED_REPLACED);
 	} else {
 		/* What storage says of this peer is from before the mode was switched. */
@@ -222,37 +224,25 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 				       struct revsk_tuple *t)
 {
 	const struct endpoint peer = tuple_peer(t);
-	struct revsk_overflow_value *v;
-	struct revsk_tuple *slot;
+	struct revsk_tuple *old;
 	int err;
 
 	p = peers_get_or_create(s, p);
 	if (!p)
 		return -ENOMEM;
 	t->time = time_now();
-	slot = slot_find(p, &peer);
-	if (slot && tuple_same_service(slot, t)) {
-		tuple_touch(slot, t->time);
+	old = peers_find(s, p, &peer);
+	if (old && tuple_same_service(old, t)) {
+		tuple_touch(old, t->time);
+		tuple_used(old);
 		return 0;
 	}
-	if (slot) {
-		slot_write(p, slot, t);
+	if (old) {
+		peers_replace(s, p, t);
 		count(REVSK_UPDATED);
 		return 0;
 	}
-	v = overflow_find(p, &peer);
-	if (v) {
-		if (tuple_same_service(&v->tuple, t)) {
-			tuple_touch(&v->tuple, t->time);
-			peers_chain_hit(p, &v->tuple);
-			return 0;
-		}
-		err = overflow_replace(p, t);
-		if (!err)
-			count(REVSK_UPDATED);
-		return err;
-	}
-	err = peers_add(p, sock_cookie(s), t);
+	err = peers_add(s, p, t);
 	if (!err)
 		count(REVSK_STORED);
 	return err;
@@ -272,7 +262,7 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
 
 	if (mode_has_storage(mode))
 		err = peers_store(s, p, t);
-	else if (p && peers_remove(p, &peer))
+	else if (p && peers_remove(s, p, &peer))
 		count(REVSK_DROPPED_REPLACED);
 	if (!err && mode_has_hash(mode))
 		err = legacy_store(sock_cookie(s), t);
@@ -372,26 +362,37 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 }
 
 /*
- * The tuple by which storage answers for a datagram from @src; NULL if none does. One that does not answer
- * hides none that does, and stays: its service may come back.
+ * The service by which storage answers for a datagram from @src; false if it does not. A tuple that does not
+ * answer hides none that does, and stays: its service may come back.
  */
-static __always_inline const struct revsk_tuple *
-source_find(struct sock_ref *s, const struct endpoint *src, __u8 protocol)
+static __always_inline bool source_find(struct sock_ref *s, const struct endpoint *src,
+					__u8 protocol, struct endpoint *service)
 {
 	struct revsk_peers_value *p = peers_get(s);
-	struct revsk_tuple *t = p ? peers_find(p, src) : NULL;
+	struct revsk_tuple *t = p ? peers_find(s, p, src) : NULL;
 	struct revsk_former_value *former;
 	struct revsk_conn_value *conn;
+	struct revsk_tuple sent;
 
-	if (t && sent_answers(s, t, protocol))
-		return t;
+	if (t) {
+		tuple_used(t);
+		/* A copy: the verifier would walk what follows once for each place that @t may be in. */
+		sent = *t;
+		*service = tuple_service(&sent);
+		if (sent_answers(s, &sent, protocol))
+			return true;
+	}
 	conn = !p || p->has_conn ? conn_get(s) : NULL;
-	if (conn_is(conn, src) && connection_answers(s, &conn->tuple, protocol))
-		return &conn->tuple;
+	if (conn_is(conn, src)) {
+		*service = tuple_service(&conn->tuple);
+		if (connection_answers(s, &conn->tuple, protocol))
+			return true;
+	}
 	former = former_get(s, conn);
-	if (former_is(former, src) && sent_answers(s, &former->tuple, protocol))
-		return &former->tuple;
-	return NULL;
+	if (!former_is(former, src))
+		return false;
+	*service = tuple_service(&former->tuple);
+	return sent_answers(s, &former->tuple, protocol);
 }
 
 /* recvmsg: the service under which the socket knows @src; false if it knows none. */
@@ -399,17 +400,11 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 					  __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
-	const struct revsk_tuple *t;
 
 	if (!src->port)
 		return false;
-	if (mode_has_storage(mode)) {
-		t = source_find(s, src, protocol);
-		if (t) {
-			*service = tuple_service(t);
-			return true;
-		}
-	}
+	if (mode_has_storage(mode) && source_find(s, src, protocol, service))
+		return true;
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
 
@@ -436,7 +431,7 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 			return false;
 		/* The hash does not tell what was only sent from a connection. */
 		p = t ? NULL : peers_get(s);
-		if (p && peers_find(p, peer))
+		if (peers_has(s, p, peer))
 			return false;
 	}
 	return mode_has_hash(mode) && legacy_service(s, peer, protocol, mode, service);

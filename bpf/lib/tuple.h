@@ -22,8 +22,6 @@ enum {
 	REVSK_TUPLE_MIGRATED = 1 << 0,
 	/* Mode dual: the application has turned to the peer itself. Says that there is no tuple. */
 	REVSK_TUPLE_ENDED = 1 << 1,
-	/* Of a table: read since it was last considered for eviction. */
-	REVSK_TUPLE_REFERENCED = 1 << 2,
 };
 
 /* A tuple without a peer port is none: nothing can be sent to port 0, and no tuple is stored for it. */
@@ -34,7 +32,7 @@ struct revsk_tuple {
 	__be16 service_port;
 	__be16 rev_nat_index;
 	__u8 flags; /* REVSK_TUPLE_* */
-	__u8 reserved;
+	__u8 age; /* of a table: how often it was considered for eviction since it was last used */
 	__u32 backend_id; /* 0: unknown */
 	/*
 	 * CLOCK_MONOTONIC in units of 2^30 ns (1.07 s), 0: unknown. Of a connection when it was made, of a
@@ -72,16 +70,14 @@ _Static_assert(sizeof(struct revsk_former_value) == 56, "fits the 128-byte bucke
 /* Value of revsk_peers: whom a datagram socket has sent to. A slot without a port is free. */
 struct revsk_peers_value {
 	struct bpf_spin_lock lock; /* see revnat.h */
-	__be16 head_port; /* 0: no chain */
+	__u16 table_maps; /* see table.h, as of table_ */
 	__u8 has_conn; /* the socket has a revsk_conn, or had one: see revnat.h */
 	__u8 slots_tried; /* slots that are in use, or were: the others are not looked at */
 	struct revsk_tuple slots[REVSK_SLOTS];
-	__u64 cookie; /* the socket's; 0 until it first needed a chain */
-	union ip_addr head; /* peer of the chain's first tuple */
-	__u32 chain_len; /* tuples in revsk_overflow */
-	__u8 victim; /* slot whose tuple leaves for the chain next */
-	__u8 chain_hits; /* sends found in the chain since the last exchange */
-	__u8 pad[2];
+	__u32 table_version; /* odd while tuples move */
+	__u16 table_count; /* tuples in tables */
+	__u8 table_class; /* 0: no table */
+	__u8 reserved[25]; /* for an index of services, and 0 */
 };
 
 _Static_assert(sizeof(struct revsk_peers_value) == 184, "fits the 256-byte bucket");
@@ -140,6 +136,13 @@ static __always_inline void tuple_touch(struct revsk_tuple *t, __u32 time)
 {
 	if (t->time != time)
 		t->time = time;
+}
+
+/* The tuple was used by a send or a read. */
+static __always_inline void tuple_used(struct revsk_tuple *t)
+{
+	if (t->age)
+		t->age = 0;
 }
 
 /* Both say the same of the same peer; their times may differ. */

@@ -151,39 +151,33 @@ static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
 	return HOOK_PROCEED;
 }
 
-/*
- * Without bpf_loop (before 5.17) a release walks this many tuples of a chain. The rest is left to the
- * sweep (revsk gc).
- */
-#define CHAIN_BOUND 4096
-
-/* Global, so that the verifier proves it once and not in every round of the loop. */
-__noinline int release_chain_next(struct bpf_sock *ctx)
+/* Global, as of hook.h. */
+__noinline int hook_release_tuple(struct bpf_sock *ctx, __u32 number, __u32 position)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx };
-	struct revsk_peers_value *p = peers_get(&s);
 
-	return p && release_chain_step(p, mode_has_hash(current_mode()));
+	return release_tuple(&s, number, position);
 }
 
-static __always_inline void release_chain_bounded(struct bpf_sock *ctx)
+__noinline int hook_release_table(struct bpf_sock *ctx, __u32 number)
 {
-	for (int i = 0; i < CHAIN_BOUND; i++)
-		if (!release_chain_next(ctx))
-			return;
-	count(REVSK_RELEASE_TRUNCATED);
+	for (int i = 0; i < TABLE_TUPLES(TABLE_CLASSES); i++)
+		if (hook_release_tuple(ctx, number, i))
+			break;
+	return 0;
 }
 
-static __always_inline int release(struct bpf_sock *ctx, bool have_bpf_loop)
+static __always_inline void ctx_release_table(struct sock_ref *s, __u32 number)
+{
+	hook_release_table(s->ctx, number);
+}
+
+static __always_inline int release(struct bpf_sock *ctx)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx };
 	const struct endpoint dst = sock_peer(ctx);
-	struct revsk_peers_value *chain = revnat_release(&s, &dst);
 
-	if (chain && have_bpf_loop)
-		release_chain_loop(chain, mode_has_hash(current_mode()));
-	else if (chain)
-		release_chain_bounded(ctx);
+	revnat_release(&s, &dst);
 	return HOOK_PROCEED;
 }
 
@@ -253,13 +247,7 @@ SEC("cgroup/post_bind6") int revsk_post_bind6(struct bpf_sock *ctx)
 
 SEC("cgroup/sock_release") int revsk_release(struct bpf_sock *ctx)
 {
-	return release(ctx, true);
-}
-
-/* For kernels without bpf_loop (before 5.17); the loader takes one or the other. */
-SEC("cgroup/sock_release") int revsk_release_bounded(struct bpf_sock *ctx)
-{
-	return release(ctx, false);
+	return release(ctx);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

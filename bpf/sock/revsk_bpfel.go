@@ -47,15 +47,13 @@ const (
 	SockRevskMetricREVSK_DROPPED_DIRECT      SockRevskMetric = 3
 	SockRevskMetricREVSK_DROPPED_REPLACED    SockRevskMetric = 4
 	SockRevskMetricREVSK_UPDATED             SockRevskMetric = 5
-	SockRevskMetricREVSK_OVERFLOW_STORED     SockRevskMetric = 6
-	SockRevskMetricREVSK_OVERFLOW_REMOVED    SockRevskMetric = 7
-	SockRevskMetricREVSK_RELEASE_ZEROED      SockRevskMetric = 8
-	SockRevskMetricREVSK_RELEASE_TRUNCATED   SockRevskMetric = 9
-	SockRevskMetricREVSK_REJECTED_NO_BACKEND SockRevskMetric = 10
-	SockRevskMetricREVSK_REJECTED_NO_MEMORY  SockRevskMetric = 11
-	SockRevskMetricREVSK_TRANSLATED          SockRevskMetric = 12
-	SockRevskMetricREVSK_REVERSED            SockRevskMetric = 13
-	SockRevskMetricREVSK_METRIC_COUNT        SockRevskMetric = 14
+	SockRevskMetricREVSK_EVICTED             SockRevskMetric = 6
+	SockRevskMetricREVSK_RELEASE_ZEROED      SockRevskMetric = 7
+	SockRevskMetricREVSK_REJECTED_NO_BACKEND SockRevskMetric = 8
+	SockRevskMetricREVSK_REJECTED_NO_MEMORY  SockRevskMetric = 9
+	SockRevskMetricREVSK_TRANSLATED          SockRevskMetric = 10
+	SockRevskMetricREVSK_REVERSED            SockRevskMetric = 11
+	SockRevskMetricREVSK_METRIC_COUNT        SockRevskMetric = 12
 )
 
 type SockRevskMode uint32
@@ -66,52 +64,74 @@ const (
 	SockRevskModeREVSK_MODE_LEGACY  SockRevskMode = 2
 )
 
-type SockRevskOverflowKey struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Peer   struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	PeerPort uint16
-	Pad      [6]uint8
-}
-
-type SockRevskOverflowValue struct {
-	_     structs.HostLayout
-	Tuple SockRevskTuple
-	Next  struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	Prev struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	NextPort uint16
-	PrevPort uint16
-	Pad      uint32
-}
-
 type SockRevskPeersValue struct {
 	_    structs.HostLayout
 	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	HeadPort   uint16
-	HasConn    uint8
-	SlotsTried uint8
-	Slots      [3]SockRevskTuple
-	Cookie     uint64
-	Head       struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
+	TableMaps    uint16
+	HasConn      uint8
+	SlotsTried   uint8
+	Slots        [3]SockRevskTuple
+	TableVersion uint32
+	TableCount   uint16
+	TableClass   uint8
+	Reserved     [25]uint8
+}
+
+type SockRevskTable1kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
 	}
-	ChainLen  uint32
-	Victim    uint8
-	ChainHits uint8
-	Pad       [2]uint8
+	Reserved [13]uint32
+	Tuples   [16]SockRevskTuple
+	Room     [16]uint64
+}
+
+type SockRevskTable2kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [32]SockRevskTuple
+	Room     [48]uint64
+}
+
+type SockRevskTable4kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [64]SockRevskTuple
+	Room     [112]uint64
+}
+
+type SockRevskTable512Value struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [8]SockRevskTuple
+}
+
+type SockRevskTable8kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [128]SockRevskTuple
+	Room     [195]uint64
 }
 
 type SockRevskTuple struct {
@@ -128,7 +148,7 @@ type SockRevskTuple struct {
 	ServicePort uint16
 	RevNatIndex uint16
 	Flags       uint8
-	Reserved    uint8
+	Age         uint8
 	BackendId   uint32
 	Time        uint32
 }
@@ -155,8 +175,27 @@ const (
 	SockMapRevskConn                  = "revsk_conn"
 	SockMapRevskFormer                = "revsk_former"
 	SockMapRevskMetrics               = "revsk_metrics"
-	SockMapRevskOverflow              = "revsk_overflow"
 	SockMapRevskPeers                 = "revsk_peers"
+	SockMapRevskTable1k               = "revsk_table_1k"
+	SockMapRevskTable2k               = "revsk_table_2k"
+	SockMapRevskTable4k               = "revsk_table_4k"
+	SockMapRevskTable512              = "revsk_table_512"
+	SockMapRevskTable8k0              = "revsk_table_8k_0"
+	SockMapRevskTable8k1              = "revsk_table_8k_1"
+	SockMapRevskTable8k10             = "revsk_table_8k_10"
+	SockMapRevskTable8k11             = "revsk_table_8k_11"
+	SockMapRevskTable8k12             = "revsk_table_8k_12"
+	SockMapRevskTable8k13             = "revsk_table_8k_13"
+	SockMapRevskTable8k14             = "revsk_table_8k_14"
+	SockMapRevskTable8k15             = "revsk_table_8k_15"
+	SockMapRevskTable8k2              = "revsk_table_8k_2"
+	SockMapRevskTable8k3              = "revsk_table_8k_3"
+	SockMapRevskTable8k4              = "revsk_table_8k_4"
+	SockMapRevskTable8k5              = "revsk_table_8k_5"
+	SockMapRevskTable8k6              = "revsk_table_8k_6"
+	SockMapRevskTable8k7              = "revsk_table_8k_7"
+	SockMapRevskTable8k8              = "revsk_table_8k_8"
+	SockMapRevskTable8k9              = "revsk_table_8k_9"
 	SockProgRevskBind4                = "revsk_bind4"
 	SockProgRevskBind6                = "revsk_bind6"
 	SockProgRevskConnect4             = "revsk_connect4"
@@ -168,7 +207,6 @@ const (
 	SockProgRevskRecvmsg4             = "revsk_recvmsg4"
 	SockProgRevskRecvmsg6             = "revsk_recvmsg6"
 	SockProgRevskRelease              = "revsk_release"
-	SockProgRevskReleaseBounded       = "revsk_release_bounded"
 	SockProgRevskSendmsg4             = "revsk_sendmsg4"
 	SockProgRevskSendmsg6             = "revsk_sendmsg6"
 	SockVarCfgAffinityHz              = "cfg_affinity_hz"
@@ -190,6 +228,8 @@ const (
 	SockVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	SockVarCfgSessionAffinity         = "cfg_session_affinity"
 	SockVarCfgSetRetval               = "cfg_set_retval"
+	SockVarCfgTableClasses            = "cfg_table_classes"
+	SockVarCfgTableMaps               = "cfg_table_maps"
 	SockVarUnusedMetric               = "unused_metric"
 	SockVarUnusedMode                 = "unused_mode"
 )
@@ -236,20 +276,19 @@ type SockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockProgramSpecs struct {
-	RevskBind4          *ebpf.ProgramSpec `ebpf:"revsk_bind4"`
-	RevskBind6          *ebpf.ProgramSpec `ebpf:"revsk_bind6"`
-	RevskConnect4       *ebpf.ProgramSpec `ebpf:"revsk_connect4"`
-	RevskConnect6       *ebpf.ProgramSpec `ebpf:"revsk_connect6"`
-	RevskGetpeername4   *ebpf.ProgramSpec `ebpf:"revsk_getpeername4"`
-	RevskGetpeername6   *ebpf.ProgramSpec `ebpf:"revsk_getpeername6"`
-	RevskPostBind4      *ebpf.ProgramSpec `ebpf:"revsk_post_bind4"`
-	RevskPostBind6      *ebpf.ProgramSpec `ebpf:"revsk_post_bind6"`
-	RevskRecvmsg4       *ebpf.ProgramSpec `ebpf:"revsk_recvmsg4"`
-	RevskRecvmsg6       *ebpf.ProgramSpec `ebpf:"revsk_recvmsg6"`
-	RevskRelease        *ebpf.ProgramSpec `ebpf:"revsk_release"`
-	RevskReleaseBounded *ebpf.ProgramSpec `ebpf:"revsk_release_bounded"`
-	RevskSendmsg4       *ebpf.ProgramSpec `ebpf:"revsk_sendmsg4"`
-	RevskSendmsg6       *ebpf.ProgramSpec `ebpf:"revsk_sendmsg6"`
+	RevskBind4        *ebpf.ProgramSpec `ebpf:"revsk_bind4"`
+	RevskBind6        *ebpf.ProgramSpec `ebpf:"revsk_bind6"`
+	RevskConnect4     *ebpf.ProgramSpec `ebpf:"revsk_connect4"`
+	RevskConnect6     *ebpf.ProgramSpec `ebpf:"revsk_connect6"`
+	RevskGetpeername4 *ebpf.ProgramSpec `ebpf:"revsk_getpeername4"`
+	RevskGetpeername6 *ebpf.ProgramSpec `ebpf:"revsk_getpeername6"`
+	RevskPostBind4    *ebpf.ProgramSpec `ebpf:"revsk_post_bind4"`
+	RevskPostBind6    *ebpf.ProgramSpec `ebpf:"revsk_post_bind6"`
+	RevskRecvmsg4     *ebpf.ProgramSpec `ebpf:"revsk_recvmsg4"`
+	RevskRecvmsg6     *ebpf.ProgramSpec `ebpf:"revsk_recvmsg6"`
+	RevskRelease      *ebpf.ProgramSpec `ebpf:"revsk_release"`
+	RevskSendmsg4     *ebpf.ProgramSpec `ebpf:"revsk_sendmsg4"`
+	RevskSendmsg6     *ebpf.ProgramSpec `ebpf:"revsk_sendmsg6"`
 }
 
 // SockMapSpecs contains maps before they are loaded into the kernel.
@@ -274,8 +313,27 @@ type SockMapSpecs struct {
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -301,6 +359,8 @@ type SockVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 	UnusedMetric               *ebpf.VariableSpec `ebpf:"unused_metric"`
 	UnusedMode                 *ebpf.VariableSpec `ebpf:"unused_mode"`
 }
@@ -343,8 +403,27 @@ type SockMaps struct {
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
 }
 
 func (m *SockMaps) Close() error {
@@ -367,8 +446,27 @@ func (m *SockMaps) Close() error {
 		m.RevskConn,
 		m.RevskFormer,
 		m.RevskMetrics,
-		m.RevskOverflow,
 		m.RevskPeers,
+		m.RevskTable1k,
+		m.RevskTable2k,
+		m.RevskTable4k,
+		m.RevskTable512,
+		m.RevskTable8k0,
+		m.RevskTable8k1,
+		m.RevskTable8k10,
+		m.RevskTable8k11,
+		m.RevskTable8k12,
+		m.RevskTable8k13,
+		m.RevskTable8k14,
+		m.RevskTable8k15,
+		m.RevskTable8k2,
+		m.RevskTable8k3,
+		m.RevskTable8k4,
+		m.RevskTable8k5,
+		m.RevskTable8k6,
+		m.RevskTable8k7,
+		m.RevskTable8k8,
+		m.RevskTable8k9,
 	)
 }
 
@@ -395,6 +493,8 @@ type SockVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.Variable `ebpf:"cfg_table_maps"`
 	UnusedMetric               *ebpf.Variable `ebpf:"unused_metric"`
 	UnusedMode                 *ebpf.Variable `ebpf:"unused_mode"`
 }
@@ -403,20 +503,19 @@ type SockVariables struct {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockPrograms struct {
-	RevskBind4          *ebpf.Program `ebpf:"revsk_bind4"`
-	RevskBind6          *ebpf.Program `ebpf:"revsk_bind6"`
-	RevskConnect4       *ebpf.Program `ebpf:"revsk_connect4"`
-	RevskConnect6       *ebpf.Program `ebpf:"revsk_connect6"`
-	RevskGetpeername4   *ebpf.Program `ebpf:"revsk_getpeername4"`
-	RevskGetpeername6   *ebpf.Program `ebpf:"revsk_getpeername6"`
-	RevskPostBind4      *ebpf.Program `ebpf:"revsk_post_bind4"`
-	RevskPostBind6      *ebpf.Program `ebpf:"revsk_post_bind6"`
-	RevskRecvmsg4       *ebpf.Program `ebpf:"revsk_recvmsg4"`
-	RevskRecvmsg6       *ebpf.Program `ebpf:"revsk_recvmsg6"`
-	RevskRelease        *ebpf.Program `ebpf:"revsk_release"`
-	RevskReleaseBounded *ebpf.Program `ebpf:"revsk_release_bounded"`
-	RevskSendmsg4       *ebpf.Program `ebpf:"revsk_sendmsg4"`
-	RevskSendmsg6       *ebpf.Program `ebpf:"revsk_sendmsg6"`
+	RevskBind4        *ebpf.Program `ebpf:"revsk_bind4"`
+	RevskBind6        *ebpf.Program `ebpf:"revsk_bind6"`
+	RevskConnect4     *ebpf.Program `ebpf:"revsk_connect4"`
+	RevskConnect6     *ebpf.Program `ebpf:"revsk_connect6"`
+	RevskGetpeername4 *ebpf.Program `ebpf:"revsk_getpeername4"`
+	RevskGetpeername6 *ebpf.Program `ebpf:"revsk_getpeername6"`
+	RevskPostBind4    *ebpf.Program `ebpf:"revsk_post_bind4"`
+	RevskPostBind6    *ebpf.Program `ebpf:"revsk_post_bind6"`
+	RevskRecvmsg4     *ebpf.Program `ebpf:"revsk_recvmsg4"`
+	RevskRecvmsg6     *ebpf.Program `ebpf:"revsk_recvmsg6"`
+	RevskRelease      *ebpf.Program `ebpf:"revsk_release"`
+	RevskSendmsg4     *ebpf.Program `ebpf:"revsk_sendmsg4"`
+	RevskSendmsg6     *ebpf.Program `ebpf:"revsk_sendmsg6"`
 }
 
 func (p *SockPrograms) Close() error {
@@ -432,7 +531,6 @@ func (p *SockPrograms) Close() error {
 		p.RevskRecvmsg4,
 		p.RevskRecvmsg6,
 		p.RevskRelease,
-		p.RevskReleaseBounded,
 		p.RevskSendmsg4,
 		p.RevskSendmsg6,
 	)

@@ -16,7 +16,6 @@ func commands(env *env) []*cobra.Command {
 		newListCommand(env),
 		newServiceCommand(env),
 		newTerminateCommand(env),
-		newGCCommand(env),
 		newFeaturesCommand(env),
 		newSelftestCommand(env),
 		newVersionCommand(env),

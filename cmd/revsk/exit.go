@@ -104,8 +104,8 @@ var advice = []struct {
 
 	{os.ErrPermission, exitFailed, asRoot},
 	{unix.EMFILE, exitFailed, "allow the process more open files (ulimit -n)"},
-	{unix.ENOMEM, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
-	{unix.ENOSPC, exitFailed, "free memory, or choose smaller maps (--legacy-entries, --overflow-entries)"},
+	{unix.ENOMEM, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},
+	{unix.ENOSPC, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},
 }
 
 // explain returns what to print about an error of a command, in one line, and the exit code.

@@ -15,12 +15,12 @@ import (
 
 func newLoadCommand(env *env) *cobra.Command {
 	var (
-		mode, takeover  string
-		force, dryRun   bool
-		legacy, further uint32
-		wait            time.Duration
-		features        = loader.DefaultFeatures()
-		reset           bool
+		mode, takeover string
+		force, dryRun  bool
+		legacy         uint32
+		wait           time.Duration
+		features       = loader.DefaultFeatures()
+		reset          bool
 	)
 	cmd := &cobra.Command{
 		Use:   "load",
@@ -62,7 +62,6 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 			opts.Wait = wait
 			opts.TakeoverLinks = takeover
 			opts.LegacyMaxEntries = legacy
-			opts.OverflowMaxEntries = further
 			if reset {
 				defaults := loader.DefaultFeatures()
 				opts.Features = &defaults
@@ -82,7 +81,6 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 	addWaitFlag(flags, &wait)
 	flags.StringVar(&takeover, "takeover-links", "", "take over from another agent, whose links are pinned in this `directory`")
 	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
-	flags.Uint32Var(&further, "overflow-entries", 0, "`number` of tuples that all sockets together can have beyond their slots (default 65536)")
 	flags.BoolVar(&reset, "reset-features", false, "begin with the default features")
 	addFeatureFlags(flags, &features)
 	return cmd

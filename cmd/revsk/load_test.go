@@ -111,7 +111,7 @@ func TestLoadModeIsThatAskedFor(t *testing.T) {
 
 func TestLoadSizesAreThoseOfTheFlags(t *testing.T) {
 	p := newPlace(t)
-	p.run("load", "--legacy-entries", "123", "--overflow-entries", "456").ok()
+	p.run("load", "--legacy-entries", "123").ok()
 	var status statusDocument
 	p.run("status", "-o", "json").ok().json(&status)
 	sizes := make(map[string]uint32)
@@ -120,7 +120,6 @@ func TestLoadSizesAreThoseOfTheFlags(t *testing.T) {
 	}
 	require.Equal(t, uint32(123), sizes["cilium_lb4_reverse_sk"])
 	require.Equal(t, uint32(123), sizes["cilium_lb6_reverse_sk"])
-	require.Equal(t, uint32(456), sizes["revsk_overflow"])
 }
 
 // A Features field without a flag, or with a flag that sets another, is noticed here.

@@ -101,7 +101,7 @@ func (p place) run(args ...string) result {
 // load loads with small maps.
 func (p place) load(args ...string) result {
 	p.t.Helper()
-	return p.run(append([]string{"load", "--legacy-entries", "1000", "--overflow-entries", "1000"}, args...)...)
+	return p.run(append([]string{"load", "--legacy-entries", "1000"}, args...)...)
 }
 
 // result is what a command line did.

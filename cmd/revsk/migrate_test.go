@@ -230,7 +230,7 @@ func TestMigrateKeepsStaleEntriesIfAskedTo(t *testing.T) {
 
 func TestRollbackThatDoesNotFitChangesNothing(t *testing.T) {
 	p := newPlace(t)
-	p.run("load", "--legacy-entries", "4", "--overflow-entries", "100", "--quiet").ok()
+	p.run("load", "--legacy-entries", "4", "--quiet").ok()
 	s := newSocket(t)
 	s.sendToServices(t, p, 6)
 	before := state(t, p)
@@ -380,7 +380,7 @@ func TestMigrateRefusesHalfOfTheHooks(t *testing.T) {
 	require.Equal(t, before, state(t, n.place))
 
 	// Half of the maps.
-	require.NoError(t, os.Remove(filepath.Join(n.pins(), "revsk_overflow")))
+	require.NoError(t, os.Remove(filepath.Join(n.pins(), "revsk_table_512")))
 	before = state(t, n.place)
 	for _, line := range []string{"migrate", "rollback"} {
 		require.Regexp(t, ": not loaded: run revsk load first", n.run(strings.Fields(line)...).fails(exitFailed), line)

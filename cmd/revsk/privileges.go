@@ -66,7 +66,6 @@ var privileges = map[string][]need{
 	},
 	"revsk migrate":        {{[]capability{capAdmin, capPtrace, capResource}, ""}},
 	"revsk rollback":       {{[]capability{capAdmin, capPtrace, capResource}, ""}},
-	"revsk gc":             {{[]capability{capAdmin, capResource}, ""}},
 	"revsk service list":   {{[]capability{capOldBPF}, ""}},
 	"revsk service add":    {{[]capability{capOldBPF}, ""}},
 	"revsk service delete": {{[]capability{capOldBPF}, ""}},

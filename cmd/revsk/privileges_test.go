@@ -121,7 +121,7 @@ func TestSmallestCapabilities(t *testing.T) {
 	require.NotEqual(t, "0", strings.TrimSpace(string(setting)), "%s lets everybody do what is tested here", unprivilegedF)
 
 	lines := map[string]string{
-		"revsk load for a first load":                         "load --legacy-entries 1000 --overflow-entries 1000",
+		"revsk load for a first load":                         "load --legacy-entries 1000",
 		"revsk load to replace what runs, or to take it over": "load",
 		"revsk unload": "unload",
 		"revsk unload with --purge or --hand-back": "unload --purge --quiet",

@@ -34,8 +34,27 @@ const (
 	ReferenceMapReferenceMetrics                       = "reference_metrics"
 	ReferenceMapRevskConn                              = "revsk_conn"
 	ReferenceMapRevskFormer                            = "revsk_former"
-	ReferenceMapRevskOverflow                          = "revsk_overflow"
 	ReferenceMapRevskPeers                             = "revsk_peers"
+	ReferenceMapRevskTable1k                           = "revsk_table_1k"
+	ReferenceMapRevskTable2k                           = "revsk_table_2k"
+	ReferenceMapRevskTable4k                           = "revsk_table_4k"
+	ReferenceMapRevskTable512                          = "revsk_table_512"
+	ReferenceMapRevskTable8k0                          = "revsk_table_8k_0"
+	ReferenceMapRevskTable8k1                          = "revsk_table_8k_1"
+	ReferenceMapRevskTable8k10                         = "revsk_table_8k_10"
+	ReferenceMapRevskTable8k11                         = "revsk_table_8k_11"
+	ReferenceMapRevskTable8k12                         = "revsk_table_8k_12"
+	ReferenceMapRevskTable8k13                         = "revsk_table_8k_13"
+	ReferenceMapRevskTable8k14                         = "revsk_table_8k_14"
+	ReferenceMapRevskTable8k15                         = "revsk_table_8k_15"
+	ReferenceMapRevskTable8k2                          = "revsk_table_8k_2"
+	ReferenceMapRevskTable8k3                          = "revsk_table_8k_3"
+	ReferenceMapRevskTable8k4                          = "revsk_table_8k_4"
+	ReferenceMapRevskTable8k5                          = "revsk_table_8k_5"
+	ReferenceMapRevskTable8k6                          = "revsk_table_8k_6"
+	ReferenceMapRevskTable8k7                          = "revsk_table_8k_7"
+	ReferenceMapRevskTable8k8                          = "revsk_table_8k_8"
+	ReferenceMapRevskTable8k9                          = "revsk_table_8k_9"
 	ReferenceProgCilSock4Connect                       = "cil_sock4_connect"
 	ReferenceProgCilSock4Getpeername                   = "cil_sock4_getpeername"
 	ReferenceProgCilSock4PostBind                      = "cil_sock4_post_bind"
@@ -48,7 +67,6 @@ const (
 	ReferenceProgCilSock6PreBind                       = "cil_sock6_pre_bind"
 	ReferenceProgCilSock6Recvmsg                       = "cil_sock6_recvmsg"
 	ReferenceProgCilSock6Sendmsg                       = "cil_sock6_sendmsg"
-	ReferenceProgCilSockRelease                        = "cil_sock_release"
 	ReferenceProgRevskRelease                          = "revsk_release"
 	ReferenceVarConfigEnableLrp                        = "__config_enable_lrp"
 	ReferenceVarConfigEnableNoServiceEndpointsRoutable = "__config_enable_no_service_endpoints_routable"
@@ -69,6 +87,8 @@ const (
 	ReferenceVarCfgProtocolDifferentiation             = "cfg_protocol_differentiation"
 	ReferenceVarCfgSessionAffinity                     = "cfg_session_affinity"
 	ReferenceVarCfgSetRetval                           = "cfg_set_retval"
+	ReferenceVarCfgTableClasses                        = "cfg_table_classes"
+	ReferenceVarCfgTableMaps                           = "cfg_table_maps"
 	ReferenceVarUnusedMetric                           = "unused_metric"
 	ReferenceVarUnusedMode                             = "unused_mode"
 )
@@ -127,7 +147,6 @@ type ReferenceProgramSpecs struct {
 	CilSock6PreBind     *ebpf.ProgramSpec `ebpf:"cil_sock6_pre_bind"`
 	CilSock6Recvmsg     *ebpf.ProgramSpec `ebpf:"cil_sock6_recvmsg"`
 	CilSock6Sendmsg     *ebpf.ProgramSpec `ebpf:"cil_sock6_sendmsg"`
-	CilSockRelease      *ebpf.ProgramSpec `ebpf:"cil_sock_release"`
 	RevskRelease        *ebpf.ProgramSpec `ebpf:"revsk_release"`
 }
 
@@ -153,8 +172,27 @@ type ReferenceMapSpecs struct {
 	ReferenceMetrics      *ebpf.MapSpec `ebpf:"reference_metrics"`
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
-	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
 }
 
 // ReferenceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -180,6 +218,8 @@ type ReferenceVariableSpecs struct {
 	CfgProtocolDifferentiation             *ebpf.VariableSpec `ebpf:"cfg_protocol_differentiation"`
 	CfgSessionAffinity                     *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval                           *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	CfgTableClasses                        *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps                           *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 	UnusedMetric                           *ebpf.VariableSpec `ebpf:"unused_metric"`
 	UnusedMode                             *ebpf.VariableSpec `ebpf:"unused_mode"`
 }
@@ -222,8 +262,27 @@ type ReferenceMaps struct {
 	ReferenceMetrics      *ebpf.Map `ebpf:"reference_metrics"`
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
-	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
 }
 
 func (m *ReferenceMaps) Close() error {
@@ -246,8 +305,27 @@ func (m *ReferenceMaps) Close() error {
 		m.ReferenceMetrics,
 		m.RevskConn,
 		m.RevskFormer,
-		m.RevskOverflow,
 		m.RevskPeers,
+		m.RevskTable1k,
+		m.RevskTable2k,
+		m.RevskTable4k,
+		m.RevskTable512,
+		m.RevskTable8k0,
+		m.RevskTable8k1,
+		m.RevskTable8k10,
+		m.RevskTable8k11,
+		m.RevskTable8k12,
+		m.RevskTable8k13,
+		m.RevskTable8k14,
+		m.RevskTable8k15,
+		m.RevskTable8k2,
+		m.RevskTable8k3,
+		m.RevskTable8k4,
+		m.RevskTable8k5,
+		m.RevskTable8k6,
+		m.RevskTable8k7,
+		m.RevskTable8k8,
+		m.RevskTable8k9,
 	)
 }
 
@@ -274,6 +352,8 @@ type ReferenceVariables struct {
 	CfgProtocolDifferentiation             *ebpf.Variable `ebpf:"cfg_protocol_differentiation"`
 	CfgSessionAffinity                     *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval                           *ebpf.Variable `ebpf:"cfg_set_retval"`
+	CfgTableClasses                        *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps                           *ebpf.Variable `ebpf:"cfg_table_maps"`
 	UnusedMetric                           *ebpf.Variable `ebpf:"unused_metric"`
 	UnusedMode                             *ebpf.Variable `ebpf:"unused_mode"`
 }
@@ -294,7 +374,6 @@ type ReferencePrograms struct {
 	CilSock6PreBind     *ebpf.Program `ebpf:"cil_sock6_pre_bind"`
 	CilSock6Recvmsg     *ebpf.Program `ebpf:"cil_sock6_recvmsg"`
 	CilSock6Sendmsg     *ebpf.Program `ebpf:"cil_sock6_sendmsg"`
-	CilSockRelease      *ebpf.Program `ebpf:"cil_sock_release"`
 	RevskRelease        *ebpf.Program `ebpf:"revsk_release"`
 }
 
@@ -312,7 +391,6 @@ func (p *ReferencePrograms) Close() error {
 		p.CilSock6PreBind,
 		p.CilSock6Recvmsg,
 		p.CilSock6Sendmsg,
-		p.CilSockRelease,
 		p.RevskRelease,
 	)
 }

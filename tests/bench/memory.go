@@ -75,7 +75,7 @@ func (v *variant) memory(sends bool) (memory, *slabs, error) {
 	m := memory{Variant: v.name, Sockets: memorySockets, Sends: sends}
 	if v.dp != nil {
 		m.Maps = make(map[string]uint64)
-		for _, name := range []string{"revsk_conn", "revsk_peers", "revsk_overflow", lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
+		for _, name := range []string{"revsk_conn", "revsk_peers", lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
 			n, err := mapMemory(v.dp.Map(name))
 			if err != nil {
 				return m, nil, err

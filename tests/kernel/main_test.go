@@ -40,17 +40,15 @@ var (
 
 // Sizes that a test can fill.
 const (
-	legacyEntries   = 32768
-	overflowEntries = 8192
+	legacyEntries = 32768
 )
 
 func options() loader.Options {
 	f := usual()
 	return loader.Options{
-		Cgroup:             sandbox.Cgroup(),
-		Features:           &f,
-		LegacyMaxEntries:   legacyEntries,
-		OverflowMaxEntries: overflowEntries,
+		Cgroup:           sandbox.Cgroup(),
+		Features:         &f,
+		LegacyMaxEntries: legacyEntries,
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // One socket that talks to any number of services: those that its slots are for, those beyond, and
-// so many that only the overflow map can hold them.
+// so many that only a large table can hold them.
 func TestManyServicesOnOneSocket(t *testing.T) {
 	counts := []int{1, 2, 4, 5, 8, 64, 1000}
 	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
@@ -73,7 +73,7 @@ func (s *scene) talksToMany(all []*service) {
 			}
 		}
 	}, gone)
-	require.Equal(s, len(all)-len(gone), x.tuples(), "stale tuples are dropped, of the chain too")
+	require.Equal(s, len(all)-len(gone), x.tuples(), "stale tuples are dropped, of the table too")
 	s.asksAll(x, all, nil)
 	s.asksAll(x, reversed, nil)
 	for _, svc := range all {

@@ -142,95 +142,34 @@ func TestNoSocketMemory(t *testing.T) {
 	)
 }
 
-func TestFullOverflowMap(t *testing.T) {
+// A process with as many peers as it can have takes nothing from another: no send is refused, and nothing
+// that others remember is gone.
+func TestManyPeersOfANeighbour(t *testing.T) {
 	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
 		t.Run(mode.String(), func(t *testing.T) {
-			holdIn(t, mode, unix.IPPROTO_UDP, (*scene).overflows)
+			holdIn(t, mode, unix.IPPROTO_UDP, (*scene).neighbours)
 		})
 	}
 }
 
-// overflows fills the overflow map and looks at who notices.
-func (s *scene) overflows() {
-	all := s.publishMany(64)
-	few := s.socket()
-	for _, svc := range all[:3] {
-		s.asksService(few, svc)
-	}
-	before := s.socket()
+func (s *scene) neighbours() {
+	const sockets, peers, sends = 900, 120, 1000
+	all := s.publishMany(peers)
+	working := s.socket()
 	for _, svc := range all[:8] {
-		s.asksService(before, svc)
+		s.asksService(working, svc)
 	}
-
-	hogs, victim, at := s.fillOverflow(all)
-	c := s.counters()
-	require.Equal(s, s.before.RejectedNoMemory+1, c.RejectedNoMemory)
-	require.EqualValues(s, overflowEntries, c.OverflowStored-c.OverflowRemoved)
-	held := s.hashEntries()
-
-	// A send that does not fit is rejected, every time, and leaves nothing.
-	for i := range 3 {
-		s.rejectedNoMemory(victim.trySendTo(all[at].front, "lost"), 2+i)
-	}
-	s.rejectedNoMemory(before.trySendTo(all[10].front, "lost"), 5)
-	assert.Equal(s, held, s.hashEntries())
-	// Whoever needs no room does not notice: not the socket itself, not others, not new ones.
-	for _, svc := range all[:at] {
-		s.asksService(victim, svc)
-	}
-	for range 3 {
-		for _, svc := range all[:8] {
-			s.asksService(before, svc)
-		}
-	}
-	for _, svc := range all[:3] {
-		s.asksService(few, svc)
-	}
-	fresh := s.socket()
-	for _, svc := range all[20:23] {
-		s.asksService(fresh, svc)
-	}
-	s.rejectedNoMemory(fresh.trySendTo(all[23].front, "lost"), 6)
-	connected := s.socket()
-	connected.connect(all[30].front)
-	s.connected(connected, all[30])
-	// Another service of a peer that is in the chain takes no room.
-	other := &service{front: s.nowhere(), backend: all[7].backend, revNat: 5000}
-	s.publish(other)
-	defer s.delete(other)
-	s.asksService(before, other)
-	s.asksService(before, all[7])
-
-	// As soon as somebody leaves, there is room.
-	hogs[0].close()
-	s.asksService(victim, all[at])
-	s.asksService(before, all[10])
-}
-
-// fillOverflow opens sockets that send to all services until the overflow map is full, and returns
-// them, with the one that did not get what it wanted and the number of the service where it ended.
-func (s *scene) fillOverflow(all []*service) (hogs []*socket, victim *socket, at int) {
-	s.Helper()
-	for range overflowEntries {
+	for i := range scaled(sockets) {
 		x := s.socket()
-		hogs = append(hogs, x)
-		for i, svc := range all {
-			err := x.trySendTo(svc.front, "fill")
-			if err != nil {
-				require.ErrorIs(s, err, rejection(s.T, unix.ENOMEM))
-				s.drain(x, i)
-				return hogs, x, i
-			}
+		for _, svc := range all {
+			require.NoError(s, x.trySendTo(svc.front, "fill"), "socket %d", i)
 		}
 	}
-	s.Fatal("the overflow map never became full")
-	return nil, nil, 0
-}
-
-// drain receives n answers.
-func (s *scene) drain(x *socket, n int) {
-	s.Helper()
-	for range n {
-		x.receive()
+	before := s.counters()
+	for i := range sends {
+		s.asksService(working, all[i%peers])
 	}
+	now := s.counters()
+	assert.Equal(s, before.RejectedNoMemory, now.RejectedNoMemory)
+	assert.Equal(s, before.Evicted, now.Evicted)
 }

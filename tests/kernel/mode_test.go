@@ -145,7 +145,7 @@ func TestSwitchingModes(t *testing.T) {
 		})
 	}
 
-	t.Run("a socket that holds a chain and is closed in legacy mode leaves nothing", func(t *testing.T) {
+	t.Run("a socket that has a table and is closed in legacy mode leaves nothing", func(t *testing.T) {
 		holdIn(t, dual, unix.IPPROTO_UDP, func(s *scene) {
 			x := s.socket()
 			for range 12 {

@@ -30,12 +30,12 @@ var holdings = []holding{
 	{name: "a service sent to", tuples: 1, take: func(s *scene, x *socket) {
 		s.asksService(x, s.service())
 	}},
-	{name: "a chain", tuples: 12, take: func(s *scene, x *socket) {
+	{name: "a table", tuples: 12, take: func(s *scene, x *socket) {
 		for range 12 {
 			s.asksService(x, s.service())
 		}
 	}},
-	{name: "a connection and a chain", tuples: 16, zeroed: true, take: func(s *scene, x *socket) {
+	{name: "a connection and a table", tuples: 16, zeroed: true, take: func(s *scene, x *socket) {
 		for range 12 {
 			x.connect(s.service().front)
 		}
@@ -152,7 +152,6 @@ func (h holding) released(end ending, zeroes bool) func(s *scene) {
 
 		after := s.counters()
 		assert.Equal(s, held.Released+uint64(h.tuples), after.Released, "tuples counted as released")
-		assert.Zero(s, after.ReleaseTruncated-held.ReleaseTruncated)
 		want := held.ReleaseZeroed
 		if h.zeroed && zeroes {
 			want++

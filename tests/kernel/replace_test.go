@@ -17,7 +17,7 @@ import (
 )
 
 // everyKind begins a scene for each kind of socket. They end together, and share the books: none of
-// them may have a chain.
+// them may have a table.
 func everyKind(t *testing.T, mode loader.Mode) iter.Seq[*scene] {
 	return func(yield func(*scene) bool) {
 		first := 0 // number of a service: each has its own

@@ -144,7 +144,7 @@ func (s *scene) end() {
 	}
 	if s.Failed() || s.Skipped() || s.mayLeak {
 		// The next scene is to find the maps as this one has.
-		for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map, "revsk_overflow"} {
+		for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
 			clearMap(s.T, name)
 		}
 	}
@@ -155,9 +155,6 @@ func (s *scene) balance() {
 	s.Helper()
 	now := s.counters()
 	assert.Equal(s, s.before.Live(), now.Live(), "stored is not released plus dropped: %+v, before %+v", now, s.before)
-	assert.Equal(s, now.OverflowStored-s.before.OverflowStored, now.OverflowRemoved-s.before.OverflowRemoved,
-		"tuples that went to the overflow map and left it")
-	assert.Zero(s, entries(s.T, "revsk_overflow"), "entries in the overflow map")
 	if !s.mayLeak {
 		assert.Zero(s, s.hashEntries(), "entries in the legacy maps")
 	}

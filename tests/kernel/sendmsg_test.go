@@ -35,7 +35,7 @@ func TestSendmsg(t *testing.T) {
 			assert.False(s, tuple.Migrated)
 			assert.NotZero(s, tuple.BackendID)
 			assert.InDelta(s, uptime(s.T).Seconds(), tuple.Time.Seconds(), 60)
-			assert.Zero(s, peers.ChainLen)
+			assert.Zero(s, peers.TableCount)
 			assert.Nil(s, x.conn())
 		}},
 		rule{name: "to the same service again changes nothing", notLegacy: storesNothing, play: func(s *scene) {
@@ -241,7 +241,7 @@ func TestSendmsgOnAConnectedSocket(t *testing.T) {
 			assert.Contains(s, []netip.AddrPort{a.front, b.front}, x.peername())
 			s.mayLeak = s.mode == legacy
 		}},
-		rule{name: "the same when the connection is remembered in the chain", play: func(s *scene) {
+		rule{name: "the same when the connection is remembered in the table", play: func(s *scene) {
 			x := s.socket()
 			for range 5 {
 				s.asksService(x, s.service())
@@ -255,7 +255,7 @@ func TestSendmsgOnAConnectedSocket(t *testing.T) {
 			assert.Contains(s, []netip.AddrPort{a.front, b.front}, x.peername())
 			s.mayLeak = s.mode == legacy
 		}},
-		rule{name: "the same when the send is remembered in the chain", play: func(s *scene) {
+		rule{name: "the same when the send is remembered in the table", play: func(s *scene) {
 			x := s.socket()
 			for range 5 {
 				s.asksService(x, s.service())

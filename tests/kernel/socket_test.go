@@ -238,7 +238,7 @@ func (x *socket) stored(name string, value any) bool {
 func (x *socket) tuples() int {
 	x.Helper()
 	p := x.peers()
-	n := len(p.Tuples()) + int(p.ChainLen)
+	n := len(p.Tuples()) + int(p.TableCount)
 	for _, t := range []*revnat.Tuple{x.conn(), x.former()} {
 		if t != nil {
 			n++

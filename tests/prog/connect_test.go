@@ -57,7 +57,7 @@ func TestConnectToService(t *testing.T) {
 			s.wantConn(former[n-1])
 			s.wantFormer(former[n-2])
 			s.wantPeers(former[:n-2]...)
-			s.counted(counts{stored: n, overflowStored: 2})
+			s.counted(counts{stored: n})
 		}},
 		rule{"keeps the former connection beside what the socket has sent to its peer since", func(s *scene) {
 			s.connect(s.tuple(1, 1))
@@ -114,7 +114,7 @@ func TestConnectToService(t *testing.T) {
 			}
 			s.connect(s.tuple(9, slots+2))
 			s.wantSlots(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3))
-			s.wantChain(s.tuple(6, 6), s.tuple(4, 4))
+			s.wantTable(s.tuple(6, 6), s.tuple(4, 4))
 		}},
 		rule{"takes a backend's other ports and addresses for other peers", func(s *scene) {
 			conn := s.tuple(1, 1)
@@ -241,7 +241,7 @@ func TestConnectToNoService(t *testing.T) {
 			}
 			s.connectDirect(s.family.backend(slots + 2))
 			s.wantSlots(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3))
-			s.wantChain(s.tuple(6, 6), s.tuple(4, 4))
+			s.wantTable(s.tuple(6, 6), s.tuple(4, 4))
 		}},
 		rule{"creates no storage", func(s *scene) {
 			s.connectDirect(s.family.backend(1))

@@ -40,8 +40,7 @@ struct harness_input {
 	struct harness_endpoint address;
 	__u8 protocol;
 	__u8 datagram;
-	__u8 with_hash;
-	__u8 pad2[5];
+	__u8 pad2[6];
 };
 
 struct harness_output {
@@ -86,6 +85,125 @@ static __always_inline __u32 ctx_time(void)
 	return clock;
 }
 
+static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb)
+{
+	struct bpf_sock_tuple *packet = (struct bpf_sock_tuple *)input.packet;
+	__u32 size = input.packet_is_v6 ? sizeof(packet->ipv6) : sizeof(packet->ipv4);
+
+	if (input.packet_is_tcp)
+		return bpf_sk_lookup_tcp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_udp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/* As hook.h has them. A function of its own has no socket but what it finds. */
+#define TABLE_STEP(type, name, call, without)                                                      \
+	__noinline type harness_##name(struct __sk_buff *skb, __u32 hash)                          \
+	{                                                                                          \
+		struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };                        \
+		struct revsk_peers_value *p;                                                       \
+		type result = without;                                                             \
+                                                                                                   \
+		if (!s.sk)                                                                         \
+			return without;                                                            \
+		p = peers_get(&s);                                                                 \
+		if (p)                                                                             \
+			result = call;                                                             \
+		bpf_sk_release(s.sk);                                                              \
+		return result;                                                                     \
+	}                                                                                          \
+	static __always_inline type ctx_##name(struct sock_ref *s, __u32 hash)                     \
+	{                                                                                          \
+		return harness_##name(s->ctx, hash);                                               \
+	}
+
+static __always_inline __u64 choose(struct sock_ref *s, struct revsk_peers_value *p, __u32 hash)
+{
+	const struct endpoint actual = sock_peer(s->sk);
+
+	return table_choose(table_get(s->sk, p, hash), hash, &actual);
+}
+
+TABLE_STEP(__u64, table_choose, choose(&s, p, hash), TABLE_NONE)
+TABLE_STEP(int, table_relocate, table_relocate(p, table_get(s.sk, p, hash), hash), -ENOENT)
+TABLE_STEP(int, table_grow, table_grow(s.sk, p, hash), -ENOENT)
+
+__noinline int harness_table_position(struct __sk_buff *skb, __u64 first, __u64 last, __u32 port)
+{
+	struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };
+	struct endpoint peer = { .addr.halves = { first, last }, .port = port };
+	struct revsk_peers_value *p;
+	int position = -ENOENT;
+
+	if (!s.sk)
+		return -ENOENT;
+	p = peers_get(&s);
+	if (p)
+		position = table_position(table_get(s.sk, p, peer_hash(&peer)), &peer);
+	bpf_sk_release(s.sk);
+	return position;
+}
+
+static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
+{
+	return harness_table_position(s->ctx, peer->addr.halves[0], peer->addr.halves[1],
+				      peer->port);
+}
+
+__noinline int harness_table_evict(struct __sk_buff *skb, __u32 hash, __u32 position)
+{
+	struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };
+	struct revsk_peers_value *p;
+	int err = -ENOENT;
+
+	if (!s.sk)
+		return -ENOENT;
+	p = peers_get(&s);
+	if (p)
+		err = table_evict(&s, p, hash, position);
+	bpf_sk_release(s.sk);
+	return err;
+}
+
+static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)
+{
+	return harness_table_evict(s->ctx, hash, position);
+}
+
+static __always_inline int ctx_table_attempts(void)
+{
+	return 8;
+}
+
+static __always_inline bool ctx_may_evict(void)
+{
+	return true;
+}
+
+__noinline int harness_release_tuple(struct __sk_buff *skb, __u32 number, __u32 position)
+{
+	struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };
+	int err;
+
+	if (!s.sk)
+		return -ENOENT;
+	err = release_tuple(&s, number, position);
+	bpf_sk_release(s.sk);
+	return err;
+}
+
+__noinline int harness_release_table(struct __sk_buff *skb, __u32 number)
+{
+	for (int i = 0; i < TABLE_TUPLES(TABLE_CLASSES); i++)
+		if (harness_release_tuple(skb, number, i))
+			break;
+	return 0;
+}
+
+static __always_inline void ctx_release_table(struct sock_ref *s, __u32 number)
+{
+	harness_release_table(s->ctx, number);
+}
+
 static __always_inline struct endpoint input_address(void)
 {
 	struct endpoint ep = {
@@ -121,16 +239,6 @@ static __always_inline bool first_time(void)
 	output.run = input.run;
 	clock = input.tuple.time;
 	return true;
-}
-
-static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb)
-{
-	struct bpf_sock_tuple *packet = (struct bpf_sock_tuple *)input.packet;
-	__u32 size = input.packet_is_v6 ? sizeof(packet->ipv6) : sizeof(packet->ipv4);
-
-	if (input.packet_is_tcp)
-		return bpf_sk_lookup_tcp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
-	return bpf_sk_lookup_udp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
 }
 
 /* A program that runs test_NAME on the socket that the input describes. */
@@ -248,29 +356,11 @@ static __always_inline long test_release(struct sock_ref *s)
 {
 	const struct endpoint dst = input_address();
 
-	return !!revnat_release(s, &dst);
-}
-
-/* A kernel without bpf_loop has one call of this for each tuple of the chain. */
-static __always_inline long test_release_step(struct sock_ref *s)
-{
-	struct revsk_peers_value *p = peers_get(s);
-
-	return p && release_chain_step(p, input.with_hash);
-}
-
-static __always_inline long test_release_loop(struct sock_ref *s)
-{
-	struct revsk_peers_value *p = peers_get(s);
-
-	if (p)
-		release_chain_loop(p, input.with_hash);
+	revnat_release(s, &dst);
 	return 0;
 }
 
 SOCKET_PROGRAM(release)
-SOCKET_PROGRAM(release_step)
-SOCKET_PROGRAM(release_loop)
 
 /* peers.h */
 
@@ -278,7 +368,7 @@ static __always_inline long test_find(struct sock_ref *s)
 {
 	struct revsk_peers_value *p = peers_get(s);
 	const struct endpoint peer = input_address();
-	struct revsk_tuple *t = p ? peers_find(p, &peer) : NULL;
+	struct revsk_tuple *t = p ? peers_find(s, p, &peer) : NULL;
 
 	if (!t)
 		return false;
@@ -317,27 +407,6 @@ SEC("tc") int run_flip(struct __sk_buff *skb)
 	bpf_sk_release(s.sk);
 	return DONE;
 }
-
-/* overflow.h */
-
-/* Whether the entry for the peer of the tuple is another one after its tuple was replaced. */
-static __always_inline long test_overflow_replace(struct sock_ref *s)
-{
-	const struct revsk_tuple t = input.tuple;
-	const struct endpoint peer = tuple_peer(&t);
-	struct revsk_peers_value *p = peers_get(s);
-	void *before, *after;
-
-	if (!p)
-		return -ENOENT;
-	before = overflow_find(p, &peer);
-	if (overflow_replace(p, &t))
-		return -ENOMEM;
-	after = overflow_find(p, &peer);
-	return before && after && before != after;
-}
-
-SOCKET_PROGRAM(overflow_replace)
 
 /* legacy.h */
 

@@ -37,8 +37,7 @@ type harnessHarnessInput struct {
 	Address         harnessHarnessEndpoint
 	Protocol        uint8
 	Datagram        uint8
-	WithHash        uint8
-	Pad2            [5]uint8
+	Pad2            [6]uint8
 }
 
 type harnessHarnessOutput struct {
@@ -96,15 +95,13 @@ const (
 	harnessRevskMetricREVSK_DROPPED_DIRECT      harnessRevskMetric = 3
 	harnessRevskMetricREVSK_DROPPED_REPLACED    harnessRevskMetric = 4
 	harnessRevskMetricREVSK_UPDATED             harnessRevskMetric = 5
-	harnessRevskMetricREVSK_OVERFLOW_STORED     harnessRevskMetric = 6
-	harnessRevskMetricREVSK_OVERFLOW_REMOVED    harnessRevskMetric = 7
-	harnessRevskMetricREVSK_RELEASE_ZEROED      harnessRevskMetric = 8
-	harnessRevskMetricREVSK_RELEASE_TRUNCATED   harnessRevskMetric = 9
-	harnessRevskMetricREVSK_REJECTED_NO_BACKEND harnessRevskMetric = 10
-	harnessRevskMetricREVSK_REJECTED_NO_MEMORY  harnessRevskMetric = 11
-	harnessRevskMetricREVSK_TRANSLATED          harnessRevskMetric = 12
-	harnessRevskMetricREVSK_REVERSED            harnessRevskMetric = 13
-	harnessRevskMetricREVSK_METRIC_COUNT        harnessRevskMetric = 14
+	harnessRevskMetricREVSK_EVICTED             harnessRevskMetric = 6
+	harnessRevskMetricREVSK_RELEASE_ZEROED      harnessRevskMetric = 7
+	harnessRevskMetricREVSK_REJECTED_NO_BACKEND harnessRevskMetric = 8
+	harnessRevskMetricREVSK_REJECTED_NO_MEMORY  harnessRevskMetric = 9
+	harnessRevskMetricREVSK_TRANSLATED          harnessRevskMetric = 10
+	harnessRevskMetricREVSK_REVERSED            harnessRevskMetric = 11
+	harnessRevskMetricREVSK_METRIC_COUNT        harnessRevskMetric = 12
 )
 
 type harnessRevskMode uint32
@@ -115,52 +112,74 @@ const (
 	harnessRevskModeREVSK_MODE_LEGACY  harnessRevskMode = 2
 )
 
-type harnessRevskOverflowKey struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Peer   struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	PeerPort uint16
-	Pad      [6]uint8
-}
-
-type harnessRevskOverflowValue struct {
-	_     structs.HostLayout
-	Tuple harnessRevskTuple
-	Next  struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	Prev struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	NextPort uint16
-	PrevPort uint16
-	Pad      uint32
-}
-
 type harnessRevskPeersValue struct {
 	_    structs.HostLayout
 	Lock struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	HeadPort   uint16
-	HasConn    uint8
-	SlotsTried uint8
-	Slots      [3]harnessRevskTuple
-	Cookie     uint64
-	Head       struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
+	TableMaps    uint16
+	HasConn      uint8
+	SlotsTried   uint8
+	Slots        [3]harnessRevskTuple
+	TableVersion uint32
+	TableCount   uint16
+	TableClass   uint8
+	Reserved     [25]uint8
+}
+
+type harnessRevskTable1kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
 	}
-	ChainLen  uint32
-	Victim    uint8
-	ChainHits uint8
-	Pad       [2]uint8
+	Reserved [13]uint32
+	Tuples   [16]harnessRevskTuple
+	Room     [16]uint64
+}
+
+type harnessRevskTable2kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [32]harnessRevskTuple
+	Room     [48]uint64
+}
+
+type harnessRevskTable4kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [64]harnessRevskTuple
+	Room     [112]uint64
+}
+
+type harnessRevskTable512Value struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [8]harnessRevskTuple
+}
+
+type harnessRevskTable8kValue struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Reserved [13]uint32
+	Tuples   [128]harnessRevskTuple
+	Room     [195]uint64
 }
 
 type harnessRevskTuple struct {
@@ -177,7 +196,7 @@ type harnessRevskTuple struct {
 	ServicePort uint16
 	RevNatIndex uint16
 	Flags       uint8
-	Reserved    uint8
+	Age         uint8
 	BackendId   uint32
 	Time        uint32
 }
@@ -204,8 +223,27 @@ const (
 	harnessMapRevskConn                  = "revsk_conn"
 	harnessMapRevskFormer                = "revsk_former"
 	harnessMapRevskMetrics               = "revsk_metrics"
-	harnessMapRevskOverflow              = "revsk_overflow"
 	harnessMapRevskPeers                 = "revsk_peers"
+	harnessMapRevskTable1k               = "revsk_table_1k"
+	harnessMapRevskTable2k               = "revsk_table_2k"
+	harnessMapRevskTable4k               = "revsk_table_4k"
+	harnessMapRevskTable512              = "revsk_table_512"
+	harnessMapRevskTable8k0              = "revsk_table_8k_0"
+	harnessMapRevskTable8k1              = "revsk_table_8k_1"
+	harnessMapRevskTable8k10             = "revsk_table_8k_10"
+	harnessMapRevskTable8k11             = "revsk_table_8k_11"
+	harnessMapRevskTable8k12             = "revsk_table_8k_12"
+	harnessMapRevskTable8k13             = "revsk_table_8k_13"
+	harnessMapRevskTable8k14             = "revsk_table_8k_14"
+	harnessMapRevskTable8k15             = "revsk_table_8k_15"
+	harnessMapRevskTable8k2              = "revsk_table_8k_2"
+	harnessMapRevskTable8k3              = "revsk_table_8k_3"
+	harnessMapRevskTable8k4              = "revsk_table_8k_4"
+	harnessMapRevskTable8k5              = "revsk_table_8k_5"
+	harnessMapRevskTable8k6              = "revsk_table_8k_6"
+	harnessMapRevskTable8k7              = "revsk_table_8k_7"
+	harnessMapRevskTable8k8              = "revsk_table_8k_8"
+	harnessMapRevskTable8k9              = "revsk_table_8k_9"
 	harnessProgRunBindWouldHijack        = "run_bind_would_hijack"
 	harnessProgRunConnect                = "run_connect"
 	harnessProgRunConnectDirect          = "run_connect_direct"
@@ -215,12 +253,9 @@ const (
 	harnessProgRunHealthBind             = "run_health_bind"
 	harnessProgRunLbSelect               = "run_lb_select"
 	harnessProgRunLegacyStore            = "run_legacy_store"
-	harnessProgRunOverflowReplace        = "run_overflow_replace"
 	harnessProgRunPeername               = "run_peername"
 	harnessProgRunPeernameOwn            = "run_peername_own"
 	harnessProgRunRelease                = "run_release"
-	harnessProgRunReleaseLoop            = "run_release_loop"
-	harnessProgRunReleaseStep            = "run_release_step"
 	harnessProgRunSendmsg                = "run_sendmsg"
 	harnessProgRunSendmsgDirect          = "run_sendmsg_direct"
 	harnessProgRunSendmsgSourceOwn       = "run_sendmsg_source_own"
@@ -247,6 +282,8 @@ const (
 	harnessVarCfgRejectNoBackend         = "cfg_reject_no_backend"
 	harnessVarCfgSessionAffinity         = "cfg_session_affinity"
 	harnessVarCfgSetRetval               = "cfg_set_retval"
+	harnessVarCfgTableClasses            = "cfg_table_classes"
+	harnessVarCfgTableMaps               = "cfg_table_maps"
 	harnessVarClock                      = "clock"
 	harnessVarInput                      = "input"
 	harnessVarOutput                     = "output"
@@ -305,12 +342,9 @@ type harnessProgramSpecs struct {
 	RunHealthBind         *ebpf.ProgramSpec `ebpf:"run_health_bind"`
 	RunLbSelect           *ebpf.ProgramSpec `ebpf:"run_lb_select"`
 	RunLegacyStore        *ebpf.ProgramSpec `ebpf:"run_legacy_store"`
-	RunOverflowReplace    *ebpf.ProgramSpec `ebpf:"run_overflow_replace"`
 	RunPeername           *ebpf.ProgramSpec `ebpf:"run_peername"`
 	RunPeernameOwn        *ebpf.ProgramSpec `ebpf:"run_peername_own"`
 	RunRelease            *ebpf.ProgramSpec `ebpf:"run_release"`
-	RunReleaseLoop        *ebpf.ProgramSpec `ebpf:"run_release_loop"`
-	RunReleaseStep        *ebpf.ProgramSpec `ebpf:"run_release_step"`
 	RunSendmsg            *ebpf.ProgramSpec `ebpf:"run_sendmsg"`
 	RunSendmsgDirect      *ebpf.ProgramSpec `ebpf:"run_sendmsg_direct"`
 	RunSendmsgSourceOwn   *ebpf.ProgramSpec `ebpf:"run_sendmsg_source_own"`
@@ -342,8 +376,27 @@ type harnessMapSpecs struct {
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.MapSpec `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
 }
 
 // harnessVariableSpecs contains global variables before they are loaded into the kernel.
@@ -369,6 +422,8 @@ type harnessVariableSpecs struct {
 	CfgRejectNoBackend         *ebpf.VariableSpec `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 	Clock                      *ebpf.VariableSpec `ebpf:"clock"`
 	Input                      *ebpf.VariableSpec `ebpf:"input"`
 	Output                     *ebpf.VariableSpec `ebpf:"output"`
@@ -414,8 +469,27 @@ type harnessMaps struct {
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
-	RevskOverflow         *ebpf.Map `ebpf:"revsk_overflow"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
+	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
+	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
+	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
+	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
+	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
+	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
+	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
+	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
+	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
+	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
+	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
+	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
+	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
+	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
+	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
+	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
+	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
+	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
+	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
+	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
 }
 
 func (m *harnessMaps) Close() error {
@@ -438,8 +512,27 @@ func (m *harnessMaps) Close() error {
 		m.RevskConn,
 		m.RevskFormer,
 		m.RevskMetrics,
-		m.RevskOverflow,
 		m.RevskPeers,
+		m.RevskTable1k,
+		m.RevskTable2k,
+		m.RevskTable4k,
+		m.RevskTable512,
+		m.RevskTable8k0,
+		m.RevskTable8k1,
+		m.RevskTable8k10,
+		m.RevskTable8k11,
+		m.RevskTable8k12,
+		m.RevskTable8k13,
+		m.RevskTable8k14,
+		m.RevskTable8k15,
+		m.RevskTable8k2,
+		m.RevskTable8k3,
+		m.RevskTable8k4,
+		m.RevskTable8k5,
+		m.RevskTable8k6,
+		m.RevskTable8k7,
+		m.RevskTable8k8,
+		m.RevskTable8k9,
 	)
 }
 
@@ -466,6 +559,8 @@ type harnessVariables struct {
 	CfgRejectNoBackend         *ebpf.Variable `ebpf:"cfg_reject_no_backend"`
 	CfgSessionAffinity         *ebpf.Variable `ebpf:"cfg_session_affinity"`
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
+	CfgTableClasses            *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps               *ebpf.Variable `ebpf:"cfg_table_maps"`
 	Clock                      *ebpf.Variable `ebpf:"clock"`
 	Input                      *ebpf.Variable `ebpf:"input"`
 	Output                     *ebpf.Variable `ebpf:"output"`
@@ -486,12 +581,9 @@ type harnessPrograms struct {
 	RunHealthBind         *ebpf.Program `ebpf:"run_health_bind"`
 	RunLbSelect           *ebpf.Program `ebpf:"run_lb_select"`
 	RunLegacyStore        *ebpf.Program `ebpf:"run_legacy_store"`
-	RunOverflowReplace    *ebpf.Program `ebpf:"run_overflow_replace"`
 	RunPeername           *ebpf.Program `ebpf:"run_peername"`
 	RunPeernameOwn        *ebpf.Program `ebpf:"run_peername_own"`
 	RunRelease            *ebpf.Program `ebpf:"run_release"`
-	RunReleaseLoop        *ebpf.Program `ebpf:"run_release_loop"`
-	RunReleaseStep        *ebpf.Program `ebpf:"run_release_step"`
 	RunSendmsg            *ebpf.Program `ebpf:"run_sendmsg"`
 	RunSendmsgDirect      *ebpf.Program `ebpf:"run_sendmsg_direct"`
 	RunSendmsgSourceOwn   *ebpf.Program `ebpf:"run_sendmsg_source_own"`
@@ -512,12 +604,9 @@ func (p *harnessPrograms) Close() error {
 		p.RunHealthBind,
 		p.RunLbSelect,
 		p.RunLegacyStore,
-		p.RunOverflowReplace,
 		p.RunPeername,
 		p.RunPeernameOwn,
 		p.RunRelease,
-		p.RunReleaseLoop,
-		p.RunReleaseStep,
 		p.RunSendmsg,
 		p.RunSendmsgDirect,
 		p.RunSendmsgSourceOwn,

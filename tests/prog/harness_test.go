@@ -12,11 +12,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -30,11 +27,7 @@ type harness struct {
 type options struct {
 	programs  []string       // names without run_; nil: all
 	constants map[string]any // load-time constants, by name without cfg_
-	overflow  uint32         // size of revsk_overflow; 0: as it is
 }
-
-// bpfLoopProgram is the one program that uses bpf_loop.
-const bpfLoopProgram = "release_loop"
 
 // hashSize is the size of hash maps: their own make every test slow, which
 // empties them, and LRU maps are allocated as they are created. It is enough for
@@ -51,9 +44,6 @@ func loadPrograms(o options) (*harness, error) {
 			m.MaxEntries = min(m.MaxEntries, hashSize)
 		}
 	}
-	if o.overflow != 0 {
-		spec.Maps[harnessMapRevskOverflow].MaxEntries = o.overflow
-	}
 	precise, err := probe.PreciseVerifier()
 	if err != nil {
 		return nil, err
@@ -65,14 +55,9 @@ func loadPrograms(o options) (*harness, error) {
 			return nil, fmt.Errorf("setting cfg_%s: %w", name, err)
 		}
 	}
-	haveLoop, err := probe.Helper(ebpf.SchedCLS, asm.FnLoop)
-	if err != nil {
-		return nil, err
-	}
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
 		name = strings.TrimPrefix(name, "run_")
-		return o.programs != nil && !slices.Contains(o.programs, name) ||
-			name == bpfLoopProgram && !haveLoop
+		return o.programs != nil && !slices.Contains(o.programs, name)
 	})
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -93,16 +78,6 @@ func load(t *testing.T, o options) *harness {
 }
 
 func (h *harness) close() { h.coll.Close() }
-
-// needBPFLoop skips a test of the one program that needs a kernel newer than 5.10.
-func needBPFLoop(t *testing.T) {
-	t.Helper()
-	have, err := probe.Helper(ebpf.SchedCLS, asm.FnLoop)
-	require.NoError(t, err)
-	if !have {
-		oldkernel.Skip(t, 5, 17, "bpf_loop")
-	}
-}
 
 // What the programs return: see harness.c.
 const (
@@ -199,8 +174,7 @@ const (
 	droppedDirect   = harnessRevskMetricREVSK_DROPPED_DIRECT
 	droppedReplaced = harnessRevskMetricREVSK_DROPPED_REPLACED
 	updated         = harnessRevskMetricREVSK_UPDATED
-	overflowStored  = harnessRevskMetricREVSK_OVERFLOW_STORED
-	overflowRemoved = harnessRevskMetricREVSK_OVERFLOW_REMOVED
+	evicted         = harnessRevskMetricREVSK_EVICTED
 	releaseZeroed   = harnessRevskMetricREVSK_RELEASE_ZEROED
 )
 
@@ -210,8 +184,7 @@ var countNames = map[harnessRevskMetric]string{
 	droppedDirect:   "dropped direct",
 	droppedReplaced: "dropped replaced",
 	updated:         "updated",
-	overflowStored:  "overflow stored",
-	overflowRemoved: "overflow removed",
+	evicted:         "evicted",
 	releaseZeroed:   "release zeroed",
 }
 
@@ -257,7 +230,7 @@ func must(t *testing.T, err error) {
 type tuple struct {
 	peer, service   netip.AddrPort
 	revNat          uint16
-	flags           uint8
+	flags, age      uint8
 	backendID, time uint32
 }
 
@@ -303,7 +276,7 @@ func (t tuple) wire() harnessRevskTuple {
 	w.Peer.Bytes, w.PeerPort = t.peer.Addr().As16(), net16(t.peer.Port())
 	w.Service.Bytes, w.ServicePort = t.service.Addr().As16(), net16(t.service.Port())
 	w.RevNatIndex = net16(t.revNat)
-	w.Flags = t.flags
+	w.Flags, w.Age = t.flags, t.age
 	w.BackendId, w.Time = t.backendID, t.time
 	return w
 }
@@ -314,6 +287,7 @@ func fromWire(w harnessRevskTuple) tuple {
 		service:   addrPort(w.Service.Bytes, w.ServicePort),
 		revNat:    net16(w.RevNatIndex),
 		flags:     w.Flags,
+		age:       w.Age,
 		backendID: w.BackendId,
 		time:      w.Time,
 	}

@@ -4,6 +4,7 @@ package prog
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -31,112 +32,75 @@ func (s *scene) rejected(what string, call func() unix.Errno) {
 	}
 }
 
-// A full overflow map rejects what needs room in it, and harms nobody.
-func TestFullOverflowMap(t *testing.T) {
-	const room = 4
-	const full = slots + room
-	h := load(t, options{overflow: room, programs: []string{
-		"connect", "sendmsg", "sendmsg_direct", "find", "release", "release_step",
-	}})
+// A table that may not grow makes room by itself: no send is rejected, and nobody else notices.
+func TestFullTable(t *testing.T) {
+	h := load(t, options{
+		constants: map[string]any{"table_classes": uint32(2), "table_maps": uint32(0)},
+		programs:  []string{"connect", "sendmsg", "sendmsg_direct", "source", "find", "release"},
+	})
+	const room = slots + 16
 	for _, r := range []rule{
-		{"a send to one more peer is rejected and changes nothing", func(s *scene) {
-			s.sendToPeers(full)
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(full+1, full+1)) })
-			s.wantAllFound(s.state().peers()...)
-			s.counted(counts{stored: full, overflowStored: room})
-		}},
-		{"a connect that has to keep what was the former connection is rejected and changes nothing", func(s *scene) {
-			s.connect(s.tuple(20, 20))
-			s.connect(s.tuple(21, 21))
-			s.sendToPeers(full)
-			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(22, 22)) })
-			s.wantConn(s.tuple(21, 21))
-		}},
-		{"a connect that keeps nothing succeeds", func(s *scene) {
-			s.sendToPeers(full)
-			s.connect(s.tuple(20, 20))
-			s.connect(s.tuple(21, 20))
-			s.wantConn(s.tuple(21, 20))
-		}},
-		{"the latest service of a peer still wins", func(s *scene) {
-			s.sendToPeers(full)
-			s.send(s.tuple(20, 1), s.tuple(21, full), s.tuple(22, slots+2), s.tuple(23, slots+1))
-			s.wantSlots(s.tuple(20, 1), s.tuple(2, 2), s.tuple(3, 3))
-			s.wantChain(s.tuple(21, 7), s.tuple(6, 6), s.tuple(22, 5), s.tuple(23, 4))
-		}},
-		{"sends to peers of the chain succeed without an exchange", func(s *scene) {
-			s.sendToPeers(full)
-			inSlots, chain := s.layout(full)
-			s.sendTimes(chain[1], 3*exchangeInterval)
-			s.wantSlots(inSlots...)
-			s.wantChain(chain...)
-			s.counted(counts{stored: full, overflowStored: room})
-		}},
-		{"other sockets use their slots", func(s *scene) {
-			other := s.another()
-			s.sendToPeers(full)
-			for n := 1; n <= slots; n++ {
-				other.send(s.tuple(n, n))
+		{"every send succeeds, and the last ones are remembered", func(s *scene) {
+			s.sendToPeers(10 * room)
+			st := s.state()
+			if st.class != 2 || len(st.table) < 12 {
+				s.Errorf("the table is of class %d and has %d tuples", st.class, len(st.table))
 			}
-			other.connect(s.tuple(20, 20))
-			s.rejected("send on another socket", func() unix.Errno { return other.trySend(s.tuple(9, 9)) })
-			other.wantPeers(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3))
+			s.wantAllFound(s.tuple(10*room, 10*room))
+			s.counted(counts{stored: 10 * room, evicted: 10*room - len(st.peers())})
 		}},
-		{"other sockets keep their chains", func(s *scene) {
-			other := s.another()
-			for n := 1; n <= slots+2; n++ {
-				other.send(s.tuple(n, n))
-			}
-			s.sendToPeers(slots + 2)
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(9, 9)) })
-			other.wantAllFound(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5))
-		}},
-		{"a socket has the cookie of its chain before an entry exists, for a sweep that comes in between", func(s *scene) {
-			other := s.another()
-			for n := 1; n <= full; n++ {
-				other.send(s.tuple(n, n))
-			}
+		{"a peer that is sent to again and again stays", func(s *scene) {
 			s.sendToPeers(slots)
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(9, 9)) })
-			var p harnessRevskPeersValue
-			if _, err := s.h.stored(harnessMapRevskPeers, s.fd, &p); err != nil {
-				s.Fatal(err)
+			for n := 100; n < 1100; n++ {
+				s.send(s.tuple(4, 4), s.tuple(n, n))
 			}
-			if p.Cookie != s.cookie {
-				s.Errorf("the entry was tried with the cookie %d on the socket, want %d", p.Cookie, s.cookie)
+			s.counted(counts{stored: slots + 1001, evicted: slots + 1001 - len(s.state().peers())})
+		}},
+		{"a peer that only answers keeps its service", func(s *scene) {
+			s.serve(4)
+			s.sendToPeers(slots)
+			s.send(s.tuple(4, 4))
+			for n := 100; n < 1100; n++ {
+				s.wantSource(s.family.backend(4), s.family.service(4))
+				s.send(s.tuple(n, n))
 			}
+			s.wantSource(s.family.backend(4), s.family.service(4))
+		}},
+		{"the tuple of the peer that the kernel has the socket connected to stays", func(s *scene) {
+			s.sendToPeers(slots)
+			actual := s.tuple(4, 4)
+			actual.peer = netip.AddrPortFrom(s.family.loopback.Unmap(), 9)
+			must(s.T, unix.Connect(s.fd, sockaddr(s.family, netip.AddrPortFrom(s.family.loopback, 9))))
+			s.send(actual)
+			for n := 100; n < 1100; n++ {
+				s.send(s.tuple(n, n))
+			}
+			if out := s.withAddress("find", actual.peer); out.Result == 0 {
+				s.Errorf("%v is gone", actual)
+			}
+		}},
+		{"in mode dual what makes room leaves the hash, too", func(s *scene) {
+			s.setMode(dual)
+			s.sendToPeers(10 * room)
+			var want []tuple
+			for _, t := range s.state().peers() {
+				t.age = 0
+				want = append(want, t)
+			}
+			s.wantHash(want...)
+		}},
+		{"other sockets keep what they have", func(s *scene) {
+			other := s.another()
+			for n := 1; n <= room/2; n++ {
+				other.send(s.tuple(n, n))
+			}
+			other.unchangedBy("another socket", func() { s.sendToPeers(10 * room) })
 		}},
 		{"a removal makes room", func(s *scene) {
-			s.sendToPeers(full)
-			s.sendDirect(s.family.backend(full - 1))
-			s.send(s.tuple(9, 9))
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(10, 10)) })
-			s.sendDirect(s.family.backend(1))
-			s.send(s.tuple(11, 11))
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(12, 12)) })
-		}},
-		{"the release of another socket makes room", func(s *scene) {
-			other := s.another()
-			for n := 1; n <= full; n++ {
-				other.send(s.tuple(n, n))
-			}
-			s.sendToPeers(slots)
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(4, 4)) })
-			other.release()
-			s.send(s.tuple(4, 4), s.tuple(5, 5), s.tuple(6, 6), s.tuple(7, 7))
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(8, 8)) })
-		}},
-		{"a rejected send in mode dual leaves no legacy entry", func(s *scene) {
-			s.setMode(dual)
-			s.sendToPeers(full)
-			s.rejected("send", func() unix.Errno { return s.trySend(s.tuple(9, 9)) })
-		}},
-		{"a rejected connect in mode dual leaves no legacy entry", func(s *scene) {
-			s.setMode(dual)
-			s.connect(s.tuple(20, 20))
-			s.connect(s.tuple(21, 21))
-			s.sendToPeers(full)
-			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(22, 22)) })
+			s.sendToPeers(slots + 8)
+			s.sendDirect(s.family.backend(slots + 1))
+			s.send(s.tuple(slots+1, slots+1))
+			s.counted(counts{stored: slots + 9, droppedDirect: 1})
 		}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
@@ -145,6 +109,31 @@ func TestFullOverflowMap(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Without memory for the smallest table the slots make room.
+func TestNoMemoryForATable(t *testing.T) {
+	holdForDatagrams(t,
+		rule{"the slot that was sent to first makes room", func(s *scene) {
+			for n := 1; n <= slots; n++ {
+				s.send(s.tuple(n, n).at(uint32(1000 - n)))
+			}
+			exhaust(s.T, s.socket)
+			s.send(s.tuple(9, 9))
+			s.wantSlots(s.tuple(1, 1).at(999), s.tuple(2, 2).at(998), s.tuple(9, 9))
+			s.counted(counts{stored: 4, evicted: 1})
+		}},
+		rule{"a table that cannot grow makes room", func(s *scene) {
+			s.sendToPeers(slots + 1)
+			exhaust(s.T, s.socket)
+			s.sendToPeers(100)
+			st := s.state()
+			if st.class != 1 {
+				s.Errorf("the table is of class %d", st.class)
+			}
+			s.counted(counts{stored: 100, evicted: 100 - len(st.peers())})
+		}},
+	)
 }
 
 // exhaust allocates all memory that the socket may have for storage (optmem_max),
@@ -230,11 +219,11 @@ func TestNoMemoryForStorage(t *testing.T) {
 			s.rejected("connect", func() unix.Errno { return s.tryConnect(s.tuple(2, 2)) })
 			s.wantConn(s.tuple(1, 1))
 		}},
-		rule{"sends to known and to more peers need no more of the socket's memory", func(s *scene) {
+		rule{"a send to a known peer needs no more of the socket's memory", func(s *scene) {
 			s.send(s.tuple(1, 1))
 			exhaust(s.T, s.socket)
-			s.sendToPeers(slots + 2)
-			s.wantAllFound(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4), s.tuple(5, 5))
+			s.send(s.tuple(1, 1), s.tuple(2, 1))
+			s.wantSlots(s.tuple(2, 1))
 		}},
 	)
 	holdForStreams(t,

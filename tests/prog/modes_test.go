@@ -274,16 +274,6 @@ func TestModeDual(t *testing.T) {
 			s.release()
 			other.wantHash(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
 		}},
-		rule{"release by bpf_loop deletes the entries of the chain", func(s *scene) {
-			needBPFLoop(s.T)
-			s.sendToPeers(slots + 2)
-			s.withAddress("release", s.family.backend(unusedNumber))
-			in := s.input()
-			in.WithHash = 1
-			s.h.run(s.T, bpfLoopProgram, in)
-			s.dead = true
-			s.wantHash()
-		}},
 		rule{"the socket's cookie is asked for once", func(s *scene) {
 			for what, out := range map[string]harnessHarnessOutput{
 				"connect":                s.withTuple("connect", s.tuple(1, 1)),
@@ -400,7 +390,6 @@ func TestModeLegacy(t *testing.T) {
 			s.wantHash(s.tuple(7, 1), s.tuple(7, 2), s.tuple(7, 3))
 			s.counted(counts{
 				stored: 7, droppedReplaced: 4, droppedDirect: 2,
-				overflowStored: 3, overflowRemoved: 3,
 			})
 		}},
 		rule{"sendmsg to no service changes nothing", func(s *scene) {
@@ -427,7 +416,7 @@ func TestModeLegacy(t *testing.T) {
 			s.sendToPeers(slots + 2)
 			s.setMode(legacy)
 			s.release()
-			s.counted(counts{stored: 5, released: 5, overflowStored: 2, overflowRemoved: 2})
+			s.counted(counts{stored: 5, released: 5})
 		}},
 		rule{"recvmsg drops what is stale", func(s *scene) {
 			s.send(s.tuple(1, 1))

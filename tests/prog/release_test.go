@@ -37,11 +37,11 @@ func TestRelease(t *testing.T) {
 			s.releaseWith(netip.AddrPortFrom(s.family.services, 0))
 			s.counted(counts{stored: 2, released: 2})
 		}},
-		rule{"counts conn, slots and chain, and empties the chain", func(s *scene) {
+		rule{"counts conn, slots and table", func(s *scene) {
 			s.connect(s.tuple(9, 9))
 			s.sendToPeers(slots + 3)
 			s.release()
-			s.counted(counts{stored: 7, released: 7, overflowStored: 3, overflowRemoved: 3})
+			s.counted(counts{stored: 7, released: 7})
 		}},
 		rule{"does not count what was dropped before", func(s *scene) {
 			s.connect(s.tuple(9, 9))
@@ -52,10 +52,9 @@ func TestRelease(t *testing.T) {
 			s.release()
 			s.counted(counts{
 				stored: 7, droppedDirect: 3, released: 4,
-				overflowStored: 3, overflowRemoved: 3,
 			})
 		}},
-		rule{"leaves the chains of other sockets alone", func(s *scene) {
+		rule{"leaves the tables of other sockets alone", func(s *scene) {
 			other := s.another()
 			s.sendToPeers(slots + 3)
 			for n := 1; n <= slots+3; n++ {
@@ -67,54 +66,18 @@ func TestRelease(t *testing.T) {
 	)
 }
 
-var chainLengths = []int{0, 1, 2, 3, 64, 1000}
-
-// Both ways of releasing a chain delete every tuple of it and no other.
-func TestReleaseChain(t *testing.T) {
-	for _, way := range []struct {
-		name    string
-		need    func(t *testing.T)
-		release func(t *testing.T, x *subject, n int)
-	}{
-		{"step by step", func(*testing.T) {}, func(t *testing.T, x *subject, n int) {
-			for i := range max(n, 1) {
-				if more := x.releaseStep(); more != (i < n-1) {
-					t.Fatalf("step %d of %d: more to come: %v", i+1, n, more)
-				}
-			}
-		}},
-		{"by bpf_loop", needBPFLoop, func(t *testing.T, x *subject, _ int) {
-			x.s.h.run(t, bpfLoopProgram, x.input())
-		}},
-	} {
-		t.Run(way.name, func(t *testing.T) {
-			way.need(t)
-			for _, n := range chainLengths {
-				t.Run(strconv.Itoa(n), func(t *testing.T) {
-					for _, f := range families {
-						t.Run(f.name, func(t *testing.T) {
-							s := newScene(t, shared, f, false)
-							other := s.another()
-							other.send(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
-							s.sendToPeers(slots + n)
-
-							out := s.withAddress("release", s.family.backend(unusedNumber))
-							if (out.Result != 0) != (n > 0) {
-								t.Errorf("release returned %d", out.Result)
-							}
-							way.release(t, s.subject, n)
-							s.dead = true
-
-							s.counted(counts{
-								stored: slots + n + 4, released: slots + n,
-								overflowStored: n + 1, overflowRemoved: n,
-							}.withoutZeros())
-							other.wantChain(s.tuple(4, 4))
-						})
-					}
-				})
-			}
-		})
+// Release deletes what the hash has of every tuple of a table, and of no other socket.
+func TestReleaseTable(t *testing.T) {
+	for _, n := range tableLengths {
+		holdForDatagrams(t, rule{strconv.Itoa(n), func(s *scene) {
+			s.setMode(dual)
+			other := s.another()
+			other.send(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
+			s.sendToPeers(slots + n)
+			s.release()
+			s.counted(counts{stored: slots + n + 4, released: slots + n})
+			other.wantHash(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
+		}})
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
 )
 
 // rule is a rule of the datapath, and a scene that shows that it holds.
@@ -135,28 +136,19 @@ func (s *scene) end() {
 	}
 }
 
-// balance checks that every tuple ever stored is accounted for, and that the
-// overflow map holds the chains of live sockets and nothing else.
+// balance checks that every tuple ever stored is accounted for.
 func (s *scene) balance() {
 	s.Helper()
-	live, chained := 0, 0
+	live := 0
 	for _, x := range s.subjects {
 		if !x.dead {
-			st := x.state()
-			live += st.tuples()
-			chained += len(st.chain)
+			live += x.state().tuples()
 		}
 	}
 	c := s.h.counts(s.T)
-	if gone := c[released] + c[droppedDirect] + c[droppedReplaced]; c[stored] != gone+live {
+	gone := c[released] + c[droppedDirect] + c[droppedReplaced] + c[evicted]
+	if c[stored] != gone+live {
 		s.Errorf("%d tuples live, %d gone, of those counted: %v", live, gone, c)
-	}
-	entries := len(rawEntries(s.T, s.h.m(harnessMapRevskOverflow)))
-	if entries != chained {
-		s.Errorf("%d entries in revsk_overflow, %d tuples in chains of live sockets", entries, chained)
-	}
-	if c[overflowStored]-c[overflowRemoved] != entries {
-		s.Errorf("%d entries in revsk_overflow, of those counted: %v", entries, c)
 	}
 }
 
@@ -316,37 +308,21 @@ func (x *subject) release() {
 const unusedNumber = 0xffff
 
 // releaseWith is the release hook for a socket with dst left of its destination.
-// It deletes the chain step by step, as on kernels without bpf_loop.
 func (x *subject) releaseWith(dst netip.AddrPort) {
 	x.s.Helper()
-	hasChain := x.withAddress("release", dst).Result != 0
-	if st := x.state(); hasChain != (len(st.chain) > 0) && x.s.mode != legacy {
-		x.s.Errorf("release says that there is a chain: %v; its length is %d", hasChain, len(st.chain))
-	}
-	for hasChain {
-		hasChain = x.releaseStep()
-	}
+	x.withAddress("release", dst)
 	x.dead = true
-}
-
-func (x *subject) releaseStep() bool {
-	x.s.Helper()
-	in := x.input()
-	if x.s.mode != storage {
-		in.WithHash = 1
-	}
-	return x.s.h.run(x.s.T, "release_step", in).Result != 0
 }
 
 // state is what a socket holds.
 type state struct {
 	conn, former *tuple
 	slots        [slots]tuple
-	chain        []tuple // from its head
-	// whether there is storage for slots and chain, which may be empty
+	table        []tuple // by peer
+	// whether there is storage for slots, which may be empty
 	hasPeers bool
-	victim   uint8
-	hits     uint8
+	class    int // of the table
+	maps     int // how many the table has
 }
 
 const slots = 3
@@ -358,7 +334,7 @@ func (st state) peers() []tuple {
 			all = append(all, t)
 		}
 	}
-	return append(all, st.chain...)
+	return append(all, st.table...)
 }
 
 func (st state) tuples() int {
@@ -378,8 +354,8 @@ func (st state) String() string {
 		}
 		return t.String()
 	}
-	return fmt.Sprintf("conn: %s; former: %s; slots: %v; chain: %v; storage for peers: %v; victim %d, hits %d",
-		text(st.conn), text(st.former), st.slots, st.chain, st.hasPeers, st.victim, st.hits)
+	return fmt.Sprintf("conn: %s; former: %s; slots: %v; table: %v; storage for peers: %v; class %d, %d maps",
+		text(st.conn), text(st.former), st.slots, st.table, st.hasPeers, st.class, st.maps)
 }
 
 // state reads what the socket holds, past the library, and checks that it is
@@ -457,57 +433,93 @@ func (h *harness) read(sock *socket) (state, error) {
 		places[t.peer] = place
 		st.slots[i] = t
 	}
-	st.victim, st.hits = p.Victim, p.ChainHits
-	st.chain, err = h.walk(sock, p, places)
-	return st, err
+	return st, h.readTables(sock, p, &st, places)
 }
 
-// walk follows the chain of a socket in the overflow map.
-func (h *harness) walk(sock *socket, p harnessRevskPeersValue, places map[netip.AddrPort]string) ([]tuple, error) {
-	var chain []tuple
-	var prev harnessHarnessEndpoint
-	here := harnessHarnessEndpoint{Addr: p.Head, Port: p.HeadPort}
-	for here.Port != 0 {
-		if len(chain) == int(p.ChainLen) {
-			return nil, fmt.Errorf("the chain goes on after its %d tuples", p.ChainLen)
-		}
-		place := fmt.Sprintf("chain position %d", len(chain))
-		at := addrPort(here.Addr.Bytes, here.Port)
-		key := harnessRevskOverflowKey{Cookie: sock.cookie, Peer: here.Addr, PeerPort: here.Port}
-		var v harnessRevskOverflowValue
-		if err := h.m(harnessMapRevskOverflow).Lookup(key, &v); err != nil {
-			return nil, fmt.Errorf("%s, peer %v: %w", place, at, err)
-		}
-		t := fromWire(v.Tuple)
-		if t.peer != at {
-			return nil, fmt.Errorf("%s: the tuple of peer %v is kept for %v", place, t.peer, at)
-		}
-		if back := (harnessHarnessEndpoint{Addr: v.Prev, Port: v.PrevPort}); back != prev {
-			return nil, fmt.Errorf("%s links back to %v, which is not before it", place,
-				addrPort(back.Addr.Bytes, back.Port))
-		}
-		if other, twice := places[t.peer]; twice {
-			return nil, fmt.Errorf("peer %v is in %s and in %s", t.peer, other, place)
-		}
-		places[t.peer] = place
-		chain = append(chain, t)
-		prev, here = here, harnessHarnessEndpoint{Addr: v.Next, Port: v.NextPort}
+// readTables reads the tables of a socket, and checks that every tuple is where its hash says.
+func (h *harness) readTables(sock *socket, p harnessRevskPeersValue, st *state, places map[netip.AddrPort]string) error {
+	st.class = int(p.TableClass)
+	if p.TableVersion%2 != 0 {
+		return fmt.Errorf("the version of the tables is %d, as if tuples were moving", p.TableVersion)
 	}
-	if len(chain) != int(p.ChainLen) {
-		return nil, fmt.Errorf("the chain ends after %d of %d tuples", len(chain), p.ChainLen)
-	}
-	if len(chain) > 0 {
-		if p.Cookie != sock.cookie {
-			return nil, fmt.Errorf("the chain is of the socket %d, not %d", p.Cookie, sock.cookie)
+	for _, m := range revnat.TableMaps() {
+		value := make([]byte, m.ValueSize)
+		found, err := h.stored(m.Name, sock.fd, &value)
+		if err != nil {
+			return err
 		}
-		for i, slot := range p.Slots {
-			if slot.PeerPort == 0 {
-				return nil, fmt.Errorf("there is a chain, but slot %d is free", i)
+		number := 0
+		wanted := m.Class == st.class
+		if m.Class == revnat.TableClasses {
+			fmt.Sscanf(m.Name, "revsk_table_8k_%d", &number)
+			wanted = wanted && p.TableMaps&(1<<number) != 0
+		}
+		if found != wanted {
+			return fmt.Errorf("%s: there is a table: %v, should be: %v", m.Name, found, wanted)
+		}
+		if !found {
+			continue
+		}
+		st.maps++
+		tuples := value[56 : 56+m.Tuples()*48]
+		for i, b := range value {
+			if (i < 56 || i >= 56+m.Tuples()*48) && b != 0 {
+				return fmt.Errorf("%s: byte %d is not 0", m.Name, i)
 			}
 		}
+		for i := range m.Tuples() {
+			var w harnessRevskTuple
+			if _, err := binary.Decode(tuples[i*48:(i+1)*48], binary.NativeEndian, &w); err != nil {
+				return err
+			}
+			if w == (harnessRevskTuple{}) {
+				continue
+			}
+			t := fromWire(w)
+			place := fmt.Sprintf("%s, position %d", m.Name, i)
+			hash := peerHash(t.peer)
+			first, second := hash, hash^(hash>>8|1)
+			if mask := uint32(m.Tuples()/4 - 1); uint32(i)/4 != first&mask && uint32(i)/4 != second&mask {
+				return fmt.Errorf("%s: not a bucket of %v", place, t)
+			}
+			if m.Class == revnat.TableClasses && mapOf(p.TableMaps, hash) != number {
+				return fmt.Errorf("%s: not the map of %v", place, t)
+			}
+			if other, twice := places[t.peer]; twice {
+				return fmt.Errorf("peer %v is in %s and in %s", t.peer, other, place)
+			}
+			places[t.peer] = place
+			st.table = append(st.table, t)
+		}
 	}
-	return chain, nil
+	if len(st.table) != int(p.TableCount) {
+		return fmt.Errorf("there are %d tuples in tables, not %d", len(st.table), p.TableCount)
+	}
+	slices.SortFunc(st.table, byPeer)
+	return nil
 }
+
+// peerHash is peer_hash of table.h.
+func peerHash(peer netip.AddrPort) uint32 {
+	a := peer.Addr().As16()
+	first, last := binary.NativeEndian.Uint64(a[:8]), binary.NativeEndian.Uint64(a[8:])
+	x := last ^ ((first^first>>32)+uint64(net16(peer.Port())))*0x9e3779b97f4a7c15
+	x ^= x >> 32
+	return uint32(x * 0xd6e8feb86659fd93 >> 32)
+}
+
+// mapOf is which of the maps of the last class has a hash: the one that was made for most of its bits.
+func mapOf(maps uint16, hash uint32) int {
+	n := int(hash >> 16 & 15)
+	for _, bits := range []int{15, 7, 3, 1} {
+		if maps&(1<<(n&bits)) != 0 {
+			return n & bits
+		}
+	}
+	return 0
+}
+
+func byPeer(a, b tuple) int { return a.peer.Compare(b.peer) }
 
 func (x *subject) wantConn(want tuple) {
 	x.s.Helper()
@@ -538,10 +550,9 @@ func (x *subject) wantFormer(want ...tuple) {
 	}
 }
 
-// wantPeers compares the tuples in slots and chain, wherever they are.
+// wantPeers compares the tuples in slots and table, wherever they are.
 func (x *subject) wantPeers(want ...tuple) {
 	x.s.Helper()
-	byPeer := func(a, b tuple) int { return a.peer.Compare(b.peer) }
 	got := x.state().peers()
 	slices.SortFunc(got, byPeer)
 	slices.SortFunc(want, byPeer)
@@ -560,11 +571,12 @@ func (x *subject) wantSlots(want ...tuple) {
 	}
 }
 
-// wantChain compares the chain from its head.
-func (x *subject) wantChain(want ...tuple) {
+// wantTable compares the tuples in the table, in any order.
+func (x *subject) wantTable(want ...tuple) {
 	x.s.Helper()
-	if got := x.state().chain; !slices.Equal(got, want) {
-		x.s.Errorf("chain is %v, want %v", got, want)
+	slices.SortFunc(want, byPeer)
+	if got := x.state().table; !slices.Equal(got, want) {
+		x.s.Errorf("the table has %v, want %v", got, want)
 	}
 }
 

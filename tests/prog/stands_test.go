@@ -106,15 +106,15 @@ func TestWhatWasSentIsTrueForAsLongAsAnAnswerCanBeExpected(t *testing.T) {
 			s.now++
 			s.wantSource(s.family.backend(1), s.family.backend(1))
 		}},
-		endRule{"in the chain, too", func(s *scene, end func(int)) {
+		endRule{"in the table, too", func(s *scene, end func(int)) {
 			s.send(s.tuple(4, 4), s.tuple(3, 3), s.tuple(2, 2), s.tuple(1, 1))
-			s.wantChain(s.tuple(1, 1))
+			s.wantTable(s.tuple(1, 1))
 			end(1)
 			s.now += answerTime
 			s.wantSource(s.family.backend(1), s.family.service(1))
 			s.now++
 			s.wantSource(s.family.backend(1), s.family.backend(1))
-			s.wantChain(s.tuple(1, 1).at(firstTime))
+			s.wantTable(s.tuple(1, 1).at(firstTime))
 		}},
 		endRule{"it hides the connection to the same backend no longer", func(s *scene, end func(int)) {
 			s.connect(s.tuple(1, 1))

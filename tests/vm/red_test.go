@@ -66,7 +66,7 @@ func TestRedWithoutTheReleaseHook(t *testing.T) {
 	const file = "../../loader/hooks.go"
 	source, err := os.ReadFile(file)
 	require.NoError(t, err)
-	line := regexp.MustCompile(`(?m)^\t\{program: releaseHook, .*\n`)
+	line := regexp.MustCompile(`(?m)^\t\{program: sock\.SockProgRevskRelease, .*\n`)
 	require.Len(t, line.FindAll(source, -1), 1)
 	broken := filepath.Join(t.TempDir(), "hooks.go")
 	require.NoError(t, os.WriteFile(broken, line.ReplaceAll(source, nil), 0o644))
