@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package inspect shows which sockets hold reverse-NAT tuples, ends connections to backends that are
-// gone, and removes what sockets have left in the overflow map.
+// Package inspect shows which sockets hold reverse-NAT tuples, and ends connections to backends that are
+// gone.
 //
 // It reads revsk's storage maps with BPF iterators, which visit exactly the sockets that have storage,
 // in every network namespace. That needs Linux 5.9 with the kernel's BTF, CAP_BPF and CAP_PERFMON (or

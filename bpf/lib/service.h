@@ -493,7 +493,7 @@ static __always_inline bool service_is_local(const struct lb_service *svc)
 
 /*
  * The address of a backend of the same family as @like; false if there is no such backend, or it has no
- * port: nothing can be sent there, and in slots and chains a port of 0 is what is free, or the end.
+ * port: nothing can be sent there, and in slots and tables a port of 0 is what is free.
  */
 static __always_inline bool backend_lookup(__u32 id, const union ip_addr *like,
 					   struct endpoint *backend)
