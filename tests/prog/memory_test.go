@@ -5,6 +5,7 @@ package prog
 import (
 	"errors"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -108,6 +109,28 @@ func TestFullTable(t *testing.T) {
 				t.Run(f.name, func(t *testing.T) { r.play(newScene(t, h, f, false)) })
 			}
 		})
+	}
+}
+
+// Tuples move to their other bucket before one has to go: a table is nearly full by then.
+func TestTableIsFullBeforeItEvicts(t *testing.T) {
+	h := load(t, options{
+		constants: map[string]any{"table_classes": uint32(5), "table_maps": uint32(1)},
+		programs:  []string{"sendmsg", "release"},
+	})
+	const runs, room = 20, 128
+	fill := 0
+	for run := range runs {
+		t.Run(strconv.Itoa(run), func(t *testing.T) {
+			s := newScene(t, h, families[run%len(families)], false)
+			for n := 1; h.counts(t)[evicted] == 0; n++ {
+				s.send(s.tuple(n, 1000*run+n))
+			}
+			fill += len(s.state().table)
+		})
+	}
+	if fill < runs*room*92/100 {
+		t.Errorf("tables of %d places had %d tuples on average when the first had to go", room, fill/runs)
 	}
 }
 

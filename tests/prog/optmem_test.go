@@ -52,7 +52,11 @@ func raiseOptmem(t *testing.T) bool {
 // As many peers as the settings of net.core.optmem_max are to have room for, nothing evicted; and with a
 // table that has grown as far as it may, and every other storage, there is room for a socket filter and control messages.
 func TestFullTableLeavesRoomInOptmem(t *testing.T) {
-	for _, v := range []struct{ optmem, reach, full int }{{20480, 150, 400}, {131072, 1000, 2400}} {
+	for _, v := range []struct{ optmem, reach, full int }{
+		{20480, 150, 400},
+		{24500, 150, 600}, // a third map would fit, but leave 300 bytes
+		{131072, 1000, 2400},
+	} {
 		t.Run(strconv.Itoa(v.optmem), func(t *testing.T) {
 			if optmemMax(t) != v.optmem && !setOptmem(t, v.optmem) {
 				oldkernel.Skip(t, 6, 12, "net.core.optmem_max of its own in every network namespace")
