@@ -69,6 +69,9 @@ func TestRelease(t *testing.T) {
 // Release deletes what the hash has of every tuple of a table, and of no other socket.
 func TestReleaseTable(t *testing.T) {
 	for _, n := range tableLengths {
+		if n > 250 && optmemMax(t) < 131072 {
+			continue // not all would have room
+		}
 		holdForDatagrams(t, rule{strconv.Itoa(n), func(s *scene) {
 			s.setMode(dual)
 			other := s.another()
