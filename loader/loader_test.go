@@ -322,7 +322,7 @@ func TestFailureAtAnyStepChangesNothing(t *testing.T) {
 		},
 		"half a datapath ran": func(t *testing.T) {
 			load(t, withMode(options(), loader.ModeDual))
-			require.NoError(t, os.Remove(pinsDir+"/revsk_table_512"))
+			require.NoError(t, os.Remove(pinsDir+"/revsk_tab_512"))
 			for _, name := range []string{"revsk_release", "revsk_connect6"} {
 				l, err := link.LoadPinnedLink(pinsDir+"/links/"+name, nil)
 				require.NoError(t, err)

@@ -120,8 +120,8 @@ func openMapID(id ebpf.MapID) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// isMap tells whether a map is what the spec describes: by type and sizes, which are different for each map
-// of the programs, and by the name, as far as the kernel keeps it. A map may have none.
+// isMap tells whether a map is what the spec describes: by type, sizes and the name, as far as the kernel
+// keeps it: together they are different for each map of the programs. A map may have no name.
 func isMap(m *ebpf.Map, spec *ebpf.MapSpec) (bool, error) {
 	if m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
 		return false, nil

@@ -11,8 +11,6 @@ const (
 	TableClasses = 5
 	// TableSplit is how many maps there are of the largest class.
 	TableSplit = 16
-
-	tableHeader = 56
 )
 
 // tableSizes are those of the values in bytes, by class.
@@ -33,10 +31,10 @@ func (m TableMap) Tuples() int { return 4 << m.Class }
 func TableMaps() []TableMap {
 	var all []TableMap
 	for i, name := range []string{"512", "1k", "2k", "4k"} {
-		all = append(all, TableMap{"revsk_table_" + name, i + 1, tableSizes[i+1]})
+		all = append(all, TableMap{"revsk_tab_" + name, i + 1, tableSizes[i+1]})
 	}
 	for n := range TableSplit {
-		all = append(all, TableMap{fmt.Sprintf("revsk_table_8k_%d", n), TableClasses, tableSizes[TableClasses]})
+		all = append(all, TableMap{fmt.Sprintf("revsk_tab_8k_%d", n), TableClasses, tableSizes[TableClasses]})
 	}
 	return all
 }

@@ -110,7 +110,7 @@ static __always_inline int finish(void *record, bool whole)
 #define DUMP_MAP(n)                                                                                \
 	do {                                                                                       \
 		if (table_has_map(p, n))                                                           \
-			DUMP_TABLE(revsk_table_8k_##n, TABLE_CLASSES);                             \
+			DUMP_TABLE(revsk_tab_8k_##n, TABLE_CLASSES);                               \
 	} while (0)
 
 static __always_inline void dump_tables(struct sock *sk, const struct revsk_peers_value *p)
@@ -119,16 +119,16 @@ static __always_inline void dump_tables(struct sock *sk, const struct revsk_peer
 	case 0:
 		return;
 	case 1:
-		DUMP_TABLE(revsk_table_512, 1);
+		DUMP_TABLE(revsk_tab_512, 1);
 		return;
 	case 2:
-		DUMP_TABLE(revsk_table_1k, 2);
+		DUMP_TABLE(revsk_tab_1k, 2);
 		return;
 	case 3:
-		DUMP_TABLE(revsk_table_2k, 3);
+		DUMP_TABLE(revsk_tab_2k, 3);
 		return;
 	case 4:
-		DUMP_TABLE(revsk_table_4k, 4);
+		DUMP_TABLE(revsk_tab_4k, 4);
 		return;
 	}
 	DUMP_MAP(0);

@@ -45,26 +45,26 @@ const (
 	DumpMapRevskFormer         = "revsk_former"
 	DumpMapRevskPeers          = "revsk_peers"
 	DumpMapRevskRecords        = "revsk_records"
-	DumpMapRevskTable1k        = "revsk_table_1k"
-	DumpMapRevskTable2k        = "revsk_table_2k"
-	DumpMapRevskTable4k        = "revsk_table_4k"
-	DumpMapRevskTable512       = "revsk_table_512"
-	DumpMapRevskTable8k0       = "revsk_table_8k_0"
-	DumpMapRevskTable8k1       = "revsk_table_8k_1"
-	DumpMapRevskTable8k10      = "revsk_table_8k_10"
-	DumpMapRevskTable8k11      = "revsk_table_8k_11"
-	DumpMapRevskTable8k12      = "revsk_table_8k_12"
-	DumpMapRevskTable8k13      = "revsk_table_8k_13"
-	DumpMapRevskTable8k14      = "revsk_table_8k_14"
-	DumpMapRevskTable8k15      = "revsk_table_8k_15"
-	DumpMapRevskTable8k2       = "revsk_table_8k_2"
-	DumpMapRevskTable8k3       = "revsk_table_8k_3"
-	DumpMapRevskTable8k4       = "revsk_table_8k_4"
-	DumpMapRevskTable8k5       = "revsk_table_8k_5"
-	DumpMapRevskTable8k6       = "revsk_table_8k_6"
-	DumpMapRevskTable8k7       = "revsk_table_8k_7"
-	DumpMapRevskTable8k8       = "revsk_table_8k_8"
-	DumpMapRevskTable8k9       = "revsk_table_8k_9"
+	DumpMapRevskTab1k          = "revsk_tab_1k"
+	DumpMapRevskTab2k          = "revsk_tab_2k"
+	DumpMapRevskTab4k          = "revsk_tab_4k"
+	DumpMapRevskTab512         = "revsk_tab_512"
+	DumpMapRevskTab8k0         = "revsk_tab_8k_0"
+	DumpMapRevskTab8k1         = "revsk_tab_8k_1"
+	DumpMapRevskTab8k10        = "revsk_tab_8k_10"
+	DumpMapRevskTab8k11        = "revsk_tab_8k_11"
+	DumpMapRevskTab8k12        = "revsk_tab_8k_12"
+	DumpMapRevskTab8k13        = "revsk_tab_8k_13"
+	DumpMapRevskTab8k14        = "revsk_tab_8k_14"
+	DumpMapRevskTab8k15        = "revsk_tab_8k_15"
+	DumpMapRevskTab8k2         = "revsk_tab_8k_2"
+	DumpMapRevskTab8k3         = "revsk_tab_8k_3"
+	DumpMapRevskTab8k4         = "revsk_tab_8k_4"
+	DumpMapRevskTab8k5         = "revsk_tab_8k_5"
+	DumpMapRevskTab8k6         = "revsk_tab_8k_6"
+	DumpMapRevskTab8k7         = "revsk_tab_8k_7"
+	DumpMapRevskTab8k8         = "revsk_tab_8k_8"
+	DumpMapRevskTab8k9         = "revsk_tab_8k_9"
 	DumpProgDump1kUnlocked     = "dump_1k_unlocked"
 	DumpProgDump2kUnlocked     = "dump_2k_unlocked"
 	DumpProgDump4kUnlocked     = "dump_4k_unlocked"
@@ -141,30 +141,30 @@ type DumpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpMapSpecs struct {
-	RevskConn      *ebpf.MapSpec `ebpf:"revsk_conn"`
-	RevskFormer    *ebpf.MapSpec `ebpf:"revsk_former"`
-	RevskPeers     *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskRecords   *ebpf.MapSpec `ebpf:"revsk_records"`
-	RevskTable1k   *ebpf.MapSpec `ebpf:"revsk_table_1k"`
-	RevskTable2k   *ebpf.MapSpec `ebpf:"revsk_table_2k"`
-	RevskTable4k   *ebpf.MapSpec `ebpf:"revsk_table_4k"`
-	RevskTable512  *ebpf.MapSpec `ebpf:"revsk_table_512"`
-	RevskTable8k0  *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1  *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10 *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11 *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12 *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13 *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14 *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15 *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2  *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3  *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4  *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5  *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6  *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7  *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8  *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9  *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
+	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
+	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskRecords *ebpf.MapSpec `ebpf:"revsk_records"`
+	RevskTab1k   *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k   *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k   *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512  *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0  *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1  *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10 *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11 *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12 *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13 *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14 *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15 *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2  *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3  *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4  *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5  *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6  *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7  *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8  *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9  *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 }
 
 // DumpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -197,30 +197,30 @@ func (o *DumpObjects) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpMaps struct {
-	RevskConn      *ebpf.Map `ebpf:"revsk_conn"`
-	RevskFormer    *ebpf.Map `ebpf:"revsk_former"`
-	RevskPeers     *ebpf.Map `ebpf:"revsk_peers"`
-	RevskRecords   *ebpf.Map `ebpf:"revsk_records"`
-	RevskTable1k   *ebpf.Map `ebpf:"revsk_table_1k"`
-	RevskTable2k   *ebpf.Map `ebpf:"revsk_table_2k"`
-	RevskTable4k   *ebpf.Map `ebpf:"revsk_table_4k"`
-	RevskTable512  *ebpf.Map `ebpf:"revsk_table_512"`
-	RevskTable8k0  *ebpf.Map `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1  *ebpf.Map `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10 *ebpf.Map `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11 *ebpf.Map `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12 *ebpf.Map `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13 *ebpf.Map `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14 *ebpf.Map `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15 *ebpf.Map `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2  *ebpf.Map `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3  *ebpf.Map `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4  *ebpf.Map `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5  *ebpf.Map `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6  *ebpf.Map `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7  *ebpf.Map `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8  *ebpf.Map `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9  *ebpf.Map `ebpf:"revsk_table_8k_9"`
+	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
+	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
+	RevskRecords *ebpf.Map `ebpf:"revsk_records"`
+	RevskTab1k   *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k   *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k   *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512  *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0  *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1  *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10 *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11 *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12 *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13 *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14 *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15 *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2  *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3  *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4  *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5  *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6  *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7  *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8  *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9  *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 }
 
 func (m *DumpMaps) Close() error {
@@ -229,26 +229,26 @@ func (m *DumpMaps) Close() error {
 		m.RevskFormer,
 		m.RevskPeers,
 		m.RevskRecords,
-		m.RevskTable1k,
-		m.RevskTable2k,
-		m.RevskTable4k,
-		m.RevskTable512,
-		m.RevskTable8k0,
-		m.RevskTable8k1,
-		m.RevskTable8k10,
-		m.RevskTable8k11,
-		m.RevskTable8k12,
-		m.RevskTable8k13,
-		m.RevskTable8k14,
-		m.RevskTable8k15,
-		m.RevskTable8k2,
-		m.RevskTable8k3,
-		m.RevskTable8k4,
-		m.RevskTable8k5,
-		m.RevskTable8k6,
-		m.RevskTable8k7,
-		m.RevskTable8k8,
-		m.RevskTable8k9,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 	)
 }
 

@@ -114,26 +114,26 @@ const (
 	FillMapRevskMetrics               = "revsk_metrics"
 	FillMapRevskPeers                 = "revsk_peers"
 	FillMapRevskRequests              = "revsk_requests"
-	FillMapRevskTable1k               = "revsk_table_1k"
-	FillMapRevskTable2k               = "revsk_table_2k"
-	FillMapRevskTable4k               = "revsk_table_4k"
-	FillMapRevskTable512              = "revsk_table_512"
-	FillMapRevskTable8k0              = "revsk_table_8k_0"
-	FillMapRevskTable8k1              = "revsk_table_8k_1"
-	FillMapRevskTable8k10             = "revsk_table_8k_10"
-	FillMapRevskTable8k11             = "revsk_table_8k_11"
-	FillMapRevskTable8k12             = "revsk_table_8k_12"
-	FillMapRevskTable8k13             = "revsk_table_8k_13"
-	FillMapRevskTable8k14             = "revsk_table_8k_14"
-	FillMapRevskTable8k15             = "revsk_table_8k_15"
-	FillMapRevskTable8k2              = "revsk_table_8k_2"
-	FillMapRevskTable8k3              = "revsk_table_8k_3"
-	FillMapRevskTable8k4              = "revsk_table_8k_4"
-	FillMapRevskTable8k5              = "revsk_table_8k_5"
-	FillMapRevskTable8k6              = "revsk_table_8k_6"
-	FillMapRevskTable8k7              = "revsk_table_8k_7"
-	FillMapRevskTable8k8              = "revsk_table_8k_8"
-	FillMapRevskTable8k9              = "revsk_table_8k_9"
+	FillMapRevskTab1k                 = "revsk_tab_1k"
+	FillMapRevskTab2k                 = "revsk_tab_2k"
+	FillMapRevskTab4k                 = "revsk_tab_4k"
+	FillMapRevskTab512                = "revsk_tab_512"
+	FillMapRevskTab8k0                = "revsk_tab_8k_0"
+	FillMapRevskTab8k1                = "revsk_tab_8k_1"
+	FillMapRevskTab8k10               = "revsk_tab_8k_10"
+	FillMapRevskTab8k11               = "revsk_tab_8k_11"
+	FillMapRevskTab8k12               = "revsk_tab_8k_12"
+	FillMapRevskTab8k13               = "revsk_tab_8k_13"
+	FillMapRevskTab8k14               = "revsk_tab_8k_14"
+	FillMapRevskTab8k15               = "revsk_tab_8k_15"
+	FillMapRevskTab8k2                = "revsk_tab_8k_2"
+	FillMapRevskTab8k3                = "revsk_tab_8k_3"
+	FillMapRevskTab8k4                = "revsk_tab_8k_4"
+	FillMapRevskTab8k5                = "revsk_tab_8k_5"
+	FillMapRevskTab8k6                = "revsk_tab_8k_6"
+	FillMapRevskTab8k7                = "revsk_tab_8k_7"
+	FillMapRevskTab8k8                = "revsk_tab_8k_8"
+	FillMapRevskTab8k9                = "revsk_tab_8k_9"
 	FillProgFillDescriptor            = "fill_descriptor"
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
@@ -244,26 +244,26 @@ type FillMapSpecs struct {
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
 	RevskRequests         *ebpf.MapSpec `ebpf:"revsk_requests"`
-	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 }
 
 // FillVariableSpecs contains global variables before they are loaded into the kernel.
@@ -342,26 +342,26 @@ type FillMaps struct {
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
 	RevskRequests         *ebpf.Map `ebpf:"revsk_requests"`
-	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 }
 
 func (m *FillMaps) Close() error {
@@ -387,26 +387,26 @@ func (m *FillMaps) Close() error {
 		m.RevskMetrics,
 		m.RevskPeers,
 		m.RevskRequests,
-		m.RevskTable1k,
-		m.RevskTable2k,
-		m.RevskTable4k,
-		m.RevskTable512,
-		m.RevskTable8k0,
-		m.RevskTable8k1,
-		m.RevskTable8k10,
-		m.RevskTable8k11,
-		m.RevskTable8k12,
-		m.RevskTable8k13,
-		m.RevskTable8k14,
-		m.RevskTable8k15,
-		m.RevskTable8k2,
-		m.RevskTable8k3,
-		m.RevskTable8k4,
-		m.RevskTable8k5,
-		m.RevskTable8k6,
-		m.RevskTable8k7,
-		m.RevskTable8k8,
-		m.RevskTable8k9,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 	)
 }
 

@@ -87,26 +87,26 @@ _Static_assert(sizeof(struct revsk_table_8k_value) == 7760, "see above");
 		__type(value, struct type_);                                                       \
 	} name SEC(".maps")
 
-TABLE_MAP(revsk_table_512, revsk_table_512_value);
-TABLE_MAP(revsk_table_1k, revsk_table_1k_value);
-TABLE_MAP(revsk_table_2k, revsk_table_2k_value);
-TABLE_MAP(revsk_table_4k, revsk_table_4k_value);
-TABLE_MAP(revsk_table_8k_0, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_1, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_2, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_3, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_4, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_5, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_6, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_7, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_8, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_9, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_10, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_11, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_12, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_13, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_14, revsk_table_8k_value);
-TABLE_MAP(revsk_table_8k_15, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_512, revsk_table_512_value);
+TABLE_MAP(revsk_tab_1k, revsk_table_1k_value);
+TABLE_MAP(revsk_tab_2k, revsk_table_2k_value);
+TABLE_MAP(revsk_tab_4k, revsk_table_4k_value);
+TABLE_MAP(revsk_tab_8k_0, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_1, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_2, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_3, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_4, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_5, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_6, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_7, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_8, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_9, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_10, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_11, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_12, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_13, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_14, revsk_table_8k_value);
+TABLE_MAP(revsk_tab_8k_15, revsk_table_8k_value);
 
 /* How far a table may grow: the last class, and how many maps of class TABLE_CLASSES. */
 volatile const __u32 cfg_table_classes = TABLE_CLASSES;
@@ -136,32 +136,32 @@ static __always_inline struct table_ref table_numbered(void *sk, __u32 number)
 	case n:                                                                                    \
 		r.t = bpf_sk_storage_get(&map, sk, NULL, 0);                                       \
 		break
-		TABLE_OF(0, revsk_table_8k_0);
-		TABLE_OF(1, revsk_table_8k_1);
-		TABLE_OF(2, revsk_table_8k_2);
-		TABLE_OF(3, revsk_table_8k_3);
-		TABLE_OF(4, revsk_table_8k_4);
-		TABLE_OF(5, revsk_table_8k_5);
-		TABLE_OF(6, revsk_table_8k_6);
-		TABLE_OF(7, revsk_table_8k_7);
-		TABLE_OF(8, revsk_table_8k_8);
-		TABLE_OF(9, revsk_table_8k_9);
-		TABLE_OF(10, revsk_table_8k_10);
-		TABLE_OF(11, revsk_table_8k_11);
-		TABLE_OF(12, revsk_table_8k_12);
-		TABLE_OF(13, revsk_table_8k_13);
-		TABLE_OF(14, revsk_table_8k_14);
-		TABLE_OF(15, revsk_table_8k_15);
+		TABLE_OF(0, revsk_tab_8k_0);
+		TABLE_OF(1, revsk_tab_8k_1);
+		TABLE_OF(2, revsk_tab_8k_2);
+		TABLE_OF(3, revsk_tab_8k_3);
+		TABLE_OF(4, revsk_tab_8k_4);
+		TABLE_OF(5, revsk_tab_8k_5);
+		TABLE_OF(6, revsk_tab_8k_6);
+		TABLE_OF(7, revsk_tab_8k_7);
+		TABLE_OF(8, revsk_tab_8k_8);
+		TABLE_OF(9, revsk_tab_8k_9);
+		TABLE_OF(10, revsk_tab_8k_10);
+		TABLE_OF(11, revsk_tab_8k_11);
+		TABLE_OF(12, revsk_tab_8k_12);
+		TABLE_OF(13, revsk_tab_8k_13);
+		TABLE_OF(14, revsk_tab_8k_14);
+		TABLE_OF(15, revsk_tab_8k_15);
 #undef TABLE_OF
 #define TABLE_OF_CLASS(class, map)                                                                 \
 	case TABLE_NUMBER(class):                                                                  \
 		r.mask = (1 << (class)) - 1;                                                       \
 		r.t = bpf_sk_storage_get(&map, sk, NULL, 0);                                       \
 		break
-		TABLE_OF_CLASS(1, revsk_table_512);
-		TABLE_OF_CLASS(2, revsk_table_1k);
-		TABLE_OF_CLASS(3, revsk_table_2k);
-		TABLE_OF_CLASS(4, revsk_table_4k);
+		TABLE_OF_CLASS(1, revsk_tab_512);
+		TABLE_OF_CLASS(2, revsk_tab_1k);
+		TABLE_OF_CLASS(3, revsk_tab_2k);
+		TABLE_OF_CLASS(4, revsk_tab_4k);
 #undef TABLE_OF_CLASS
 	}
 	return r;
@@ -493,10 +493,10 @@ static __always_inline int table_grow_maps(void *sk, struct revsk_peers_value *p
 	switch (number | depth << 4) {
 #define TABLE_SPLIT(n, d, with)                                                                    \
 	case (n) | (d) << 4:                                                                       \
-		from = bpf_sk_storage_get(&revsk_table_8k_##n, sk, NULL, 0);                       \
+		from = bpf_sk_storage_get(&revsk_tab_8k_##n, sk, NULL, 0);                         \
 		if (!from)                                                                         \
 			return -ENOMEM;                                                            \
-		to = bpf_sk_storage_get(&revsk_table_8k_##with, sk, NULL,                          \
+		to = bpf_sk_storage_get(&revsk_tab_8k_##with, sk, NULL,                            \
 					BPF_SK_STORAGE_GET_F_CREATE);                              \
 		break
 		TABLE_SPLIT(0, 0, 1);
@@ -537,7 +537,7 @@ static __always_inline int table_grow(void *sk, struct revsk_peers_value *p, __u
 		return -ENOMEM;
 	switch (p->table_class) {
 	case 0:
-		if (!bpf_sk_storage_get(&revsk_table_512, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
+		if (!bpf_sk_storage_get(&revsk_tab_512, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
 			return -ENOMEM;
 		p->table_class = 1;
 		return 0;
@@ -555,10 +555,10 @@ static __always_inline int table_grow(void *sk, struct revsk_peers_value *p, __u
 		bpf_sk_storage_delete(&small, sk);                                                 \
 		break;                                                                             \
 	}
-		TABLE_DOUBLE(1, revsk_table_512, revsk_table_1k)
-		TABLE_DOUBLE(2, revsk_table_1k, revsk_table_2k)
-		TABLE_DOUBLE(3, revsk_table_2k, revsk_table_4k)
-		TABLE_DOUBLE(4, revsk_table_4k, revsk_table_8k_0)
+		TABLE_DOUBLE(1, revsk_tab_512, revsk_tab_1k)
+		TABLE_DOUBLE(2, revsk_tab_1k, revsk_tab_2k)
+		TABLE_DOUBLE(3, revsk_tab_2k, revsk_tab_4k)
+		TABLE_DOUBLE(4, revsk_tab_4k, revsk_tab_8k_0)
 #undef TABLE_DOUBLE
 	default:
 		return -ENOMEM;

@@ -176,26 +176,26 @@ const (
 	SockMapRevskFormer                = "revsk_former"
 	SockMapRevskMetrics               = "revsk_metrics"
 	SockMapRevskPeers                 = "revsk_peers"
-	SockMapRevskTable1k               = "revsk_table_1k"
-	SockMapRevskTable2k               = "revsk_table_2k"
-	SockMapRevskTable4k               = "revsk_table_4k"
-	SockMapRevskTable512              = "revsk_table_512"
-	SockMapRevskTable8k0              = "revsk_table_8k_0"
-	SockMapRevskTable8k1              = "revsk_table_8k_1"
-	SockMapRevskTable8k10             = "revsk_table_8k_10"
-	SockMapRevskTable8k11             = "revsk_table_8k_11"
-	SockMapRevskTable8k12             = "revsk_table_8k_12"
-	SockMapRevskTable8k13             = "revsk_table_8k_13"
-	SockMapRevskTable8k14             = "revsk_table_8k_14"
-	SockMapRevskTable8k15             = "revsk_table_8k_15"
-	SockMapRevskTable8k2              = "revsk_table_8k_2"
-	SockMapRevskTable8k3              = "revsk_table_8k_3"
-	SockMapRevskTable8k4              = "revsk_table_8k_4"
-	SockMapRevskTable8k5              = "revsk_table_8k_5"
-	SockMapRevskTable8k6              = "revsk_table_8k_6"
-	SockMapRevskTable8k7              = "revsk_table_8k_7"
-	SockMapRevskTable8k8              = "revsk_table_8k_8"
-	SockMapRevskTable8k9              = "revsk_table_8k_9"
+	SockMapRevskTab1k                 = "revsk_tab_1k"
+	SockMapRevskTab2k                 = "revsk_tab_2k"
+	SockMapRevskTab4k                 = "revsk_tab_4k"
+	SockMapRevskTab512                = "revsk_tab_512"
+	SockMapRevskTab8k0                = "revsk_tab_8k_0"
+	SockMapRevskTab8k1                = "revsk_tab_8k_1"
+	SockMapRevskTab8k10               = "revsk_tab_8k_10"
+	SockMapRevskTab8k11               = "revsk_tab_8k_11"
+	SockMapRevskTab8k12               = "revsk_tab_8k_12"
+	SockMapRevskTab8k13               = "revsk_tab_8k_13"
+	SockMapRevskTab8k14               = "revsk_tab_8k_14"
+	SockMapRevskTab8k15               = "revsk_tab_8k_15"
+	SockMapRevskTab8k2                = "revsk_tab_8k_2"
+	SockMapRevskTab8k3                = "revsk_tab_8k_3"
+	SockMapRevskTab8k4                = "revsk_tab_8k_4"
+	SockMapRevskTab8k5                = "revsk_tab_8k_5"
+	SockMapRevskTab8k6                = "revsk_tab_8k_6"
+	SockMapRevskTab8k7                = "revsk_tab_8k_7"
+	SockMapRevskTab8k8                = "revsk_tab_8k_8"
+	SockMapRevskTab8k9                = "revsk_tab_8k_9"
 	SockProgRevskBind4                = "revsk_bind4"
 	SockProgRevskBind6                = "revsk_bind6"
 	SockProgRevskConnect4             = "revsk_connect4"
@@ -314,26 +314,26 @@ type SockMapSpecs struct {
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -404,26 +404,26 @@ type SockMaps struct {
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 }
 
 func (m *SockMaps) Close() error {
@@ -447,26 +447,26 @@ func (m *SockMaps) Close() error {
 		m.RevskFormer,
 		m.RevskMetrics,
 		m.RevskPeers,
-		m.RevskTable1k,
-		m.RevskTable2k,
-		m.RevskTable4k,
-		m.RevskTable512,
-		m.RevskTable8k0,
-		m.RevskTable8k1,
-		m.RevskTable8k10,
-		m.RevskTable8k11,
-		m.RevskTable8k12,
-		m.RevskTable8k13,
-		m.RevskTable8k14,
-		m.RevskTable8k15,
-		m.RevskTable8k2,
-		m.RevskTable8k3,
-		m.RevskTable8k4,
-		m.RevskTable8k5,
-		m.RevskTable8k6,
-		m.RevskTable8k7,
-		m.RevskTable8k8,
-		m.RevskTable8k9,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 	)
 }
 

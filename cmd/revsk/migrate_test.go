@@ -380,7 +380,7 @@ func TestMigrateRefusesHalfOfTheHooks(t *testing.T) {
 	require.Equal(t, before, state(t, n.place))
 
 	// Half of the maps.
-	require.NoError(t, os.Remove(filepath.Join(n.pins(), "revsk_table_512")))
+	require.NoError(t, os.Remove(filepath.Join(n.pins(), "revsk_tab_512")))
 	before = state(t, n.place)
 	for _, line := range []string{"migrate", "rollback"} {
 		require.Regexp(t, ": not loaded: run revsk load first", n.run(strings.Fields(line)...).fails(exitFailed), line)

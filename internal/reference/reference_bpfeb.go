@@ -35,26 +35,26 @@ const (
 	ReferenceMapRevskConn                              = "revsk_conn"
 	ReferenceMapRevskFormer                            = "revsk_former"
 	ReferenceMapRevskPeers                             = "revsk_peers"
-	ReferenceMapRevskTable1k                           = "revsk_table_1k"
-	ReferenceMapRevskTable2k                           = "revsk_table_2k"
-	ReferenceMapRevskTable4k                           = "revsk_table_4k"
-	ReferenceMapRevskTable512                          = "revsk_table_512"
-	ReferenceMapRevskTable8k0                          = "revsk_table_8k_0"
-	ReferenceMapRevskTable8k1                          = "revsk_table_8k_1"
-	ReferenceMapRevskTable8k10                         = "revsk_table_8k_10"
-	ReferenceMapRevskTable8k11                         = "revsk_table_8k_11"
-	ReferenceMapRevskTable8k12                         = "revsk_table_8k_12"
-	ReferenceMapRevskTable8k13                         = "revsk_table_8k_13"
-	ReferenceMapRevskTable8k14                         = "revsk_table_8k_14"
-	ReferenceMapRevskTable8k15                         = "revsk_table_8k_15"
-	ReferenceMapRevskTable8k2                          = "revsk_table_8k_2"
-	ReferenceMapRevskTable8k3                          = "revsk_table_8k_3"
-	ReferenceMapRevskTable8k4                          = "revsk_table_8k_4"
-	ReferenceMapRevskTable8k5                          = "revsk_table_8k_5"
-	ReferenceMapRevskTable8k6                          = "revsk_table_8k_6"
-	ReferenceMapRevskTable8k7                          = "revsk_table_8k_7"
-	ReferenceMapRevskTable8k8                          = "revsk_table_8k_8"
-	ReferenceMapRevskTable8k9                          = "revsk_table_8k_9"
+	ReferenceMapRevskTab1k                             = "revsk_tab_1k"
+	ReferenceMapRevskTab2k                             = "revsk_tab_2k"
+	ReferenceMapRevskTab4k                             = "revsk_tab_4k"
+	ReferenceMapRevskTab512                            = "revsk_tab_512"
+	ReferenceMapRevskTab8k0                            = "revsk_tab_8k_0"
+	ReferenceMapRevskTab8k1                            = "revsk_tab_8k_1"
+	ReferenceMapRevskTab8k10                           = "revsk_tab_8k_10"
+	ReferenceMapRevskTab8k11                           = "revsk_tab_8k_11"
+	ReferenceMapRevskTab8k12                           = "revsk_tab_8k_12"
+	ReferenceMapRevskTab8k13                           = "revsk_tab_8k_13"
+	ReferenceMapRevskTab8k14                           = "revsk_tab_8k_14"
+	ReferenceMapRevskTab8k15                           = "revsk_tab_8k_15"
+	ReferenceMapRevskTab8k2                            = "revsk_tab_8k_2"
+	ReferenceMapRevskTab8k3                            = "revsk_tab_8k_3"
+	ReferenceMapRevskTab8k4                            = "revsk_tab_8k_4"
+	ReferenceMapRevskTab8k5                            = "revsk_tab_8k_5"
+	ReferenceMapRevskTab8k6                            = "revsk_tab_8k_6"
+	ReferenceMapRevskTab8k7                            = "revsk_tab_8k_7"
+	ReferenceMapRevskTab8k8                            = "revsk_tab_8k_8"
+	ReferenceMapRevskTab8k9                            = "revsk_tab_8k_9"
 	ReferenceProgCilSock4Connect                       = "cil_sock4_connect"
 	ReferenceProgCilSock4Getpeername                   = "cil_sock4_getpeername"
 	ReferenceProgCilSock4PostBind                      = "cil_sock4_post_bind"
@@ -173,26 +173,26 @@ type ReferenceMapSpecs struct {
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 }
 
 // ReferenceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -263,26 +263,26 @@ type ReferenceMaps struct {
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 }
 
 func (m *ReferenceMaps) Close() error {
@@ -306,26 +306,26 @@ func (m *ReferenceMaps) Close() error {
 		m.RevskConn,
 		m.RevskFormer,
 		m.RevskPeers,
-		m.RevskTable1k,
-		m.RevskTable2k,
-		m.RevskTable4k,
-		m.RevskTable512,
-		m.RevskTable8k0,
-		m.RevskTable8k1,
-		m.RevskTable8k10,
-		m.RevskTable8k11,
-		m.RevskTable8k12,
-		m.RevskTable8k13,
-		m.RevskTable8k14,
-		m.RevskTable8k15,
-		m.RevskTable8k2,
-		m.RevskTable8k3,
-		m.RevskTable8k4,
-		m.RevskTable8k5,
-		m.RevskTable8k6,
-		m.RevskTable8k7,
-		m.RevskTable8k8,
-		m.RevskTable8k9,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 	)
 }
 

@@ -273,9 +273,6 @@ func (s *scene) plainServer() netip.AddrPort {
 // unreachable is a backend to which the kernel has no route.
 func (s *scene) unreachable() netip.AddrPort { return netip.AddrPortFrom(s.unroutable, 7) }
 
-// unset is the backend of a service that has none.
-func (s *scene) unset() netip.AddrPort { return netip.AddrPort{} }
-
 func (s *scene) question() string {
 	s.asked++
 	return fmt.Sprintf("question %d", s.asked)

@@ -224,26 +224,26 @@ const (
 	harnessMapRevskFormer                = "revsk_former"
 	harnessMapRevskMetrics               = "revsk_metrics"
 	harnessMapRevskPeers                 = "revsk_peers"
-	harnessMapRevskTable1k               = "revsk_table_1k"
-	harnessMapRevskTable2k               = "revsk_table_2k"
-	harnessMapRevskTable4k               = "revsk_table_4k"
-	harnessMapRevskTable512              = "revsk_table_512"
-	harnessMapRevskTable8k0              = "revsk_table_8k_0"
-	harnessMapRevskTable8k1              = "revsk_table_8k_1"
-	harnessMapRevskTable8k10             = "revsk_table_8k_10"
-	harnessMapRevskTable8k11             = "revsk_table_8k_11"
-	harnessMapRevskTable8k12             = "revsk_table_8k_12"
-	harnessMapRevskTable8k13             = "revsk_table_8k_13"
-	harnessMapRevskTable8k14             = "revsk_table_8k_14"
-	harnessMapRevskTable8k15             = "revsk_table_8k_15"
-	harnessMapRevskTable8k2              = "revsk_table_8k_2"
-	harnessMapRevskTable8k3              = "revsk_table_8k_3"
-	harnessMapRevskTable8k4              = "revsk_table_8k_4"
-	harnessMapRevskTable8k5              = "revsk_table_8k_5"
-	harnessMapRevskTable8k6              = "revsk_table_8k_6"
-	harnessMapRevskTable8k7              = "revsk_table_8k_7"
-	harnessMapRevskTable8k8              = "revsk_table_8k_8"
-	harnessMapRevskTable8k9              = "revsk_table_8k_9"
+	harnessMapRevskTab1k                 = "revsk_tab_1k"
+	harnessMapRevskTab2k                 = "revsk_tab_2k"
+	harnessMapRevskTab4k                 = "revsk_tab_4k"
+	harnessMapRevskTab512                = "revsk_tab_512"
+	harnessMapRevskTab8k0                = "revsk_tab_8k_0"
+	harnessMapRevskTab8k1                = "revsk_tab_8k_1"
+	harnessMapRevskTab8k10               = "revsk_tab_8k_10"
+	harnessMapRevskTab8k11               = "revsk_tab_8k_11"
+	harnessMapRevskTab8k12               = "revsk_tab_8k_12"
+	harnessMapRevskTab8k13               = "revsk_tab_8k_13"
+	harnessMapRevskTab8k14               = "revsk_tab_8k_14"
+	harnessMapRevskTab8k15               = "revsk_tab_8k_15"
+	harnessMapRevskTab8k2                = "revsk_tab_8k_2"
+	harnessMapRevskTab8k3                = "revsk_tab_8k_3"
+	harnessMapRevskTab8k4                = "revsk_tab_8k_4"
+	harnessMapRevskTab8k5                = "revsk_tab_8k_5"
+	harnessMapRevskTab8k6                = "revsk_tab_8k_6"
+	harnessMapRevskTab8k7                = "revsk_tab_8k_7"
+	harnessMapRevskTab8k8                = "revsk_tab_8k_8"
+	harnessMapRevskTab8k9                = "revsk_tab_8k_9"
 	harnessProgRunBindWouldHijack        = "run_bind_would_hijack"
 	harnessProgRunConnect                = "run_connect"
 	harnessProgRunConnectDirect          = "run_connect_direct"
@@ -377,26 +377,26 @@ type harnessMapSpecs struct {
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.MapSpec `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.MapSpec `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.MapSpec `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.MapSpec `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.MapSpec `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.MapSpec `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.MapSpec `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.MapSpec `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.MapSpec `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.MapSpec `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.MapSpec `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.MapSpec `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.MapSpec `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.MapSpec `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.MapSpec `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.MapSpec `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.MapSpec `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.MapSpec `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.MapSpec `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.MapSpec `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 }
 
 // harnessVariableSpecs contains global variables before they are loaded into the kernel.
@@ -470,26 +470,26 @@ type harnessMaps struct {
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
-	RevskTable1k          *ebpf.Map `ebpf:"revsk_table_1k"`
-	RevskTable2k          *ebpf.Map `ebpf:"revsk_table_2k"`
-	RevskTable4k          *ebpf.Map `ebpf:"revsk_table_4k"`
-	RevskTable512         *ebpf.Map `ebpf:"revsk_table_512"`
-	RevskTable8k0         *ebpf.Map `ebpf:"revsk_table_8k_0"`
-	RevskTable8k1         *ebpf.Map `ebpf:"revsk_table_8k_1"`
-	RevskTable8k10        *ebpf.Map `ebpf:"revsk_table_8k_10"`
-	RevskTable8k11        *ebpf.Map `ebpf:"revsk_table_8k_11"`
-	RevskTable8k12        *ebpf.Map `ebpf:"revsk_table_8k_12"`
-	RevskTable8k13        *ebpf.Map `ebpf:"revsk_table_8k_13"`
-	RevskTable8k14        *ebpf.Map `ebpf:"revsk_table_8k_14"`
-	RevskTable8k15        *ebpf.Map `ebpf:"revsk_table_8k_15"`
-	RevskTable8k2         *ebpf.Map `ebpf:"revsk_table_8k_2"`
-	RevskTable8k3         *ebpf.Map `ebpf:"revsk_table_8k_3"`
-	RevskTable8k4         *ebpf.Map `ebpf:"revsk_table_8k_4"`
-	RevskTable8k5         *ebpf.Map `ebpf:"revsk_table_8k_5"`
-	RevskTable8k6         *ebpf.Map `ebpf:"revsk_table_8k_6"`
-	RevskTable8k7         *ebpf.Map `ebpf:"revsk_table_8k_7"`
-	RevskTable8k8         *ebpf.Map `ebpf:"revsk_table_8k_8"`
-	RevskTable8k9         *ebpf.Map `ebpf:"revsk_table_8k_9"`
+	RevskTab1k            *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k            *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k            *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512           *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0           *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1           *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10          *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11          *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12          *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13          *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14          *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15          *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2           *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3           *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4           *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5           *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6           *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7           *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8           *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9           *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 }
 
 func (m *harnessMaps) Close() error {
@@ -513,26 +513,26 @@ func (m *harnessMaps) Close() error {
 		m.RevskFormer,
 		m.RevskMetrics,
 		m.RevskPeers,
-		m.RevskTable1k,
-		m.RevskTable2k,
-		m.RevskTable4k,
-		m.RevskTable512,
-		m.RevskTable8k0,
-		m.RevskTable8k1,
-		m.RevskTable8k10,
-		m.RevskTable8k11,
-		m.RevskTable8k12,
-		m.RevskTable8k13,
-		m.RevskTable8k14,
-		m.RevskTable8k15,
-		m.RevskTable8k2,
-		m.RevskTable8k3,
-		m.RevskTable8k4,
-		m.RevskTable8k5,
-		m.RevskTable8k6,
-		m.RevskTable8k7,
-		m.RevskTable8k8,
-		m.RevskTable8k9,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 	)
 }
 

@@ -451,7 +451,7 @@ func (h *harness) readTables(sock *socket, p harnessRevskPeersValue, st *state, 
 		number := 0
 		wanted := m.Class == st.class
 		if m.Class == revnat.TableClasses {
-			fmt.Sscanf(m.Name, "revsk_table_8k_%d", &number)
+			fmt.Sscanf(m.Name, "revsk_tab_8k_%d", &number)
 			wanted = wanted && p.TableMaps&(1<<number) != 0
 		}
 		if found != wanted {
