@@ -5,11 +5,9 @@ package loader
 import (
 	"fmt"
 	"slices"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -42,11 +40,8 @@ func (dp *Datapath) putMark(mark uint32) error {
 
 // tupleTime is the present as the time of a tuple.
 func tupleTime() (uint32, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0, fmt.Errorf("reading the clock: %w", err)
-	}
-	return uint32(time.Duration(ts.Nano()) / revnat.TimeUnit), nil
+	now, err := kclock.Monotonic()
+	return uint32(now / revnat.TimeUnit), err
 }
 
 func (dp *Datapath) config() (sock.SockRevskConfigValue, error) {

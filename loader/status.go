@@ -11,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/kclock"
 )
 
 // Status says what is attached and how full the maps are.
@@ -175,7 +177,11 @@ func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
 	}
 	hs.Tag = pi.Tag
 	if since, ok := pi.LoadTime(); ok {
-		hs.LoadedAt = bootTime().Add(since).Truncate(time.Second)
+		now, err := kclock.Boot()
+		if err != nil {
+			return hs, err
+		}
+		hs.LoadedAt = time.Now().Add(since - now).Truncate(time.Second)
 	}
 	return hs, nil
 }
@@ -195,13 +201,4 @@ func countEntries(m *ebpf.Map) (int, error) {
 		key = next
 	}
 	return n, nil
-}
-
-// bootTime is when CLOCK_BOOTTIME was 0.
-func bootTime() time.Time {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(-time.Duration(ts.Nano()))
 }

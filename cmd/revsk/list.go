@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/revnat"
@@ -62,7 +62,7 @@ func runList(ctx context.Context, env *env) error {
 	if mode == loader.ModeLegacy && !env.quiet {
 		fmt.Fprintln(env.Stderr, "mode is legacy: sockets that connect now are in the legacy maps, and not listed")
 	}
-	now, err := sinceBoot()
+	now, err := kclock.Monotonic()
 	if err != nil {
 		return err
 	}
@@ -74,15 +74,6 @@ func runList(ctx context.Context, env *env) error {
 
 func inspectMaps(dp *loader.Datapath) inspect.Maps {
 	return inspect.MapsOf(dp.Map)
-}
-
-// sinceBoot is the time on the clock of revnat.Tuple.Time.
-func sinceBoot() (time.Duration, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0, fmt.Errorf("reading the clock: %w", err)
-	}
-	return time.Duration(ts.Nano()), nil
 }
 
 // age is the time since that of the tuple; false if it is unknown.

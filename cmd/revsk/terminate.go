@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -137,7 +138,7 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 			return err
 		}
 	}
-	now, err := sinceBoot()
+	now, err := kclock.Monotonic()
 	if err != nil {
 		return err
 	}
