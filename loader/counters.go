@@ -23,6 +23,7 @@ type Counters struct {
 	RejectedNoMemory  uint64 `json:"rejected_no_memory"`
 	Translated        uint64 `json:"translated"`
 	Reversed          uint64 `json:"reversed"`
+	HashNotWritten    uint64 `json:"hash_not_written"`
 }
 
 // Live is the number of tuples on live sockets, as far as the counters know: sockets that were
@@ -49,6 +50,7 @@ func (dp *Datapath) Counters() (Counters, error) {
 		sock.SockRevskMetricREVSK_REJECTED_NO_MEMORY:  &c.RejectedNoMemory,
 		sock.SockRevskMetricREVSK_TRANSLATED:          &c.Translated,
 		sock.SockRevskMetricREVSK_REVERSED:            &c.Reversed,
+		sock.SockRevskMetricREVSK_HASH_NOT_WRITTEN:    &c.HashNotWritten,
 	} {
 		if uint32(metric) >= dp.maps[mapMetrics].MaxEntries() {
 			continue // the map is of an older release, and lives on

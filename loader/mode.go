@@ -18,12 +18,16 @@ const (
 	ModeDual = Mode(sock.SockRevskModeREVSK_MODE_DUAL)
 	// ModeLegacy writes and reads the global hash only.
 	ModeLegacy = Mode(sock.SockRevskModeREVSK_MODE_LEGACY)
+	// ModeMirror is as ModeDual, on a node where the hash has nothing that is not on its socket: sockets
+	// without storage have nothing to do with the hash, and what it does not take rejects nothing.
+	ModeMirror = Mode(sock.SockRevskModeREVSK_MODE_MIRROR)
 )
 
 var modeNames = map[Mode]string{
 	ModeStorage: "storage",
 	ModeDual:    "dual",
 	ModeLegacy:  "legacy",
+	ModeMirror:  "mirror",
 }
 
 // ParseMode is the inverse of [Mode.String].
@@ -33,7 +37,7 @@ func ParseMode(s string) (Mode, error) {
 			return m, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown mode %q: use storage, dual or legacy", s)
+	return 0, fmt.Errorf("unknown mode %q: use storage, mirror, dual or legacy", s)
 }
 
 // check returns an error wrapping [ErrInvalid] for what is no mode.

@@ -14,6 +14,11 @@ enum revsk_mode {
 	REVSK_MODE_STORAGE = 0, /* socket storage only */
 	REVSK_MODE_DUAL = 1, /* writes storage and hash, reads storage, then hash */
 	REVSK_MODE_LEGACY = 2, /* hash only, as the reference does it */
+	/*
+	 * As dual, where every entry of the hash that a socket needs is on that socket, too: sockets without
+	 * storage have none.
+	 */
+	REVSK_MODE_MIRROR = 3,
 };
 
 struct revsk_config_value {
@@ -61,6 +66,11 @@ static __always_inline bool mode_has_storage(enum revsk_mode mode)
 static __always_inline bool mode_has_hash(enum revsk_mode mode)
 {
 	return mode != REVSK_MODE_STORAGE;
+}
+
+static __always_inline bool mode_has_both(enum revsk_mode mode)
+{
+	return mode == REVSK_MODE_DUAL || mode == REVSK_MODE_MIRROR;
 }
 
 /* Cookie of the host's network namespace; 0: the initial namespace of the kernel. */

@@ -5,7 +5,9 @@
  */
 #pragma once
 
+#include "metrics.h"
 #include "service.h"
+#include "sock_ref.h"
 #include "tuple.h"
 
 struct reverse4_key {
@@ -108,6 +110,18 @@ static __always_inline int legacy_store(__u64 cookie, const struct revsk_tuple *
 			err = bpf_map_update_elem(&cilium_lb6_reverse_sk, &key, &new, BPF_ANY);
 	}
 	return err ? -ENOMEM : 0;
+}
+
+/* As legacy_store. In mode mirror the socket can do without the hash: what that does not take is counted. */
+static __always_inline int hash_store(struct sock_ref *s, const struct revsk_tuple *t,
+				      enum revsk_mode mode)
+{
+	int err = legacy_store(sock_cookie(s), t);
+
+	if (!err || mode != REVSK_MODE_MIRROR)
+		return err;
+	count(REVSK_HASH_NOT_WRITTEN);
+	return 0;
 }
 
 /* Fills @t with what the hash knows of @peer; false if it knows nothing. */

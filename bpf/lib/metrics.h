@@ -17,7 +17,8 @@ enum revsk_metric {
 	REVSK_REJECTED_NO_MEMORY = 9, /* calls rejected with ENOMEM */
 	REVSK_TRANSLATED = 10, /* connects and sends rewritten to a backend */
 	REVSK_REVERSED = 11, /* reads rewritten to a service */
-	REVSK_METRIC_COUNT = 12,
+	REVSK_HASH_NOT_WRITTEN = 12, /* mode mirror: tuples that the hash has not taken */
+	REVSK_METRIC_COUNT = 13,
 };
 
 struct {

@@ -110,7 +110,10 @@ static __always_inline void peers_replace(struct sock_ref *s, struct revsk_peers
 		table_write(s, p, tuple_hash(t), ctx_table_position(s, &peer), t);
 }
 
-/* What evicting @t means elsewhere. */
+/*
+ * What evicting @t means elsewhere. The entry of the hash is not what a connection needs, too: that is to the socket's actual
+ * peer, whose tuple is not evicted.
+ */
 static __always_inline void tuple_evicted(struct sock_ref *s, const struct revsk_tuple *t)
 {
 	const struct endpoint peer = tuple_peer(t);

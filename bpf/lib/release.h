@@ -90,7 +90,8 @@ static __always_inline void revnat_release(struct sock_ref *s, const struct endp
 	}
 	if (tuples)
 		count_n(REVSK_RELEASED, tuples);
-	if (mode == REVSK_MODE_LEGACY || (with_hash && !conn))
+	/* In mode mirror a socket without storage has nothing in the hash. */
+	if (mode == REVSK_MODE_LEGACY || (with_hash && !conn && (p || mode == REVSK_MODE_DUAL)))
 		legacy_delete(sock_cookie(s), dst);
 	if (with_hash && p && p->table_class)
 		release_tables(s, p);

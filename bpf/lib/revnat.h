@@ -50,13 +50,18 @@ static __always_inline bool datagram_drop(struct sock_ref *s, const struct endpo
 	return peers_drop(s, peer, why) || dropped;
 }
 
-/* Mode dual: what storage has dropped leaves the hash; what only the hash knew is ended there. */
+/*
+ * What storage has dropped leaves the hash. What only the hash knew is ended there in mode dual; in mode mirror there
+ * is no such thing, and the hash is not asked.
+ */
 static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct endpoint *dst,
-					       bool was_in_storage)
+					       bool was_in_storage, enum revsk_mode mode)
 {
+	if (!mode_has_both(mode))
+		return;
 	if (was_in_storage)
 		legacy_delete(sock_cookie(s), dst);
-	else
+	else if (mode == REVSK_MODE_DUAL)
 		legacy_end(sock_cookie(s), dst);
 }
 
@@ -88,8 +93,22 @@ static __noinline int legacy_restore_sent(struct sock_ref *s, struct revsk_peers
 	t = p ? peers_find(s, p, peer) : NULL;
 	if (t) {
 		sent = *t; /* as in revnat_source */
-		return legacy_store(sock_cookie(s), &sent);
+		return hash_store(s, &sent, current_mode());
 	}
+	legacy_delete(sock_cookie(s), peer);
+	return 0;
+}
+
+/* What the hash says of @peer is to be what the socket is connected by, or was before, if it is to that peer. */
+static __noinline int legacy_restore_connection(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_tuple *t;
+
+	if (!peer)
+		return -EINVAL;
+	t = connection_find(s, peer);
+	if (t)
+		return hash_store(s, t, current_mode());
 	legacy_delete(sock_cookie(s), peer);
 	return 0;
 }
@@ -201,7 +220,7 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 			datagram_drop(s, &peer, REVSK_DROPPED_REPLACED);
 	}
 	if (!err && mode_has_hash(mode))
-		err = legacy_store(sock_cookie(s), &new->tuple);
+		err = hash_store(s, &new->tuple, mode);
 	return err;
 }
 
@@ -216,8 +235,7 @@ static __always_inline void revnat_connect_direct(struct sock_ref *s, const stru
 	dropped = conn_drop(s, dst, REVSK_DROPPED_DIRECT);
 	if (datagram && datagram_drop(s, dst, REVSK_DROPPED_DIRECT))
 		dropped = true;
-	if (current_mode() == REVSK_MODE_DUAL)
-		legacy_drop_direct(s, dst, dropped);
+	legacy_drop_direct(s, dst, dropped, current_mode());
 }
 
 static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_value *p,
@@ -265,7 +283,7 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
 	else if (p && peers_remove(s, p, &peer))
 		count(REVSK_DROPPED_REPLACED);
 	if (!err && mode_has_hash(mode))
-		err = legacy_store(sock_cookie(s), t);
+		err = hash_store(s, t, mode);
 	return err;
 }
 
@@ -277,32 +295,23 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
  */
 static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
 {
-	bool dual = current_mode() == REVSK_MODE_DUAL;
+	enum revsk_mode mode = current_mode();
 	const struct endpoint peer = sock_peer(s->sk);
-	bool connected = endpoint_equal(&peer, dst);
-	struct revsk_tuple *t;
 	bool dropped;
 
 	if (!dst->port)
 		return;
 	dropped = peers_drop(s, dst, REVSK_DROPPED_DIRECT);
-	if (connected) {
-		/* The hash has one entry for both: it is the connection's again. */
-		t = dual && dropped ? connection_find(s, dst) : NULL;
-		if (t) {
-			legacy_store(sock_cookie(s), t);
-			return;
-		}
-		if (!dropped)
-			return;
-	} else {
-		if (former_drop(s, dst, REVSK_DROPPED_DIRECT))
-			dropped = true;
-		if (conn_drop(s, dst, REVSK_DROPPED_DIRECT))
-			dropped = true;
+	if (endpoint_equal(&peer, dst)) {
+		if (dropped && mode_has_both(mode))
+			legacy_restore_connection(s, dst);
+		return;
 	}
-	if (dual)
-		legacy_drop_direct(s, dst, dropped);
+	if (former_drop(s, dst, REVSK_DROPPED_DIRECT))
+		dropped = true;
+	if (conn_drop(s, dst, REVSK_DROPPED_DIRECT))
+		dropped = true;
+	legacy_drop_direct(s, dst, dropped, mode);
 }
 
 /*

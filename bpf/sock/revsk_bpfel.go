@@ -53,7 +53,8 @@ const (
 	SockRevskMetricREVSK_REJECTED_NO_MEMORY  SockRevskMetric = 9
 	SockRevskMetricREVSK_TRANSLATED          SockRevskMetric = 10
 	SockRevskMetricREVSK_REVERSED            SockRevskMetric = 11
-	SockRevskMetricREVSK_METRIC_COUNT        SockRevskMetric = 12
+	SockRevskMetricREVSK_HASH_NOT_WRITTEN    SockRevskMetric = 12
+	SockRevskMetricREVSK_METRIC_COUNT        SockRevskMetric = 13
 )
 
 type SockRevskMode uint32
@@ -62,6 +63,7 @@ const (
 	SockRevskModeREVSK_MODE_STORAGE SockRevskMode = 0
 	SockRevskModeREVSK_MODE_DUAL    SockRevskMode = 1
 	SockRevskModeREVSK_MODE_LEGACY  SockRevskMode = 2
+	SockRevskModeREVSK_MODE_MIRROR  SockRevskMode = 3
 )
 
 type SockRevskPeersValue struct {

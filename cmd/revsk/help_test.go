@@ -102,8 +102,8 @@ func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
 		require.Contains(t, runCommand(t, "completion", shell).ok().stdout, "revsk")
 	}
-	require.Contains(t, runCommand(t, "__complete", "load", "--mode", "").stdout, "storage\ndual\nlegacy\n")
-	require.Contains(t, runCommand(t, "__complete", "mode", "").stdout, "storage\ndual\nlegacy\n")
+	require.Contains(t, runCommand(t, "__complete", "load", "--mode", "").stdout, "storage\nmirror\ndual\nlegacy\n")
+	require.Contains(t, runCommand(t, "__complete", "mode", "").stdout, "storage\nmirror\ndual\nlegacy\n")
 }
 
 func TestCompletionOffersServices(t *testing.T) {

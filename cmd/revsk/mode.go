@@ -13,17 +13,21 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-var modeWords = []string{loader.ModeStorage.String(), loader.ModeDual.String(), loader.ModeLegacy.String()}
+var modeWords = []string{
+	loader.ModeStorage.String(), loader.ModeMirror.String(), loader.ModeDual.String(), loader.ModeLegacy.String(),
+}
 
 func newModeCommand(env *env) *cobra.Command {
 	var force, dryRun bool
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use:   "mode [storage|dual|legacy]",
+		Use:   "mode [storage|mirror|dual|legacy]",
 		Short: "Show the mode, or switch to another",
 		Long: `The mode says where the hooks keep what sockets have to remember:
 
   storage  on the socket: the normal mode
+  mirror   on the socket, and also in the legacy maps: where another agent
+           uses those, which then ends sockets that have only sent, too
   dual     on the socket and in the legacy maps; reads either: for upgrades
   legacy   in the legacy maps only
 

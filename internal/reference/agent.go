@@ -203,7 +203,13 @@ func (a *Agent) Link(cgroup, dir string) error {
 // Update puts the programs into the links that are pinned in the directory, as the reference does when
 // it starts again.
 func (a *Agent) Update(dir string) error {
-	for name, prog := range a.Programs {
+	return a.UpdateSome(dir, slices.Collect(maps.Keys(a.Programs))...)
+}
+
+// UpdateSome is Update of the programs with these names, in that order.
+func (a *Agent) UpdateSome(dir string, names ...string) error {
+	for _, name := range names {
+		prog := a.Programs[name]
 		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
 		if err != nil {
 			return err

@@ -211,7 +211,7 @@ func TestBranchDifferenceKernelSockets(t *testing.T) {
 		s.talks(x, a.backend, a.front)
 		x.close()
 		require.Eventually(s, func() bool { return len(s.establishedTo(a.backend)) == 0 }, patience, tick)
-		assert.Equal(s, map[loader.Mode]int{loader.ModeStorage: 0, loader.ModeDual: 1, legacy: 1}[s.mode], s.hashEntries(), "entries of a closed socket")
+		assert.Equal(s, map[loader.Mode]int{loader.ModeStorage: 0, loader.ModeMirror: 1, loader.ModeDual: 1, legacy: 1}[s.mode], s.hashEntries(), "entries of a closed socket")
 		assert.Equal(s, s.before.Released, s.counters().Released)
 		// It was never counted as released, nor will be.
 		s.before, s.mayLeak = s.counters(), true

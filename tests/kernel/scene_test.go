@@ -34,7 +34,7 @@ var (
 	either = []int{unix.IPPROTO_TCP, unix.IPPROTO_UDP}
 
 	legacy = loader.ModeLegacy
-	modes  = []loader.Mode{loader.ModeStorage, loader.ModeDual, loader.ModeLegacy}
+	modes  = []loader.Mode{loader.ModeStorage, loader.ModeMirror, loader.ModeDual, loader.ModeLegacy}
 )
 
 // hold plays each rule with sockets of the protocols, in every family and mode.

@@ -5,10 +5,14 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -126,6 +130,42 @@ func TestUpgradeAndBack(t *testing.T) {
 		}
 	})
 	t.Logf("%d answers, all from the service, during %d cycles of takeover, migration, rollback, handing back", answers, cycles)
+}
+
+// In mode mirror the other agent may start again at any time: it puts its programs back one by one, in any order, and
+// may stop half way. Whichever programs run, sockets that live and new ones see their services; and so they do when
+// our hooks take over again, and when the agent has its hooks back for good.
+func TestMirrorBesideTheOwnerOfTheHooks(t *testing.T) {
+	agent := otherAgent(t)
+	require.NoError(t, agent.Link(sandbox.Cgroup(), agentLinks))
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	names := slices.Sorted(maps.Keys(agent.Programs))
+	opts := takeoverOptions()
+	mirror := loader.ModeMirror
+	opts.Mode = &mirror
+	gapless(t, func() {
+		for range 2 {
+			dp, err := loader.Load(context.Background(), opts)
+			require.NoError(t, err)
+			mode, err := dp.Mode()
+			require.NoError(t, err)
+			require.Equal(t, mirror, mode)
+			require.NoError(t, dp.Close())
+			random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+			for _, name := range names[:1+random.IntN(len(names))] {
+				require.NoError(t, agent.UpdateSome(agentLinks, name))
+				time.Sleep(2 * time.Millisecond)
+			}
+		}
+		takeOver := opts
+		takeOver.Mode = nil
+		dp, err := loader.Load(context.Background(), takeOver)
+		require.NoError(t, err)
+		require.NoError(t, dp.Close())
+		require.NoError(t, loader.HandBack(context.Background(), opts))
+	})
 }
 
 // gapless repeats the cycle until applications have got enough answers, every one of them translated.

@@ -101,7 +101,8 @@ const (
 	harnessRevskMetricREVSK_REJECTED_NO_MEMORY  harnessRevskMetric = 9
 	harnessRevskMetricREVSK_TRANSLATED          harnessRevskMetric = 10
 	harnessRevskMetricREVSK_REVERSED            harnessRevskMetric = 11
-	harnessRevskMetricREVSK_METRIC_COUNT        harnessRevskMetric = 12
+	harnessRevskMetricREVSK_HASH_NOT_WRITTEN    harnessRevskMetric = 12
+	harnessRevskMetricREVSK_METRIC_COUNT        harnessRevskMetric = 13
 )
 
 type harnessRevskMode uint32
@@ -110,6 +111,7 @@ const (
 	harnessRevskModeREVSK_MODE_STORAGE harnessRevskMode = 0
 	harnessRevskModeREVSK_MODE_DUAL    harnessRevskMode = 1
 	harnessRevskModeREVSK_MODE_LEGACY  harnessRevskMode = 2
+	harnessRevskModeREVSK_MODE_MIRROR  harnessRevskMode = 3
 )
 
 type harnessRevskPeersValue struct {

@@ -27,6 +27,7 @@ type harness struct {
 type options struct {
 	programs  []string       // names without run_; nil: all
 	constants map[string]any // load-time constants, by name without cfg_
+	change    func(*ebpf.CollectionSpec)
 }
 
 // hashSize is the size of hash maps: their own make every test slow, which
@@ -43,6 +44,9 @@ func loadPrograms(o options) (*harness, error) {
 		if m.Type == ebpf.LRUHash || m.Type == ebpf.Hash {
 			m.MaxEntries = min(m.MaxEntries, hashSize)
 		}
+	}
+	if o.change != nil {
+		o.change(spec)
 	}
 	precise, err := probe.PreciseVerifier()
 	if err != nil {
@@ -122,6 +126,7 @@ const (
 	storage = harnessRevskModeREVSK_MODE_STORAGE
 	dual    = harnessRevskModeREVSK_MODE_DUAL
 	legacy  = harnessRevskModeREVSK_MODE_LEGACY
+	mirror  = harnessRevskModeREVSK_MODE_MIRROR
 )
 
 func (h *harness) setMode(t *testing.T, m mode) { t.Helper(); h.setConfig(t, m, 0) }
@@ -175,6 +180,7 @@ const (
 	droppedReplaced = harnessRevskMetricREVSK_DROPPED_REPLACED
 	updated         = harnessRevskMetricREVSK_UPDATED
 	evicted         = harnessRevskMetricREVSK_EVICTED
+	hashNotWritten  = harnessRevskMetricREVSK_HASH_NOT_WRITTEN
 	releaseZeroed   = harnessRevskMetricREVSK_RELEASE_ZEROED
 )
 
@@ -185,6 +191,7 @@ var countNames = map[harnessRevskMetric]string{
 	droppedReplaced: "dropped replaced",
 	updated:         "updated",
 	evicted:         "evicted",
+	hashNotWritten:  "not written to the hash",
 	releaseZeroed:   "release zeroed",
 }
 

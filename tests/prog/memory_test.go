@@ -50,6 +50,13 @@ func TestFullTable(t *testing.T) {
 			s.wantAllFound(s.tuple(10*room, 10*room))
 			s.counted(counts{stored: 10 * room, evicted: 10*room - len(st.peers())})
 		}},
+		{"what makes room leaves the hash", func(s *scene) {
+			s.setMode(mirror)
+			s.sendToPeers(10 * room)
+			s.wantHash(s.state().peers()...)
+			s.release()
+			s.wantHash()
+		}},
 		{"a peer that is sent to again and again stays", func(s *scene) {
 			s.sendToPeers(slots)
 			for n := 100; n < 1100; n++ {

@@ -5,6 +5,9 @@ package prog
 import (
 	"net/netip"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // inMode makes rules of scenes that begin in a mode.
@@ -89,8 +92,16 @@ func TestModeStorage(t *testing.T) {
 	)...)
 }
 
-func TestModeDual(t *testing.T) {
-	holdForAll(t, inMode(dual,
+// What both modes that write storage and hash have in common.
+func TestModesDualAndMirror(t *testing.T) {
+	for name, m := range map[string]mode{"dual": dual, "mirror": mirror} {
+		t.Run(name, func(t *testing.T) { holdInBoth(t, m) })
+	}
+}
+
+func holdInBoth(t *testing.T, m mode) {
+	t.Helper()
+	holdForAll(t, inMode(m,
 		rule{"connect writes storage and hash", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.wantConn(s.tuple(1, 1))
@@ -107,16 +118,6 @@ func TestModeDual(t *testing.T) {
 			s.connectDirect(s.family.backend(1))
 			s.wantNoConn()
 			s.wantHash()
-		}},
-		rule{"connect to no service ends what only the hash has", func(s *scene) {
-			s.serve(1)
-			s.putHash(s.tuple(1, 1))
-			s.connectDirect(s.family.backend(1))
-			s.wantHash(s.tuple(1, 1).ended())
-			s.wantPeername(s.family.backend(1), s.family.backend(1))
-			s.wantHash(s.tuple(1, 1).ended())
-			s.connect(s.tuple(1, 1))
-			s.wantHash(s.tuple(1, 1))
 		}},
 		rule{"connect to no service keeps what is for another address", func(s *scene) {
 			s.connect(s.tuple(1, 1))
@@ -161,21 +162,15 @@ func TestModeDual(t *testing.T) {
 			s.releaseWith(netip.AddrPortFrom(s.family.services, 0))
 			s.wantHash()
 		}},
-		rule{"release of a socket without conn deletes the entry for its destination", func(s *scene) {
-			s.putHash(s.tuple(1, 1))
-			s.releaseWith(s.family.backend(1))
-			s.wantHash()
-			s.counted(counts{})
-		}},
 	)...)
-	holdForStreams(t, inMode(dual,
+	holdForStreams(t, inMode(m,
 		rule{"connect of a stream socket elsewhere drops the former connection from both", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
 			s.wantHash(s.tuple(2, 2))
 		}},
 	)...)
-	holdForDatagrams(t, inMode(dual,
+	holdForDatagrams(t, inMode(m,
 		rule{"connect elsewhere keeps the former connection in both", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.connect(s.tuple(2, 2))
@@ -212,17 +207,6 @@ func TestModeDual(t *testing.T) {
 			s.sendDirect(s.family.backend(1))
 			s.wantNoConn()
 			s.wantHash()
-		}},
-		rule{"sendmsg to no service ends what only the hash has", func(s *scene) {
-			s.serve(1)
-			s.connect(s.tuple(2, 2))
-			s.putHash(s.tuple(1, 1))
-			s.sendDirect(s.family.backend(1))
-			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
-			s.wantSource(s.family.backend(1), s.family.backend(1))
-			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
-			s.send(s.tuple(1, 1))
-			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
 		}},
 		rule{"getpeername does not ask the hash about what was only sent", func(s *scene) {
 			s.serve(1)
@@ -289,6 +273,109 @@ func TestModeDual(t *testing.T) {
 			s.dead = true
 		}},
 	)...)
+}
+
+func TestModeDual(t *testing.T) {
+	holdForAll(t, inMode(dual,
+		rule{"connect to no service ends what only the hash has", func(s *scene) {
+			s.serve(1)
+			s.putHash(s.tuple(1, 1))
+			s.connectDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended())
+			s.wantPeername(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended())
+			s.connect(s.tuple(1, 1))
+			s.wantHash(s.tuple(1, 1))
+		}},
+		rule{"release of a socket without conn deletes the entry for its destination", func(s *scene) {
+			s.putHash(s.tuple(1, 1))
+			s.releaseWith(s.family.backend(1))
+			s.wantHash()
+			s.counted(counts{})
+		}},
+	)...)
+	holdForDatagrams(t, inMode(dual,
+		rule{"sendmsg to no service ends what only the hash has", func(s *scene) {
+			s.serve(1)
+			s.connect(s.tuple(2, 2))
+			s.putHash(s.tuple(1, 1))
+			s.sendDirect(s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
+			s.wantSource(s.family.backend(1), s.family.backend(1))
+			s.wantHash(s.tuple(1, 1).ended(), s.tuple(2, 2))
+			s.send(s.tuple(1, 1))
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
+		}},
+	)...)
+}
+
+func TestModeMirror(t *testing.T) {
+	holdForAll(t, inMode(mirror,
+		rule{"a socket without storage has nothing to do with the hash, and its cookie is not asked for", func(s *scene) {
+			s.mayLeak = true
+			s.putHash(s.tuple(1, 1))
+			for _, call := range []string{"connect_direct", "sendmsg_direct", "release"} {
+				if s.tcp && call == "sendmsg_direct" {
+					continue
+				}
+				if out := s.withAddress(call, s.family.backend(1)); out.CookieAsked != 0 {
+					s.Errorf("%s has asked for the cookie", call)
+				}
+				s.wantHash(s.tuple(1, 1))
+			}
+			s.counted(counts{})
+		}},
+		rule{"a connect to no service leaves what is for another peer than those of the socket", func(s *scene) {
+			s.mayLeak = true
+			s.connect(s.tuple(1, 1))
+			s.putHash(s.tuple(2, 2))
+			s.connectDirect(s.family.backend(2))
+			s.wantHash(s.tuple(1, 1), s.tuple(2, 2))
+		}},
+	)...)
+	holdForDatagrams(t, inMode(mirror,
+		rule{"release of a socket that has only sent deletes the entry for its destination, too", func(s *scene) {
+			s.send(s.tuple(1, 1))
+			s.putHash(s.tuple(2, 2))
+			s.releaseWith(s.family.backend(2))
+			s.wantHash()
+		}},
+		rule{"a former connection that makes way leaves the hash what the socket has sent to that peer", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.send(s.tuple(3, 1))
+			s.connect(s.tuple(4, 4))
+			s.wantPeers(s.tuple(3, 1))
+			s.wantHash(s.tuple(2, 2), s.tuple(3, 1), s.tuple(4, 4))
+		}},
+	)...)
+}
+
+// What the hash does not take rejects a call in mode dual, and is counted in mode mirror.
+func TestAHashThatTakesNoMore(t *testing.T) {
+	h := load(t, options{change: func(spec *ebpf.CollectionSpec) {
+		for _, name := range []string{harnessMapCiliumLb4ReverseSk, harnessMapCiliumLb6ReverseSk} {
+			spec.Maps[name].Type, spec.Maps[name].MaxEntries = ebpf.Hash, 1
+		}
+	}})
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			s := newScene(t, h, f, false)
+			s.setMode(mirror)
+			s.another().putHash(s.tuple(9, 9))
+			s.connect(s.tuple(1, 1))
+			s.send(s.tuple(2, 2))
+			s.wantConn(s.tuple(1, 1))
+			s.wantPeers(s.tuple(2, 2))
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			s.counted(counts{stored: 2, hashNotWritten: 2})
+			s.setMode(dual)
+			if err := s.tryConnect(s.tuple(3, 3)); err != unix.ENOMEM {
+				s.Errorf("connect in mode dual: %v", err)
+			}
+			s.mayLeak = true
+		})
+	}
 }
 
 func TestModeLegacy(t *testing.T) {
