@@ -7,7 +7,7 @@
 // All state lives in bpffs; there is no daemon. An agent calls [Load] at its start, as often as it
 // starts. A call that fails leaves what ran before running.
 //
-// A node that runs a reference agent (Cilium) is taken over in place ([Options.TakeoverLinks]) and
+// A node that runs a reference agent (Cilium) is taken over in place ([Options.Takeover]) and
 // given back ([HandBack]).
 //
 // Minimum kernel: Linux 5.10. Capabilities: CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON for a first load on a

@@ -31,8 +31,10 @@ var (
 	ErrForeignLink = errors.New("pinned link is not ours")
 	// ErrExclusive: a program without BPF_F_ALLOW_MULTI sits on the cgroup.
 	ErrExclusive = errors.New("another program is attached exclusively")
-	// ErrForeignProgram: another agent's program is on the hook, where ours cannot take its place.
-	ErrForeignProgram = errors.New("another agent's program is attached")
+	// ErrAgentRuns: another agent's program is on the hook, and would run beside ours.
+	ErrAgentRuns = errors.New("another agent's program is attached")
+	// ErrForeignProgram: a program that is attached cannot be taken over.
+	ErrForeignProgram = errors.New("program cannot be taken over")
 	// ErrNothingToTakeOver: a takeover was asked for, but there is no other agent.
 	ErrNothingToTakeOver = errors.New("nothing to take over")
 	// ErrTakenOver: another agent's hooks were taken over, and wait to be handed back.

@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// HandBack puts the programs back in place that a Load with [Options.TakeoverLinks] has replaced, each
+// HandBack puts the programs back in place that a Load with [Options.Takeover] has replaced, each
 // in one atomic step, and removes this datapath with all its pins: the maps, too, since nobody keeps up
 // to date any more what sockets remember. The load balancer's maps stay.
 //

@@ -26,7 +26,7 @@ import (
 // Close the Datapath when done with it; the hooks stay.
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
-// [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrNothingToTakeOver], [ErrTakenBack],
+// [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver], [ErrTakenBack],
 // [ErrExclusive], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (*Datapath, error) {
 	opts, err := opts.WithDefaults()

@@ -22,9 +22,6 @@ type observation struct {
 	mode  Mode
 	hooks []hookObservation // in the order of hooks
 	maps  []mapObservation  // sorted by name
-	// agentLinks is the directory where the other agent pins its links, if it is in the usual place; else
-	// "DIR".
-	agentLinks string
 	// unsafe is why the directories of the pins cannot be trusted; nil: they can.
 	unsafe error
 }
@@ -74,10 +71,7 @@ func (ho *hookObservation) conflicts(a attachment) bool {
 
 // observe looks at everything there is.
 func observe(opts Options) (*observation, error) {
-	o := &observation{opts: opts, agentLinks: "DIR"}
-	if usual := filepath.Join(filepath.Dir(opts.PinsDir), "cilium", "socketlb", "links", "cgroup"); exists(usual) {
-		o.agentLinks = usual
-	}
+	o := &observation{opts: opts}
 	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
 		if err := checkDirs(dir); errors.Is(err, ErrUnsafeDir) {
 			o.unsafe = err

@@ -32,12 +32,14 @@ type Options struct {
 	// makes [Unload] detach hooks that were taken over from another agent, too.
 	Force bool
 
-	// TakeoverLinks makes [Load] replace, in place, the programs of a reference agent that runs on the
-	// cgroup: those in links that are pinned in this directory under the names of its programs
-	// (cil_sock4_connect and so on), and those of these names that are attached without a link.
-	// What they were is kept, and [HandBack] puts it back. The mode is dual afterwards unless Mode says
-	// otherwise. Later loads find the hooks again, with or without this option.
+	// Takeover makes [Load] replace, in place, the programs of a reference agent that runs on the cgroup: those
+	// of its names (cil_sock4_connect and so on) in links, wherever these are pinned, if anywhere, and
+	// those that are attached without a link. What they were is kept, and [HandBack] puts it back. The mode is dual
+	// afterwards unless Mode says otherwise. Later loads find the hooks again, with or without this option.
 	// Default: take nothing over; with such programs on the cgroup Load then fails.
+	Takeover bool
+	// TakeoverLinks is the directory where the agent pins its links, and implies Takeover.
+	// Default: cilium/socketlb/links/cgroup beside PinsDir.
 	TakeoverLinks string
 
 	// LegacyMaxEntries is the size of a legacy map that has to be created. Default: 262144.
@@ -89,6 +91,11 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	if o.PinsDir == "" {
 		o.PinsDir = "/sys/fs/bpf/revsk"
+	}
+	if o.TakeoverLinks != "" {
+		o.Takeover = true
+	} else if o.Takeover {
+		o.TakeoverLinks = filepath.Join(filepath.Dir(o.PinsDir), "cilium", "socketlb", "links", "cgroup")
 	}
 	if o.Features != nil {
 		if err := o.Features.check(); err != nil {

@@ -84,7 +84,7 @@ func (o *observation) hookProblems() []Problem {
 	var all []Problem
 	if len(back) > 0 {
 		all = append(all, Problem{
-			Code: ProblemTakenBack, Text: "taken back by another agent: " + strings.Join(back, ", "), Mend: o.takeOverCommand(),
+			Code: ProblemTakenBack, Text: "taken back by another agent: " + strings.Join(back, ", "), Mend: takeOverCommand,
 		})
 	}
 	if len(missing) > 0 {
@@ -116,15 +116,15 @@ func (o *observation) otherProblems() []Problem {
 			Text: fmt.Sprintf("another datapath runs on %s, on the same sockets: %s", cgroup, strings.Join(by[cgroup], ", ")),
 		}
 		if cgroup == o.opts.Cgroup && o.beside((*hookObservation).besideReference) {
-			p.Mend = o.leaveCommand() + " && " + o.takeOverCommand()
+			p.Mend = o.leaveCommand() + " && " + takeOverCommand
 		}
 		all = append(all, p)
 	}
 	return all
 }
 
-// takeOverCommand takes over from the agent, where its links usually are.
-func (o *observation) takeOverCommand() string { return "revsk load --takeover-links " + o.agentLinks }
+// takeOverCommand takes over from the agent, wherever its links are pinned.
+const takeOverCommand = "revsk load --takeover"
 
 // leaveCommand takes our programs off hooks on which another agent's run as well.
 func (o *observation) leaveCommand() string {

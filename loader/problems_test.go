@@ -14,7 +14,7 @@ const testCgroup = "/cgroup/here"
 
 // observed is a datapath where everything is as it has to be.
 func observed() *observation {
-	o := &observation{opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps", Features: &Features{NodePort: true}}, agentLinks: "LINKS"}
+	o := &observation{opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps", Features: &Features{NodePort: true}}}
 	for i, h := range hooks {
 		ho := hookObservation{hook: h}
 		if h.isWanted(o.opts.Features) {
@@ -69,20 +69,20 @@ func TestProblems(t *testing.T) {
 					ho.saved, ho.own, ho.ours = occupant{id: 6}, theirs(ho.hook), false
 				}
 			}
-		}, []problem{{ProblemTakenBack, "revsk load --takeover-links LINKS"}}},
+		}, []problem{{ProblemTakenBack, "revsk load --takeover"}}},
 		"the agent has some of its hooks back": {func(o *observation) {
 			ho := o.at("revsk_release")
 			ho.saved, ho.own, ho.ours = occupant{id: 6}, theirs(ho.hook), false
-		}, []problem{{ProblemTakenBack, "revsk load --takeover-links LINKS"}}},
+		}, []problem{{ProblemTakenBack, "revsk load --takeover"}}},
 		"the agent runs beside ours": {func(o *observation) {
 			ho := o.at("revsk_connect4")
 			ho.others = []attachment{{occupant: theirs(ho.hook), cgroup: testCgroup}}
-		}, []problem{{ProblemBeside, "revsk unload && revsk load --takeover-links LINKS"}}},
+		}, []problem{{ProblemBeside, "revsk unload && revsk load --takeover"}}},
 		"the agent runs beside ours on a node that was taken over": {func(o *observation) {
 			ho := o.at("revsk_connect4")
 			ho.saved = occupant{id: 6}
 			ho.others = []attachment{{occupant: theirs(ho.hook), cgroup: testCgroup}}
-		}, []problem{{ProblemBeside, "revsk rollback && revsk unload --hand-back && revsk load --takeover-links LINKS"}}},
+		}, []problem{{ProblemBeside, "revsk rollback && revsk unload --hand-back && revsk load --takeover"}}},
 		"another datapath above and below": {func(o *observation) {
 			ho := o.at("revsk_connect4")
 			other := occupant{id: 9, name: "revsk_connect4"}

@@ -11,7 +11,7 @@ import (
 )
 
 // findSeats finds, before anything is changed, where each wanted hook's program is to go: into the seat
-// that it has, into another agent's if [Options.TakeoverLinks] asks for it, or into a new link.
+// that it has, into another agent's if [Options.Takeover] asks for it, or into a new link.
 func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
 	found := false
 	var takes, shares bool
@@ -37,7 +37,7 @@ func (dp *Datapath) findSeats(undo *undoer) (seats []*seat, err error) {
 			dp.opts.changed(ActionLeave, h.reference)
 		}
 	}
-	if dp.opts.TakeoverLinks != "" && !found {
+	if dp.opts.Takeover && !found {
 		return nil, fmt.Errorf("%w: no link in %s, no program on %s", ErrNothingToTakeOver, dp.opts.TakeoverLinks, dp.opts.Cgroup)
 	}
 	if takes && !shares {
@@ -52,7 +52,7 @@ func (dp *Datapath) chooseSeat(h hook) (*seat, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.live() && dp.opts.TakeoverLinks != "" {
+	if !s.live() && dp.opts.Takeover {
 		foreign, err := findForeign(dp.opts, h)
 		if err != nil {
 			s.Close()
@@ -114,14 +114,14 @@ func findForeign(opts Options, h hook) (_ *seat, err error) {
 // beside it.
 func (dp *Datapath) checkSeat(s *seat) error {
 	if s.takenBack() && !s.foreign {
-		if dp.opts.TakeoverLinks == "" {
+		if !dp.opts.Takeover {
 			return fmt.Errorf("%s: %w: %v", s.program, ErrTakenBack, s.now)
 		}
 		if !s.isReference(s.now) {
 			return fmt.Errorf("%s: %w: %v", s.program, ErrForeignProgram, s.now)
 		}
 	}
-	if s.live() && !s.taken() && !s.foreign && dp.opts.TakeoverLinks == "" {
+	if s.live() && !s.taken() && !s.foreign && !dp.opts.Takeover {
 		return nil // our own, and running
 	}
 	beside, err := referenceBeside(dp.opts, s)
@@ -129,7 +129,7 @@ func (dp *Datapath) checkSeat(s *seat) error {
 		return err
 	}
 	if beside.id != 0 {
-		return fmt.Errorf("%s of %s: %w: %v would run beside it", s.program, dp.opts.Cgroup, ErrForeignProgram, beside)
+		return fmt.Errorf("%s of %s: %w: %v would run beside it", s.program, dp.opts.Cgroup, ErrAgentRuns, beside)
 	}
 	return nil
 }
@@ -154,6 +154,22 @@ func referenceBeside(opts Options, s *seat) (occupant, error) {
 		}
 	}
 	return occupant{}, nil
+}
+
+// AgentRuns tells whether a reference agent's programs are on the cgroup, in whose place [Options.Takeover] would put
+// ours. Returns an error wrapping [ErrPermission] or [ErrNoCgroup2].
+func AgentRuns(opts Options) (bool, error) {
+	opts, err := opts.WithDefaults()
+	if err != nil {
+		return false, err
+	}
+	for _, h := range hooks {
+		found, err := referenceBeside(opts, &seat{hook: h})
+		if err != nil || found.id != 0 {
+			return found.id != 0, err
+		}
+	}
+	return false, nil
 }
 
 // checkSharesHash makes sure that another agent's program keeps what sockets remember in the very maps

@@ -71,7 +71,7 @@ func ofTakeover(step string) bool {
 // takeover are the options of a load that takes over.
 func takeover() loader.Options {
 	opts := options()
-	opts.TakeoverLinks = foreignLinks
+	opts.Takeover = true
 	return opts
 }
 
@@ -209,8 +209,8 @@ func TestTakenHookOfAFeatureComesAndGoesWithIt(t *testing.T) {
 			opts := options()
 			opts.Features = &with
 			_, err := loader.Load(t.Context(), opts)
-			require.ErrorIs(t, err, loader.ErrForeignProgram)
-			opts.TakeoverLinks = foreignLinks
+			require.ErrorIs(t, err, loader.ErrAgentRuns)
+			opts.Takeover = true
 			mustLoad(t, opts)
 			require.NotEqual(t, theirs[ebpf.AttachCGroupInet4PostBind], attached(t)[ebpf.AttachCGroupInet4PostBind])
 			require.NoError(t, loader.HandBack(t.Context(), options()))
@@ -454,13 +454,13 @@ func TestTakeoverIsRefused(t *testing.T) {
 		},
 		"nothing is there": {func(*testing.T) {}, takeover(), loader.ErrNothingToTakeOver},
 		"without the option": {
-			func(t *testing.T) { idle(t, anchorings["links"]) }, options(), loader.ErrForeignProgram,
+			func(t *testing.T) { idle(t, anchorings["links"]) }, options(), loader.ErrAgentRuns,
 		},
 		"a datapath runs beside it": {
 			func(t *testing.T) {
 				mustLoad(t, options())
 				idle(t, anchorings["links"])
-			}, takeover(), loader.ErrForeignProgram,
+			}, takeover(), loader.ErrAgentRuns,
 		},
 		"another hash": {
 			func(t *testing.T) {

@@ -58,6 +58,9 @@ func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_
 func checkHooks(hooks []loader.HookStatus) error {
 	var missing []string
 	for _, h := range hooks {
+		if h.TakenOver != nil && h.TakenOver.BackID != 0 {
+			return fmt.Errorf("%s: %w: program %d", h.Program, loader.ErrTakenBack, h.TakenOver.BackID)
+		}
 		if !h.Attached && !h.Optional {
 			missing = append(missing, h.Program)
 		}

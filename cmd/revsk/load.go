@@ -15,8 +15,8 @@ import (
 
 func newLoadCommand(env *env) *cobra.Command {
 	var (
-		mode, takeover string
-		force, dryRun  bool
+		mode, links             string
+		force, dryRun, takeover bool
 		legacy         uint32
 		wait           time.Duration
 		features       = loader.DefaultFeatures()
@@ -34,12 +34,12 @@ Without --mode a running datapath keeps its mode. A first load chooses storage,
 or dual where the legacy maps have entries.
 
 Where another agent (Cilium) runs on the cgroup, load refuses to run beside it.
-With --takeover-links its programs are replaced by revsk's, each in one atomic
-step: those in the links that it has pinned in that directory, and those that it
-has attached without a link. They are kept, and revsk unload --hand-back puts
-them back. The mode is dual then, unless --mode says otherwise. Later loads find
-the hooks again, with or without the flag; the flag is needed once more if the
-agent has started anew and taken its hooks back.
+With --takeover its programs are replaced by revsk's, each in one atomic step:
+those in its links, wherever it has pinned them, and those that it has attached
+without a link. They are kept, and revsk unload --hand-back puts them back. The
+mode is dual then, unless --mode says otherwise. Later loads find the hooks again,
+with or without the flag; the flag is needed once more if the agent has started
+anew and taken its hooks back.
 
 Sizes count only for maps that do not exist yet. Features are kept: a load changes
 those whose flags it is given, and leaves the others as they are. --reset-features
@@ -48,7 +48,7 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
   revsk load --dry-run                        # check everything, change nothing
   revsk load --mode dual                      # keep the legacy maps current
   revsk load --cgroup /sys/fs/cgroup/test --nodeport=false
-  revsk load --takeover-links /sys/fs/bpf/cilium/socketlb/links/cgroup`,
+  revsk load --takeover                       # where another agent runs`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts, err := env.options()
@@ -60,7 +60,7 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 			}
 			opts.Force = force
 			opts.Wait = wait
-			opts.TakeoverLinks = takeover
+			opts.Takeover, opts.TakeoverLinks = takeover, links
 			opts.LegacyMaxEntries = legacy
 			if reset {
 				defaults := loader.DefaultFeatures()
@@ -79,7 +79,8 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 	addForceFlag(flags, &force)
 	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
-	flags.StringVar(&takeover, "takeover-links", "", "take over from another agent, whose links are pinned in this `directory`")
+	flags.BoolVar(&takeover, "takeover", false, "take over from another agent that runs on the cgroup")
+	flags.StringVar(&links, "takeover-links", "", "the same, if its links are pinned in another `directory` than usual")
 	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
 	flags.BoolVar(&reset, "reset-features", false, "begin with the default features")
 	addFeatureFlags(flags, &features)

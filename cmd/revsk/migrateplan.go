@@ -23,13 +23,18 @@ const fullPercent = 90
 type situation struct {
 	mode     *loader.Mode // nil: not loaded
 	complete bool         // every hook is attached
+	agent    bool         // another agent's programs are on hooks of ours
 }
 
 // findSituation looks at what is loaded.
 func findSituation(opts loader.Options) (situation, error) {
+	agent, err := loader.AgentRuns(opts)
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return situation{}, err
+	}
 	dp, err := loader.Open(opts)
 	if errors.Is(err, loader.ErrNotLoaded) {
-		return situation{}, nil
+		return situation{agent: agent}, nil
 	}
 	if err != nil {
 		return situation{}, err
@@ -40,7 +45,7 @@ func findSituation(opts loader.Options) (situation, error) {
 		return situation{}, err
 	}
 	hooks, err := dp.Hooks()
-	return situation{&mode, loader.Status{Hooks: hooks}.Complete()}, err
+	return situation{&mode, loader.Status{Hooks: hooks}.Complete(), agent}, err
 }
 
 func (s situation) is(mode loader.Mode) bool { return s.mode != nil && *s.mode == mode }
@@ -223,6 +228,9 @@ func (d planDocument) next() string {
 			return "Nothing to do."
 		}
 		return "Next: revsk migrate, which deletes it."
+	}
+	if d.at.agent {
+		return "Next: revsk load --takeover, which takes over from the agent that runs here, then revsk migrate."
 	}
 	if d.at.mode == nil && c.Entries == 0 {
 		return "Next: revsk load."

@@ -36,29 +36,29 @@ const leftAlone = "left alone: cil_sock4_pre_bind, cil_sock6_pre_bind\n"
 
 func TestTakeoverAndHandBack(t *testing.T) {
 	p := newPlace(t)
-	_, links := otherAgent(t, p)
+	otherAgent(t, p)
 	before := state(t, p)
 
 	for _, line := range []string{"load", "load --dry-run"} {
 		require.Regexp(t, `^revsk: revsk_recvmsg4 of .*: another agent's program is attached: cil_sock4_recvm \(program \d+\) would run beside it: `+
-			"use --takeover-links with the directory of its links to take over from it, after revsk unload if both run$",
+			"run revsk load --takeover to take over from it, after revsk unload if both run$",
 			p.load(strings.Fields(line)[1:]...).fails(exitFailed))
 		require.Equal(t, before, state(t, p))
 	}
 
 	var plan, done changesDocument
-	p.load("--takeover-links", links, "--dry-run", "-o", "json").ok().json(&plan)
-	golden(t, "takeover-dry-run.txt", stable(p, p.load("--takeover-links", links, "--dry-run").ok().stdout))
+	p.load("--takeover", "--dry-run", "-o", "json").ok().json(&plan)
+	golden(t, "takeover-dry-run.txt", stable(p, p.load("--takeover", "--dry-run").ok().stdout))
 	require.Equal(t, before, state(t, p))
 
-	p.load("--takeover-links", links, "-o", "json").ok().json(&done)
+	p.load("--takeover", "-o", "json").ok().json(&done)
 	require.Equal(t, plan.Changes, done.Changes)
 	golden(t, "takeover-status.txt", stable(p, p.run("status").ok().stdout))
 
-	r := p.load("--takeover-links", links)
+	r := p.load("--takeover")
 	require.Equal(t, 0, r.code)
 	require.Equal(t, leftAlone, r.stderr)
-	require.Empty(t, p.load("--takeover-links", links, "--quiet").ok().stdout)
+	require.Empty(t, p.load("--takeover", "--quiet").ok().stdout)
 
 	taken := state(t, p)
 	require.Equal(t, "revsk: "+p.pins()+": hooks were taken over from another agent: "+
@@ -78,11 +78,11 @@ func TestTakeoverAndHandBack(t *testing.T) {
 
 func TestHandBackSaysWhatItDid(t *testing.T) {
 	p := newPlace(t)
-	_, links := otherAgent(t, p)
-	p.load("--takeover-links", links, "--quiet").ok()
+	otherAgent(t, p)
+	p.load("--takeover", "--quiet").ok()
 	require.Equal(t, "handed back 11 hooks of "+sandbox.Cgroup()+", removed "+p.pins()+"\n", p.run("unload", "--hand-back").ok().stdout)
 
-	p.load("--takeover-links", links, "--quiet").ok()
+	p.load("--takeover", "--quiet").ok()
 	require.Empty(t, p.run("unload", "--hand-back", "--quiet").ok().stdout)
 }
 
@@ -99,7 +99,7 @@ func TestNothingToTakeOverIsSaid(t *testing.T) {
 	before := state(t, p)
 	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
 		require.Equal(t, "revsk: nothing to take over: no link in /nowhere, no program on "+sandbox.Cgroup()+": "+
-			"load without --takeover-links, or name the directory where the other agent pins its links",
+			"run revsk load without --takeover",
 			p.load("--takeover-links", "/nowhere", dryRun).fails(exitFailed))
 	}
 	require.Equal(t, before, state(t, p))
@@ -108,17 +108,17 @@ func TestNothingToTakeOverIsSaid(t *testing.T) {
 func TestHooksTakenBackAreSaid(t *testing.T) {
 	p := newPlace(t)
 	_, links := otherAgent(t, p)
-	p.load("--takeover-links", links, "--quiet").ok()
+	p.load("--takeover", "--quiet").ok()
 	again := unattached(t, p)
 	require.NoError(t, again.Without("cil_sock_release", "cil_sock4_connect").Update(links))
 
 	r := p.run("status")
 	require.Regexp(t, "^revsk: taken back by another agent: recvmsg4, .*, post_bind6: "+
-		"run revsk load --takeover-links "+links+"$", r.fails(exitPartly))
+		"run revsk load --takeover$", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^recvmsg4 +\d+, not ours +- +- +cil_sock4_recvmsg \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `(?m)^release +\d+ +[0-9a-f]{16} .* cil_sock_release \(\d+, link\)$`, r.stdout)
 	require.Regexp(t, `: hook was taken back by another agent: cil_sock4_recvm \(program \d+\): `+
-		"run revsk load --takeover-links with the directory of its links to take it over once more$", p.load().fails(exitFailed))
+		"run revsk load --takeover to take it over once more$", p.load().fails(exitFailed))
 
 	r = p.run("unload", "--hand-back")
 	require.Equal(t, 0, r.code)
@@ -129,8 +129,8 @@ func TestHooksTakenBackAreSaid(t *testing.T) {
 // What sockets have got in mode storage, the programs that come back do not know.
 func TestHandBackThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	p := newPlace(t)
-	_, links := otherAgent(t, p)
-	p.load("--takeover-links", links, "--mode", "storage", "--quiet").ok()
+	otherAgent(t, p)
+	p.load("--takeover", "--mode", "storage", "--quiet").ok()
 	connectUDP(t, p)
 	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
 		p.run("mode", mode.String()).ok()

@@ -28,7 +28,7 @@ goes on with it. With --purge revsk's own maps go too: every live socket forgets
 its service address for good, and shows its backend's from then on. --purge is
 not asked about again. The service, backend and legacy maps stay in either case.
 
-Hooks that were taken over from another agent (load --takeover-links) are not
+Hooks that were taken over from another agent (load --takeover) are not
 detached, but given back with --hand-back: the programs that the agent had there
 are put back in place, each in one atomic step, and revsk's own maps and pins are
 removed. Those programs know the legacy maps only. So --hand-back is refused
@@ -58,7 +58,7 @@ left alone.`,
 		},
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets forget their service address")
-	cmd.Flags().BoolVar(&handBack, "hand-back", false, "put the programs back that load --takeover-links has replaced")
+	cmd.Flags().BoolVar(&handBack, "hand-back", false, "put the programs back that load --takeover has replaced")
 	cmd.Flags().BoolVar(&force, "force", false, "hand back even if live sockets forget by it; without --hand-back: detach what was taken over, too")
 	cmd.MarkFlagsMutuallyExclusive("purge", "hand-back")
 	addDryRunFlag(cmd.Flags(), &dryRun)
