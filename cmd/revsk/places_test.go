@@ -24,7 +24,7 @@ import (
 // changing are command lines that would change something, and those that read what is loaded.
 var (
 	changing = []string{
-		"load", "load --dry-run", "unload", "unload --purge", "mode dual", "gc", "migrate", "rollback",
+		"load", "load --dry-run", "unload", "unload --purge", "mode dual", "migrate", "rollback",
 		"terminate 127.0.0.1:80/tcp", "terminate --all-gone",
 		"service add 10.96.0.1:80/tcp --no-backend", "service delete 10.96.0.1:80/tcp",
 	}
@@ -34,7 +34,7 @@ var (
 func TestNothingLoadedIsSaid(t *testing.T) {
 	p := newPlace(t)
 	before := state(t, p)
-	for _, line := range []string{"status", "mode", "mode dual", "list", "gc", "terminate --all-gone", "unload", "unload --purge"} {
+	for _, line := range []string{"status", "mode", "mode dual", "list", "terminate --all-gone", "unload", "unload --purge"} {
 		require.Equal(t, "revsk: "+p.pins()+": not loaded: run revsk load first, or name the place with --bpffs or --pins",
 			p.run(strings.Fields(line)...).fails(exitFailed), line)
 	}
@@ -116,7 +116,7 @@ func TestPinnedMapOfAnotherLayoutIsRefused(t *testing.T) {
 		defer m.Close()
 		require.NoError(t, m.Pin(path))
 		before := state(t, p)
-		for _, line := range []string{"load", "load --dry-run", "status", "mode dual", "list", "gc", "terminate 127.0.0.1:80/tcp"} {
+		for _, line := range []string{"load", "load --dry-run", "status", "mode dual", "list", "terminate 127.0.0.1:80/tcp"} {
 			message := p.run(strings.Fields(line)...).fails(exitFailed)
 			require.Regexp(t, "^revsk: "+path+": pinned map has another layout: .*: "+
 				"use the release that made it, or unpin it once no socket needs it$", message, line)

@@ -132,7 +132,6 @@ func TestSmallestCapabilities(t *testing.T) {
 		"revsk terminate":         "terminate 127.0.0.1:5353/udp --dry-run",
 		"revsk migrate":           "migrate",
 		"revsk rollback":          "rollback",
-		"revsk gc":                "gc",
 		"revsk service list":      "service list",
 		"revsk service add":       "service add 192.0.2.9:80/tcp --no-backend",
 		"revsk service delete":    "service delete 192.0.2.8:80/tcp",

@@ -89,7 +89,7 @@ func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 	p.load().ok()
 	for _, line := range []string{
 		"--help", "version", "version -o json", "status", "status -o json", "mode", "list", "list -o json",
-		"service list", "service list -o json", "features", "gc", "load --dry-run", "unload --dry-run",
+		"service list", "service list -o json", "features", "load --dry-run", "unload --dry-run",
 		"migrate --dry-run", "migrate --dry-run -o json", "migrate", "migrate -o json", "rollback --dry-run", "rollback", "rollback -o json",
 	} {
 		var stderr strings.Builder

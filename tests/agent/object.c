@@ -6,7 +6,7 @@
  * it sets (constants.h, made from its package when the test runs) and maps that it finds by name.
  */
 #include "../../internal/reference/reference.h"
-#include "overflow.h"
+#include "table.h"
 #include "tuple.h"
 
 /* Of the other maps those of the load balancer are the ones with flags. */
