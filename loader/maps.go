@@ -195,8 +195,8 @@ func describe(err error) error {
 		return err
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: needed is Linux 5.10 with CONFIG_CGROUP_BPF: %w", ErrNotSupported, err)
-	case errors.As(err, &verifier) && lacking() != "":
-		// It refuses to one what it accepts from another.
+	case (errors.As(err, &verifier) || errors.Is(err, unix.EFAULT)) && lacking() != "":
+		// It refuses to one what it accepts from another, and says EFAULT of some (revsk_release on Linux 6.18).
 		return fmt.Errorf("%w %s: %w", ErrPermission, lacking(), err)
 	case errors.As(err, &verifier):
 		return fmt.Errorf("%w: the verifier refused a program: %w", ErrNotSupported, err)
