@@ -108,7 +108,7 @@ func TestConnectToService(t *testing.T) {
 			s.wantPeers()
 			s.counted(counts{stored: 2, droppedReplaced: 1})
 		}},
-		rule{"drops the tuple for the same peer from the chain", func(s *scene) {
+		rule{"drops the tuple for the same peer from the table", func(s *scene) {
 			for i := 1; i <= slots+3; i++ {
 				s.send(s.tuple(i, i))
 			}
@@ -235,7 +235,7 @@ func TestConnectToNoService(t *testing.T) {
 			}
 			s.counted(counts{stored: 2, droppedDirect: 1})
 		}},
-		rule{"drops what was sent to the very address from the chain", func(s *scene) {
+		rule{"drops what was sent to the very address from the table", func(s *scene) {
 			for i := 1; i <= slots+3; i++ {
 				s.send(s.tuple(i, i))
 			}

@@ -82,7 +82,7 @@ func TestModeStorage(t *testing.T) {
 			s.sendDirect(s.family.backend(1))
 			s.wantHash(s.tuple(1, 1))
 		}},
-		rule{"the release of a chain leaves the hash alone", func(s *scene) {
+		rule{"the release of a table leaves the hash alone", func(s *scene) {
 			s.mayLeak = true
 			s.sendToPeers(slots + 2)
 			s.putHash(s.tuple(slots+2, slots+2))
@@ -249,7 +249,7 @@ func holdInBoth(t *testing.T, m mode) {
 			s.wantSource(s.family.backend(1), s.family.service(1))
 			s.counted(counts{})
 		}},
-		rule{"release deletes the entries of conn, slots and chain", func(s *scene) {
+		rule{"release deletes the entries of conn, slots and table", func(s *scene) {
 			other := s.another()
 			other.send(s.tuple(1, 1), s.tuple(2, 2), s.tuple(3, 3), s.tuple(4, 4))
 			s.connect(s.tuple(8, 8))
@@ -498,7 +498,7 @@ func TestModeLegacy(t *testing.T) {
 			s.wantSource(s.family.backend(1), s.family.service(2))
 			s.setMode(storage)
 		}},
-		rule{"release empties the chain that another mode has made", func(s *scene) {
+		rule{"release empties the table that another mode has made", func(s *scene) {
 			s.setMode(storage)
 			s.sendToPeers(slots + 2)
 			s.setMode(legacy)

@@ -40,7 +40,7 @@ func TestReceive(t *testing.T) {
 			s.connect(s.tuple(2, 2))
 			s.wantSource(s.family.backend(1), s.family.service(1))
 		}},
-		rule{"finds the source in slots and chain", func(s *scene) {
+		rule{"finds the source in slots and table", func(s *scene) {
 			const n = slots + 3
 			s.sendToPeers(n)
 			for i := 1; i <= n; i++ {
@@ -136,7 +136,7 @@ func TestGetpeername(t *testing.T) {
 			s.wantPeername(s.family.backend(1), s.family.backend(1))
 			s.wantPeers(s.tuple(1, 1))
 		}},
-		rule{"says nothing of what was only sent, in the chain either", func(s *scene) {
+		rule{"says nothing of what was only sent, in the table either", func(s *scene) {
 			s.serve(1, 2, 3, 4, 9)
 			s.sendToPeers(slots + 1)
 			s.connect(s.tuple(9, 9))

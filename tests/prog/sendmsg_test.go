@@ -48,13 +48,13 @@ func TestSendToService(t *testing.T) {
 			s.wantSlots(s.tuple(9, 1), s.tuple(8, 2), s.tuple(7, 3))
 			s.counted(counts{stored: 3, updated: 3})
 		}},
-		rule{"to the same again notes the time in the chain", func(s *scene) {
+		rule{"to the same again notes the time in the table", func(s *scene) {
 			s.sendToPeers(slots + 3)
 			s.send(s.tuple(slots+2, slots+2).at(2000))
 			s.wantTable(s.tuple(6, 6), s.tuple(5, 5).at(2000), s.tuple(4, 4))
 			s.counted(counts{stored: 6})
 		}},
-		rule{"the latest service of a peer wins in the chain", func(s *scene) {
+		rule{"the latest service of a peer wins in the table", func(s *scene) {
 			s.sendToPeers(slots + 3)
 			want := counts{stored: 6}
 			for _, changed := range s.otherServices(s.tuple(5, 5)) {
@@ -108,7 +108,7 @@ func TestSendToNoService(t *testing.T) {
 			s.unchangedBy("send to the service", func() { s.sendDirect(s.family.service(1)) })
 			s.counted(counts{stored: 4})
 		}},
-		rule{"drops the tuple of the very address from the chain", func(s *scene) {
+		rule{"drops the tuple of the very address from the table", func(s *scene) {
 			s.sendToPeers(slots + 3)
 			s.sendDirect(s.family.backend(slots + 2))
 			s.wantTable(s.tuple(6, 6), s.tuple(4, 4))
