@@ -119,10 +119,11 @@ func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) error {
 	}
 	if !force {
 		// In mode storage the hooks do not look after the hash, so what it holds is outdated.
-		if mode == ModeStorage || current == ModeStorage {
+		// In mode mirror both are to say the same.
+		if mode == ModeStorage || current == ModeStorage || mode == ModeMirror {
 			err = dp.checkLegacyEmpty()
 		}
-		if err == nil && mode == ModeLegacy {
+		if err == nil && (mode == ModeLegacy || mode == ModeMirror) {
 			err = dp.checkStorageEmpty(ctx)
 		}
 		if err != nil {

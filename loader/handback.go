@@ -15,9 +15,9 @@ import (
 // in one atomic step, and removes this datapath with all its pins: the maps, too, since nobody keeps up
 // to date any more what sockets remember. The load balancer's maps stay.
 //
-// The programs that come back know the hash only. So the mode becomes legacy first, and that is refused,
-// with an error wrapping [ErrHashIncomplete], where the hash lacks what live sockets have, unless
-// [Options.Force] is set. A hook on which the other agent has meanwhile put a program of its own is left
+// The programs that come back know the hash only. So what it lacks of what live sockets have is put back into it,
+// and the mode becomes legacy first. Where the hash lacks something nevertheless, or was not kept in mode storage, that is
+// refused with an error wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has meanwhile put a program of its own is left
 // as it is, and reported as [ActionLeave].
 //
 // A failure before the last program is back undoes everything. After that, and after the death of the
@@ -132,6 +132,11 @@ func (dp *Datapath) checkHandBack(ctx context.Context, running bool) error {
 	mode, err := dp.Mode()
 	if err != nil || mode == ModeLegacy {
 		return err
+	}
+	if mode != ModeStorage && running {
+		if err := dp.refill(ctx); err != nil {
+			return err
+		}
 	}
 	if mode == ModeStorage && running {
 		if err := dp.checkLegacyEmpty(); errors.Is(err, ErrUnsafeMode) {

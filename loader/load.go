@@ -210,12 +210,12 @@ func (dp *Datapath) setFirstMode(takeover bool) error {
 	} else if err != nil {
 		return err
 	}
-	if mode == ModeStorage && !dp.opts.Force {
+	if (mode == ModeStorage || mode == ModeMirror) && !dp.opts.Force {
 		if err := dp.checkLegacyEmpty(); err != nil {
 			return err
 		}
 	}
-	if takeover && mode == ModeStorage {
+	if takeover && mode != ModeLegacy {
 		mode = ModeDual
 	}
 	return dp.writeMode(mode)

@@ -85,6 +85,54 @@ func (dp *Datapath) checkHash(ctx context.Context, exactly bool) error {
 	return fmt.Errorf("%w: %d of them", ErrHashIncomplete, len(lacking))
 }
 
+// refill puts back into the hash what it lacks of what sockets hold: it may have evicted that. What differs is left to
+// [Datapath.checkHash].
+func (dp *Datapath) refill(ctx context.Context) error {
+	all, err := dp.sockets(ctx)
+	if err != nil {
+		return err
+	}
+	lacking, err := dp.lackedByHash(hashEntries(all), false)
+	if err != nil {
+		return err
+	}
+	for key, value := range lacking {
+		m := dp.hashOf(key)
+		if key.Cookie == 0 || m == nil || dp.opts.dryRun {
+			continue // nobody would find it by that
+		}
+		if err := m.Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("writing the hash: %w", err)
+		}
+	}
+	if len(lacking) == 0 {
+		return nil
+	}
+	// What was closed meanwhile would leave an entry.
+	if all, err = dp.sockets(ctx); err != nil {
+		return err
+	}
+	held := hashEntries(all)
+	for key := range lacking {
+		m := dp.hashOf(key)
+		if _, ok := held[key]; ok || m == nil || dp.opts.dryRun {
+			continue
+		}
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("deleting from the hash: %w", err)
+		}
+	}
+	return nil
+}
+
+// hashOf is the map of the hash that an entry belongs to; nil if it is not there.
+func (dp *Datapath) hashOf(key lbmap.ReverseSKKey) *ebpf.Map {
+	if key.Backend.Addr().Is4() {
+		return dp.maps[mapReverse4]
+	}
+	return dp.maps[mapReverse6]
+}
+
 // hashEntries are what the hash has to say of what sockets hold.
 func hashEntries(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
 	entries := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
@@ -100,20 +148,16 @@ func hashEntries(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseS
 func (dp *Datapath) lackedByHash(entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, exactly bool) (map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, error) {
 	lacking := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
 	for key, value := range entries {
-		name := mapReverse6
-		if key.Backend.Addr().Is4() {
-			name = mapReverse4
-		}
 		var now lbmap.ReverseSKValue
 		err := ebpf.ErrKeyNotExist
-		if m := dp.maps[name]; m != nil {
+		if m := dp.hashOf(key); m != nil {
 			err = m.Lookup(key, &now)
 		}
 		switch {
 		case errors.Is(err, ebpf.ErrKeyNotExist), err == nil && exactly && now != value:
 			lacking[key] = value
 		case err != nil:
-			return nil, fmt.Errorf("looking into %s: %w", name, err)
+			return nil, fmt.Errorf("looking into the hash: %w", err)
 		}
 	}
 	return lacking, nil

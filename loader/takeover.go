@@ -235,7 +235,7 @@ func (dp *Datapath) prepareTakeover(seats []*seat, fresh bool, undo *undoer) err
 			return err
 		}
 	} else if takeover {
-		if err := dp.leaveStorage(undo); err != nil {
+		if err := dp.returnToDual(undo); err != nil {
 			return err
 		}
 	}
@@ -250,13 +250,14 @@ func (dp *Datapath) prepareTakeover(seats []*seat, fresh bool, undo *undoer) err
 	return nil
 }
 
-// leaveStorage switches a datapath that has been there before to mode dual, unless its mode has the hash.
-func (dp *Datapath) leaveStorage(undo *undoer) error {
+// returnToDual switches a datapath that has been there before to mode dual: the agent's programs have written what
+// is in the hash only.
+func (dp *Datapath) returnToDual(undo *undoer) error {
 	mode, err := dp.Mode()
-	if err != nil || mode != ModeStorage {
+	if err != nil || mode != ModeStorage && mode != ModeMirror {
 		return err
 	}
-	if err := dp.opts.step("leave mode storage"); err != nil {
+	if err := dp.opts.step("return to mode dual"); err != nil {
 		return err
 	}
 	if err := dp.restoreMode(undo); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -22,6 +23,8 @@ import (
 type datapath struct {
 	*loader.Locked
 	hash hash
+	// takenOver tells that hooks were taken over from another agent, which uses the hash.
+	takenOver bool
 }
 
 // openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
@@ -43,6 +46,7 @@ func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_
 	if err != nil {
 		return nil, err
 	}
+	d.takenOver = isTakenOver(hooks)
 	if err := checkHooks(hooks); err != nil {
 		return nil, err
 	}
@@ -53,6 +57,11 @@ func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_
 		return nil, err
 	}
 	return d, nil
+}
+
+// isTakenOver tells whether hooks were taken over from another agent.
+func isTakenOver(hooks []loader.HookStatus) bool {
+	return slices.ContainsFunc(hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil })
 }
 
 func checkHooks(hooks []loader.HookStatus) error {

@@ -99,6 +99,16 @@ type entry struct {
 	protocol lbmap.Protocol
 }
 
+// isMoved tells that its socket holds it.
+func (e *entry) isMoved() bool {
+	return e.fate == FateConn || e.fate == FatePeers || e.fate == FatePresent
+}
+
+// isOver tells that no socket needs it.
+func (e *entry) isOver() bool {
+	return e.fate == FateStale || e.fate == FateLeaked || e.fate == FateEnded
+}
+
 // judge translates what a program says of an entry whose socket it has visited. Returns false if none
 // has.
 func (e *entry) judge(f iter.FillRevskFate) bool {

@@ -19,6 +19,7 @@ const (
 	stepConfirm  = "confirm leaks"
 	stepVerify   = "verify"
 	stepStorage  = "switch to mode storage"
+	stepMirror   = "switch to mode mirror"
 	stepDelete   = "delete from the hash"
 	stepUnpin    = "unpin the hash"
 )
@@ -45,11 +46,14 @@ const maxReported = 100
 type Report struct {
 	// Engine is the one that was used, never EngineAuto.
 	Engine Engine
-	// Mode is the datapath's afterwards.
-	Mode loader.Mode
+	// To is the mode in which it was to end, and Mode is the datapath's afterwards.
+	To, Mode loader.Mode
 	Counts
 	// Deleted is how many entries were removed from the hash.
 	Deleted int
+	// Written is how many entries were put into the hash, of what sockets hold, for mode mirror; Missing how many
+	// it has not taken.
+	Written, Missing int
 	// Rounds is how often the hash was read; Passes how often sockets were visited.
 	Rounds, Passes int
 	// Unresolved names entries of fate unknown, the first 100.
@@ -68,6 +72,7 @@ type Unresolved struct {
 type migration struct {
 	worker
 	opts    Options
+	to      loader.Mode
 	dp      *datapath
 	stale   *staleCache
 	sweeper sweeper
@@ -75,17 +80,19 @@ type migration struct {
 	known   map[hashKey]bool
 	rounds  int
 	deleted int
+	filled  RollbackReport // of the hash, for mode mirror
 }
 
-// Run moves the entries of the hash onto their sockets, verifies that, switches to mode storage and
-// deletes what has been moved and what was leaked. It can be interrupted at any point, and run again.
+// Run moves the entries of the hash onto their sockets, verifies that, and ends in mode storage, where it
+// deletes what has been moved and what was leaked; or in mode mirror ([Options.To]), for which it deletes what was leaked and
+// puts into the hash what sockets hold. It can be interrupted at any point, and run again.
 // The report is there even after an error, if anything was done.
 //
 // If some entries cannot be moved the datapath stays in mode dual, in which they are still read, and the
 // error wraps [ErrUnresolved]. Other errors wrap [ErrNoHash], [ErrIncomplete], [ErrEngine], [ErrProcesses] or
 // those of package loader.
 func Run(ctx context.Context, opts Options) (*Report, error) {
-	if err := checkLoader(&opts.Loader); err != nil {
+	if err := errors.Join(checkTarget(opts.To), checkLoader(&opts.Loader)); err != nil {
 		return nil, err
 	}
 	engine, err := opts.Engine.choose(false)
@@ -107,6 +114,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		worker: w,
 		opts:   opts,
 		dp:     dp,
+		to:     target(opts.To, dp.takenOver),
 		stale:  svcs.cached(),
 		known:  make(map[hashKey]bool),
 		sweeper: sweeper{
@@ -127,12 +135,19 @@ func (m *migration) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if m.to == loader.ModeMirror {
+		return m.toMirror(ctx, mode)
+	}
 	// In mode storage an earlier run has come to the last steps.
 	if mode != loader.ModeStorage {
 		if err := m.sweeper.check(); err != nil {
 			return err
 		}
 		if err := m.moveAll(ctx); err != nil {
+			return err
+		}
+		// What comes into the hash until then is written by hooks, which write storage as well.
+		if err := m.switchTo(stepStorage, loader.ModeStorage); err != nil {
 			return err
 		}
 	}
@@ -142,7 +157,7 @@ func (m *migration) run(ctx context.Context) error {
 	return m.cleanUp(ctx)
 }
 
-// moveAll moves everything and switches to mode storage.
+// moveAll moves everything, and leaves the datapath in mode dual.
 func (m *migration) moveAll(ctx context.Context) error {
 	if err := m.switchTo(stepDual, loader.ModeDual); err != nil {
 		return err
@@ -162,8 +177,7 @@ func (m *migration) moveAll(ctx context.Context) error {
 	if unknown := countFates(m.entries).Unknown; unknown > 0 {
 		return fmt.Errorf("%d entries: %w", unknown, ErrUnresolved)
 	}
-	// What comes into the hash until then is written by hooks, which write storage as well.
-	return m.switchTo(stepStorage, loader.ModeStorage)
+	return nil
 }
 
 // switchTo switches the mode; the caller knows that nothing is forgotten by it.
@@ -229,7 +243,7 @@ func (m *migration) verify(ctx context.Context) error {
 		held := tuples(list)
 		var missing []*entry
 		for _, e := range open {
-			if e.fate != FateConn && e.fate != FatePeers && e.fate != FatePresent {
+			if !e.isMoved() {
 				continue
 			}
 			if _, ok := held[e.key]; ok {
@@ -310,7 +324,7 @@ func (m *migration) cleanUp(ctx context.Context) error {
 func (m *migration) deleteEntries(ctx context.Context) error {
 	var keys []hashKey
 	for _, e := range m.entries {
-		if e.fate != FateUnknown && (e.fate != FateStale || !m.opts.KeepStale) {
+		if e.isOver() && (e.fate != FateStale || !m.opts.KeepStale) || e.isMoved() && m.to == loader.ModeStorage {
 			keys = append(keys, e.key)
 		}
 	}
@@ -335,13 +349,17 @@ func (m *migration) finish() (*Report, error) {
 	mode, err := m.dp.Mode()
 	r := &Report{
 		Engine:  m.sweeper.engine,
+		To:      m.to,
 		Mode:    mode,
 		Counts:  countFates(m.entries),
 		Deleted: m.deleted,
+		Written: m.filled.Written,
+		Missing: m.filled.Missing,
 		Rounds:  m.rounds,
 		Passes:  m.sweeper.passes,
 		Steps:   m.steps,
 	}
+	r.Unresolved = m.filled.Unresolved
 	for _, e := range m.entries {
 		if e.fate == FateUnknown && len(r.Unresolved) < maxReported {
 			r.Unresolved = append(r.Unresolved, Unresolved{e.key.exported(), e.value.exported(), e.why})

@@ -23,6 +23,8 @@ import (
 // Plan says what a migration would do with the entries of the hash, and how healthy the hash is.
 type Plan struct {
 	Engine Engine
+	// To is the mode in which it would end.
+	To loader.Mode
 	// Counts are by what would become of the entries now.
 	Counts
 	// Live are the entries that sockets still need, by kind of socket, sorted.
@@ -81,7 +83,7 @@ func (p *Plan) WithoutEntrySum() int {
 //
 // Returns an error wrapping [ErrNoHash], [ErrLayout], [ErrEngine], [ErrProcesses] or [lbmap.ErrNoMap].
 func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
-	if err := checkLoader(&opts.Loader); err != nil {
+	if err := errors.Join(checkTarget(opts.To), checkLoader(&opts.Loader)); err != nil {
 		return nil, err
 	}
 	engine, err := opts.Engine.choose(true)
@@ -124,7 +126,11 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 		backends:     backendsOf(list),
 		progress:     func(done, total int) { w.report(stepSweep, done, total) },
 	}
-	plan := &Plan{}
+	agent, err := usedByAgent(dp, opts.Loader)
+	if err != nil {
+		return nil, err
+	}
+	plan := &Plan{To: target(opts.To, agent)}
 	var entries []*entry
 	err = w.do(stepSnapshot, func() error {
 		keys, values, err := source.read()
@@ -156,6 +162,22 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	}
 	plan.Maps = mapFills(source.maps(), n4, len(entries)-n4)
 	return plan, nil
+}
+
+// usedByAgent tells whether another agent uses the hash: its programs run, or ours in their place. dp is nil if nothing is
+// loaded.
+func usedByAgent(dp *loader.Datapath, opts loader.Options) (bool, error) {
+	if dp != nil {
+		hooks, err := dp.Hooks()
+		if err != nil || isTakenOver(hooks) {
+			return err == nil, err
+		}
+	}
+	runs, err := loader.AgentRuns(opts)
+	if errors.Is(err, loader.ErrPermission) {
+		return false, nil // an audit can do without
+	}
+	return runs, err
 }
 
 // backendsOf are the backends of services that sockets of the services' protocol may be connected to.

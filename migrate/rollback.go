@@ -124,15 +124,16 @@ func (r *rollback) measure(ctx context.Context) (loader.Mode, error) {
 	if err != nil || mode == loader.ModeLegacy {
 		return mode, err
 	}
-	var list []inspect.Socket
-	err = r.do(stepList, func() (err error) {
-		list, err = r.dp.sockets(ctx, false)
-		return err
-	})
+	return mode, r.do(stepList, func() error { return r.listFits(ctx) })
+}
+
+// listFits makes sure that the hash has room for what sockets hold.
+func (r *rollback) listFits(ctx context.Context) error {
+	list, err := r.dp.sockets(ctx, false)
 	if err != nil {
-		return mode, err
+		return err
 	}
-	return mode, r.checkFit(list)
+	return r.checkFit(list)
 }
 
 func (r *rollback) run(ctx context.Context) error {

@@ -11,16 +11,17 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
 )
 
 func newLoadCommand(env *env) *cobra.Command {
 	var (
 		mode, links             string
 		force, dryRun, takeover bool
-		legacy         uint32
-		wait           time.Duration
-		features       = loader.DefaultFeatures()
-		reset          bool
+		legacy                  uint32
+		wait                    time.Duration
+		features                = loader.DefaultFeatures()
+		reset                   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "load",
@@ -36,10 +37,13 @@ or dual where the legacy maps have entries.
 Where another agent (Cilium) runs on the cgroup, load refuses to run beside it.
 With --takeover its programs are replaced by revsk's, each in one atomic step:
 those in its links, wherever it has pinned them, and those that it has attached
-without a link. They are kept, and revsk unload --hand-back puts them back. The
-mode is dual then, unless --mode says otherwise. Later loads find the hooks again,
-with or without the flag; the flag is needed once more if the agent has started
-anew and taken its hooks back.
+without a link. They are kept, and revsk unload --hand-back puts them back. Then
+what live sockets need is moved onto them, as revsk migrate does, and the mode is
+mirror: the hash is kept, too, by which the agent ends sockets, and in which its
+programs find them when it restarts. --mode storage gives that up; with --mode
+dual nothing is moved yet. Later loads find the hooks again, with or without the
+flag; --takeover is needed once more if the agent has started anew and taken its
+hooks back.
 
 Sizes count only for maps that do not exist yet. Features are kept: a load changes
 those whose flags it is given, and leaves the others as they are. --reset-features
@@ -67,10 +71,11 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 				opts.Features = &defaults
 			}
 			opts.ChangeFeatures = func(f *loader.Features) { changeFeatures(cmd.Flags(), f) }
+			then := migration(&opts)
 			if dryRun {
-				return printPlan(env, func() (changes, error) { return loader.PlanLoad(cmd.Context(), opts) })
+				return printPlan(env, func() (changes, error) { return planLoad(cmd.Context(), opts, then) })
 			}
-			return runLoad(cmd.Context(), env, opts)
+			return runLoad(cmd.Context(), env, opts, then)
 		},
 	}
 	flags := cmd.Flags()
@@ -87,7 +92,29 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 	return cmd
 }
 
-func runLoad(ctx context.Context, env *env, opts loader.Options) error {
+// migration is what follows on a takeover: nil if nothing does. The load itself ends in mode dual then.
+func migration(opts *loader.Options) *migrate.Options {
+	takes := opts.Takeover || opts.TakeoverLinks != ""
+	if !takes || opts.Mode != nil && (*opts.Mode == loader.ModeDual || *opts.Mode == loader.ModeLegacy) {
+		return nil
+	}
+	to := loader.ModeMirror
+	if opts.Mode != nil {
+		to = *opts.Mode
+	}
+	opts.Mode = nil
+	return &migrate.Options{To: &to}
+}
+
+func planLoad(ctx context.Context, opts loader.Options, then *migrate.Options) (changes, error) {
+	all, err := loader.PlanLoad(ctx, opts)
+	if err == nil && then != nil {
+		all = append(all, loader.Change{Action: loader.ActionSwitch, Object: then.To.String()})
+	}
+	return all, err
+}
+
+func runLoad(ctx context.Context, env *env, opts loader.Options, then *migrate.Options) error {
 	var done changes
 	opts.OnChange = done.add
 	dp, err := loader.Load(ctx, opts)
@@ -95,6 +122,18 @@ func runLoad(ctx context.Context, env *env, opts loader.Options) error {
 		return err
 	}
 	defer dp.Close()
+	if then != nil {
+		progress, stop := env.startProgress()
+		then.Loader, then.Progress, then.Logger = opts, progress, env.logger()
+		report, err := migrate.Run(ctx, *then)
+		stop()
+		if report != nil {
+			err = interrupted(err, report.Mode)
+		}
+		if err != nil {
+			return exitError{exitPartly, fmt.Errorf("taken over, but migrating: %w", err)}
+		}
+	}
 	status, err := readStatus(opts, dp)
 	if err != nil {
 		return exitError{exitPartly, fmt.Errorf("loaded, but reading the status: %w", err)}

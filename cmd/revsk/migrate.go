@@ -16,7 +16,7 @@ import (
 
 func newMigrateCommand(env *env) *cobra.Command {
 	var opts migrate.Options
-	engine := string(migrate.EngineAuto)
+	engine, to := string(migrate.EngineAuto), ""
 	var dryRun bool
 	var wait time.Duration
 	cmd := &cobra.Command{
@@ -24,9 +24,15 @@ func newMigrateCommand(env *env) *cobra.Command {
 		Short: "Move what live sockets need from the legacy maps onto the sockets",
 		Long: `Moves the entries of the legacy maps (the hash) onto their sockets while
 applications go on, verifies that, switches to mode storage, and deletes what was
-moved and what was leaked. At no moment does an application see a backend's
-address. The hooks must be attached: run revsk load first, which begins in mode
-dual where the hash has entries.
+moved and what was leaked. Applications never see a backend address. The hooks
+must be attached: run revsk load first, which begins in mode dual where the hash
+has entries.
+
+On a node that was taken over from another agent (revsk load --takeover) it ends
+in mode mirror: only what was leaked is deleted, and the hash gets what sockets
+hold. The agent ends sockets by what is in the hash, and its programs know no
+other sockets when it restarts. With --to storage none of this works any more. In
+mirror the agent also ends sockets that have only sent to a deleted backend.
 
 With --dry-run it is an audit, which needs no hooks: on any node with such maps it
 says how many entries belong to live sockets, how many are leaked, how full the
@@ -45,12 +51,17 @@ Engines, that is, ways to come to the sockets:
 		Example: `  revsk migrate --dry-run                     # audit: what is leaked?
   revsk migrate
   revsk migrate -o json | jq .counts
+  revsk migrate --to mirror                   # and keep the hash current
   revsk migrate --unpin-source                # and unpin the legacy maps`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.Engine = migrate.Engine(engine)
+			var err error
+			if opts.To, err = parseMode(to); err != nil {
+				return err
+			}
 			if dryRun {
-				return runPlan(cmd.Context(), env, opts.Engine)
+				return runPlan(cmd.Context(), env, opts.Engine, opts.To)
 			}
 			return runMigrate(cmd.Context(), env, opts, wait)
 		},
@@ -59,6 +70,8 @@ Engines, that is, ways to come to the sockets:
 	flags.SortFlags = false
 	addChoice(cmd, flags, &engine,
 		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to come to the sockets")
+	addChoice(cmd, flags, &to, []string{loader.ModeStorage.String(), loader.ModeMirror.String()}, "to", "",
+		"mode in which to end; without it mirror on a node that was taken over, else storage")
 	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "leave entries in the hash whose service is gone")
 	flags.BoolVar(&opts.UnpinSource, "unpin-source", false, "remove the pins of the legacy maps once they are empty")
 	flags.BoolVar(&dryRun, "dry-run", false, "audit: say what would become of every entry, but change nothing")
@@ -78,8 +91,8 @@ func (e *env) prepare() (opts loader.Options, progress func(migrate.Progress), s
 	return opts, progress, stop, nil
 }
 
-func runPlan(ctx context.Context, env *env, engine migrate.Engine) error {
-	opts := migrate.PlanOptions{Engine: engine, Logger: env.logger()}
+func runPlan(ctx context.Context, env *env, engine migrate.Engine, to *loader.Mode) error {
+	opts := migrate.PlanOptions{Engine: engine, To: to, Logger: env.logger()}
 	var stop func()
 	var err error
 	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {

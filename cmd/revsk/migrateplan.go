@@ -56,6 +56,7 @@ type planDocument struct {
 	// Mode of revsk; missing if it is not loaded.
 	Mode   *loader.Mode   `json:"mode,omitempty"`
 	Engine migrate.Engine `json:"engine"`
+	To     loader.Mode    `json:"to"` // the mode in which a migration would end
 	// Counts are by what a migration would do with the entries.
 	Counts        migrate.Counts `json:"counts"`
 	LeakedPercent float64        `json:"leaked_percent"`
@@ -105,6 +106,7 @@ func newPlanDocument(plan *migrate.Plan, at situation) planDocument {
 		Schema:              "revsk/migrate-plan/v1",
 		Mode:                at.mode,
 		Engine:              plan.Engine,
+		To:                  plan.To,
 		Counts:              plan.Counts,
 		LeakedPercent:       percent(plan.Leaked, plan.Entries),
 		Live:                []liveDocument{},
@@ -143,7 +145,14 @@ func (d planDocument) print(w io.Writer) error {
 	}
 	head.row("revsk", mode)
 	head.row("engine", d.Engine)
+	if d.To != loader.ModeStorage {
+		head.row("ends in", "mode "+d.To.String())
+	}
 
+	present := "deletes them: the sockets have them"
+	if d.To == loader.ModeMirror {
+		present = "keeps them: the sockets have them, too"
+	}
 	c := d.Counts
 	entries.row("ENTRIES", "COUNT", "SHARE", "A MIGRATION")
 	for _, row := range []struct {
@@ -152,7 +161,7 @@ func (d planDocument) print(w io.Writer) error {
 	}{
 		{"live, connected", "moves them onto their sockets", c.MovedConn},
 		{"live, sent to", "moves them onto their sockets", c.MovedPeers},
-		{"live, moved already", "deletes them: the sockets have them", c.Present},
+		{"live, moved already", present, c.Present},
 		{"stale", "deletes them: the service is gone (not with --keep-stale)", c.Stale},
 		{"leaked", "deletes them: no such socket, or it is connected elsewhere", c.Leaked},
 		{"ended", "deletes them: the application has turned to the backend itself", c.Ended},
@@ -223,21 +232,24 @@ func (d planDocument) health() string {
 // next says what to do.
 func (d planDocument) next() string {
 	c := d.Counts
-	if d.at.is(loader.ModeStorage) && d.at.complete {
+	if d.at.is(loader.ModeStorage) && d.at.complete && d.To == loader.ModeStorage {
 		if c.Entries == 0 {
 			return "Nothing to do."
 		}
 		return "Next: revsk migrate, which deletes it."
 	}
 	if d.at.agent {
-		return "Next: revsk load --takeover, which takes over from the agent that runs here, then revsk migrate."
+		return "Next: revsk load --takeover, which takes over from the agent that runs here, and migrates."
 	}
 	if d.at.mode == nil && c.Entries == 0 {
 		return "Next: revsk load."
 	}
 	does := fmt.Sprintf("moves %d and deletes %d", c.MovedConn+c.MovedPeers, c.Present+c.Stale+c.Leaked+c.Ended)
+	if d.To == loader.ModeMirror {
+		does = fmt.Sprintf("moves %d and deletes %d", c.MovedConn+c.MovedPeers, c.Stale+c.Leaked+c.Ended)
+	}
 	if c.Entries == 0 || d.at.is(loader.ModeStorage) {
-		does = "ends in mode storage"
+		does = "ends in mode " + d.To.String()
 	}
 	switch {
 	case d.at.mode == nil:

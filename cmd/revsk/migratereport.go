@@ -14,10 +14,13 @@ type reportDocument struct {
 	Schema string `json:"schema"` // revsk/migrate-report/v1
 	// Complete: it came to its end, and every entry is accounted for.
 	Complete bool           `json:"complete"`
+	To       loader.Mode    `json:"to"`   // the mode in which it was to end
 	Mode     loader.Mode    `json:"mode"` // afterwards
 	Engine   migrate.Engine `json:"engine"`
 	Counts   migrate.Counts `json:"counts"`
 	Deleted  int            `json:"deleted"` // from the hash
+	Written  int            `json:"written"` // to the hash, of what sockets hold, for mode mirror
+	Missing  int            `json:"missing"` // from the hash, for want of room
 	Rounds   int            `json:"rounds"`  // how often the hash was read
 	Passes   int            `json:"passes"`  // how often sockets were visited
 	// Unresolved are the first 100 of the entries that count as unknown.
@@ -45,10 +48,13 @@ func newReportDocument(r *migrate.Report, complete bool) reportDocument {
 	doc := reportDocument{
 		Schema:     "revsk/migrate-report/v1",
 		Complete:   complete,
+		To:         r.To,
 		Mode:       r.Mode,
 		Engine:     r.Engine,
 		Counts:     r.Counts,
 		Deleted:    r.Deleted,
+		Written:    r.Written,
+		Missing:    r.Missing,
 		Rounds:     r.Rounds,
 		Passes:     r.Passes,
 		Unresolved: newUnresolvedDocuments(r.Unresolved),
@@ -99,6 +105,10 @@ func (d reportDocument) print(env *env) error {
 	}
 	entries.row("all", c.Entries)
 	entries.row("deleted", d.Deleted, "from the hash")
+	if d.To == loader.ModeMirror {
+		entries.row("written", d.Written, "to the hash: sockets hold them")
+		entries.row("missing", d.Missing, "not in the hash, for want of room")
+	}
 
 	if err := printSections(env.Stdout, head, entries, stepTable(d.Steps, d.Seconds), unresolvedTable(d.Unresolved)); err != nil {
 		return err
@@ -110,11 +120,16 @@ func (d reportDocument) print(env *env) error {
 // verdict says what it means, and what to do next.
 func (d reportDocument) verdict() string {
 	switch {
+	case d.Complete && d.Mode == loader.ModeMirror:
+		return "Done: sockets keep their services themselves, and the hash has them, too, for the programs of the other agent. Next: revsk status."
 	case d.Complete && d.Deleted < d.Counts.Entries:
 		return fmt.Sprintf("Done: sockets keep their services themselves; %s left in the hash, as asked for. Next: revsk status.",
 			count(d.Counts.Entries-d.Deleted, "stale entry is", "stale entries are"))
 	case d.Complete:
 		return "Done: sockets keep their services themselves, and every entry of the hash is accounted for. Next: revsk status."
+	case d.Missing > 0:
+		return fmt.Sprintf("The hash does not take %s of what sockets hold. In mode %v no socket has lost its service. "+
+			"Next: revsk migrate, once there are fewer sockets, or revsk migrate --to storage.", count(d.Missing, "entry", "entries"), d.Mode)
 	case d.Mode == loader.ModeDual && d.Counts.Unknown > 0:
 		return fmt.Sprintf("%s could not be moved. Mode dual still reads them, so no socket has lost its service. "+
 			"Next: revsk migrate, once their sockets are closed or the reason is gone.", count(d.Counts.Unknown, "entry", "entries"))
