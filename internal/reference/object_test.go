@@ -33,6 +33,14 @@ func TestOpenRefusesWhatIsNoObjectOfTheReference(t *testing.T) {
 	}
 }
 
+func TestOwnObjectHasAProgramForEveryHook(t *testing.T) {
+	o, err := Open(ownObject)
+	require.NoError(t, err)
+	for name := range attachTypes {
+		require.Contains(t, o.spec.Programs, name)
+	}
+}
+
 // Objects that look like the reference's, and cannot be used.
 func TestOpenRefusesOtherReleases(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -26,4 +26,4 @@
 #define revsk_bind6 cil_sock6_pre_bind
 #define revsk_post_bind4 cil_sock4_post_bind
 #define revsk_post_bind6 cil_sock6_post_bind
-#define revsk_release_bounded cil_sock_release
+#define revsk_release cil_sock_release

@@ -67,7 +67,7 @@ const (
 	ReferenceProgCilSock6PreBind                       = "cil_sock6_pre_bind"
 	ReferenceProgCilSock6Recvmsg                       = "cil_sock6_recvmsg"
 	ReferenceProgCilSock6Sendmsg                       = "cil_sock6_sendmsg"
-	ReferenceProgRevskRelease                          = "revsk_release"
+	ReferenceProgCilSockRelease                        = "cil_sock_release"
 	ReferenceVarConfigEnableLrp                        = "__config_enable_lrp"
 	ReferenceVarConfigEnableNoServiceEndpointsRoutable = "__config_enable_no_service_endpoints_routable"
 	ReferenceVarConfigNodeportPortMax                  = "__config_nodeport_port_max"
@@ -147,7 +147,7 @@ type ReferenceProgramSpecs struct {
 	CilSock6PreBind     *ebpf.ProgramSpec `ebpf:"cil_sock6_pre_bind"`
 	CilSock6Recvmsg     *ebpf.ProgramSpec `ebpf:"cil_sock6_recvmsg"`
 	CilSock6Sendmsg     *ebpf.ProgramSpec `ebpf:"cil_sock6_sendmsg"`
-	RevskRelease        *ebpf.ProgramSpec `ebpf:"revsk_release"`
+	CilSockRelease      *ebpf.ProgramSpec `ebpf:"cil_sock_release"`
 }
 
 // ReferenceMapSpecs contains maps before they are loaded into the kernel.
@@ -374,7 +374,7 @@ type ReferencePrograms struct {
 	CilSock6PreBind     *ebpf.Program `ebpf:"cil_sock6_pre_bind"`
 	CilSock6Recvmsg     *ebpf.Program `ebpf:"cil_sock6_recvmsg"`
 	CilSock6Sendmsg     *ebpf.Program `ebpf:"cil_sock6_sendmsg"`
-	RevskRelease        *ebpf.Program `ebpf:"revsk_release"`
+	CilSockRelease      *ebpf.Program `ebpf:"cil_sock_release"`
 }
 
 func (p *ReferencePrograms) Close() error {
@@ -391,7 +391,7 @@ func (p *ReferencePrograms) Close() error {
 		p.CilSock6PreBind,
 		p.CilSock6Recvmsg,
 		p.CilSock6Sendmsg,
-		p.RevskRelease,
+		p.CilSockRelease,
 	)
 }
 
