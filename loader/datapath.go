@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/lbmap"
 )
 
 // Datapath gives access to the maps of a datapath. It does not keep it running: that do the pins. The
@@ -20,6 +21,8 @@ type Datapath struct {
 	maps map[string]*ebpf.Map // nil: closed
 	// dryMode is the mode that a dry run has come to.
 	dryMode *Mode
+	// dryFilled are the entries that a dry run would have put into the hash.
+	dryFilled map[lbmap.ReverseSKKey]bool
 }
 
 func (dp *Datapath) checkOpen() error {

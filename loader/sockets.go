@@ -96,10 +96,15 @@ func (dp *Datapath) refill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	dp.dryFilled = make(map[lbmap.ReverseSKKey]bool)
 	for key, value := range lacking {
 		m := dp.hashOf(key)
-		if key.Cookie == 0 || m == nil || dp.opts.dryRun {
+		if key.Cookie == 0 || m == nil {
 			continue // nobody would find it by that
+		}
+		if dp.opts.dryRun {
+			dp.dryFilled[key] = true
+			continue
 		}
 		if err := m.Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return fmt.Errorf("writing the hash: %w", err)
@@ -154,6 +159,7 @@ func (dp *Datapath) lackedByHash(entries map[lbmap.ReverseSKKey]lbmap.ReverseSKV
 			err = m.Lookup(key, &now)
 		}
 		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist) && dp.dryFilled[key]:
 		case errors.Is(err, ebpf.ErrKeyNotExist), err == nil && exactly && now != value:
 			lacking[key] = value
 		case err != nil:

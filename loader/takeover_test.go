@@ -275,8 +275,6 @@ func TestHandBackIsRefusedWhereTheHashLacksSomething(t *testing.T) {
 	setMode(loader.ModeStorage)
 	conn := connected(t)
 	refused("mode storage")
-	setMode(loader.ModeDual)
-	refused("mode dual after mode storage")
 	mustLoad(t, takeover())
 	refused("after another load")
 	require.NoError(t, conn.Close())

@@ -132,12 +132,50 @@ func TestHandBackThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	otherAgent(t, p)
 	p.load("--takeover", "--mode", "storage", "--quiet").ok()
 	connectUDP(t, p)
-	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeDual} {
-		p.run("mode", mode.String()).ok()
-		for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
-			require.Regexp(t, "hash lacks what live sockets hold: 1 of them: run revsk rollback first",
-				p.run("unload", "--hand-back", dryRun).fails(exitFailed))
-		}
+	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
+		require.Regexp(t, "hash lacks what live sockets hold: 1 of them: run revsk rollback first",
+			p.run("unload", "--hand-back", dryRun).fails(exitFailed))
 	}
 	p.run("unload", "--hand-back", "--force").ok()
+}
+
+// What the hash has evicted of it is put back.
+func TestHandBackFromAModeWithTheHashRefillsIt(t *testing.T) {
+	for _, mode := range []loader.Mode{loader.ModeDual, loader.ModeMirror} {
+		t.Run(mode.String(), func(t *testing.T) {
+			p := newPlace(t)
+			otherAgent(t, p)
+			p.load("--takeover", "--mode", mode.String(), "--quiet").ok()
+			connectUDP(t, p)
+			hash := node{place: p}.hash()
+			key, err := hash.NextKeyBytes(nil)
+			require.NoError(t, err)
+			require.NoError(t, hash.Delete(key))
+			p.run("unload", "--hand-back", "--dry-run").ok()
+			p.run("unload", "--hand-back").ok()
+			_, err = hash.LookupBytes(key)
+			require.NoError(t, err)
+		})
+	}
+}
+
+// A takeover, and what follows on it, is one command.
+func TestTakeoverEndsInMirror(t *testing.T) {
+	p := newPlace(t)
+	otherAgent(t, p)
+	p.load("--takeover", "--quiet").ok()
+	require.Equal(t, "mirror\n", p.run("mode").ok().stdout)
+	p.run("migrate", "--to", "storage", "--quiet").ok()
+	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
+	connectUDP(t, p)
+
+	var report reportDocument
+	p.run("migrate", "-o", "json").ok().json(&report)
+	require.Equal(t, loader.ModeMirror, report.To)
+	require.Equal(t, loader.ModeMirror, report.Mode)
+	require.Equal(t, 1, report.Written)
+	key, err := node{place: p}.hash().NextKeyBytes(nil)
+	require.NoError(t, err)
+	require.NotNil(t, key)
+	require.Equal(t, exitUsage, p.run("migrate", "--to", "dual").code)
 }

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,7 +13,7 @@ import (
 	"github.com/revsk/revsk/migrate"
 )
 
-var revskOptions = loader.Options{Cgroup: sandbox.Cgroup(), TakeoverLinks: linksDir}
+var revskOptions = loader.Options{Cgroup: sandbox.Cgroup(), Takeover: true}
 
 func takeOver(t *testing.T) {
 	t.Helper()
@@ -22,6 +23,13 @@ func takeOver(t *testing.T) {
 	status, err := dp.Status()
 	require.NoError(t, err)
 	require.True(t, status.Complete())
+}
+
+func migrateTo(t *testing.T, mode loader.Mode) {
+	t.Helper()
+	report, err := migrate.Run(t.Context(), migrate.Options{Loader: revskOptions, To: &mode})
+	require.NoError(t, err)
+	require.Equal(t, mode, report.Mode)
 }
 
 func currentMode(t *testing.T) loader.Mode {
@@ -46,17 +54,17 @@ func TestRestartBesideRevsk(t *testing.T) {
 		forgotten bool
 	}{
 		{loader.ModeDual, func(*testing.T) {}, false},
-		{loader.ModeStorage, func(t *testing.T) {
-			_, err := migrate.Run(t.Context(), migrate.Options{Loader: revskOptions})
-			require.NoError(t, err)
-		}, true},
+		{loader.ModeMirror, func(t *testing.T) { migrateTo(t, loader.ModeMirror) }, false},
+		{loader.ModeStorage, func(t *testing.T) { migrateTo(t, loader.ModeStorage) }, true},
 	} {
 		t.Run(test.mode.String(), func(t *testing.T) {
 			begin(t, usual)
 			t.Cleanup(func() {
 				opts := revskOptions
 				opts.Force = true
-				require.NoError(t, loader.Unload(t.Context(), opts, true))
+				if err := loader.Unload(t.Context(), opts, true); !errors.Is(err, loader.ErrNotLoaded) {
+					require.NoError(t, err)
+				}
 			})
 			c := newCrowd(t)
 			require.Zero(t, c.during("the agent's programs", func() {}))
@@ -71,7 +79,12 @@ func TestRestartBesideRevsk(t *testing.T) {
 			}
 			wrong = c.during("taken over again", func() { takeOver(t) })
 			require.True(t, test.forgotten || wrong == 0, "until our hooks are back")
+			require.Equal(t, loader.ModeDual, currentMode(t))
 			require.Zero(t, c.during("from then on", func() {}))
+			require.Zero(t, c.during("in mode mirror", func() { migrateTo(t, loader.ModeMirror) }))
+			require.Zero(t, c.during("the agent restarted once more", func() { require.NoError(t, usual.start()) }))
+			require.Zero(t, c.during("taken over for the third time", func() { takeOver(t); migrateTo(t, loader.ModeMirror) }))
+			require.Zero(t, c.during("handed back", func() { require.NoError(t, loader.HandBack(t.Context(), revskOptions)) }))
 		})
 	}
 }
