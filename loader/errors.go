@@ -31,6 +31,8 @@ var (
 	ErrForeignLink = errors.New("pinned link is not ours")
 	// ErrExclusive: a program without BPF_F_ALLOW_MULTI sits on the cgroup.
 	ErrExclusive = errors.New("another program is attached exclusively")
+	// ErrOverrides: a program on a cgroup above would no longer run for the sockets of this one.
+	ErrOverrides = errors.New("a program of a cgroup above would be switched off")
 	// ErrAgentRuns: another agent's program is on the hook, and would run beside ours.
 	ErrAgentRuns = errors.New("another agent's program is attached")
 	// ErrForeignProgram: a program that is attached cannot be taken over.

@@ -12,8 +12,9 @@ import (
 
 // checkNotExclusive finds out whether a link could be attached to the cgroup, by the rules of the
 // kernel: it could not beside programs that are attached to the same cgroup without
-// BPF_F_ALLOW_MULTI, nor below one that is attached without any flag. Returns an error wrapping
-// [ErrExclusive].
+// BPF_F_ALLOW_MULTI, nor below one that is attached without any flag. Below one that is attached with
+// BPF_F_ALLOW_OVERRIDE the kernel would attach it, and no longer run that program for the sockets of our cgroup: it may be a
+// policy. Returns an error wrapping [ErrExclusive] or [ErrOverrides].
 func checkNotExclusive(cgroup string, h hook) error {
 	dir, err := filepath.Abs(cgroup)
 	if err != nil {
@@ -31,7 +32,13 @@ func checkNotExclusive(cgroup string, h hook) error {
 			return nil
 		case count > 0 && (own || flags&unix.BPF_F_ALLOW_OVERRIDE == 0):
 			return fmt.Errorf("%s of %s: %w", h.program, dir, ErrExclusive)
-		case count > 0 || dir == "/":
+		case count > 0:
+			o, err := describeProgram(found.programs[0])
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("%s: %w: %v on %s", h.program, ErrOverrides, o, dir)
+		case dir == "/":
 			return nil
 		}
 		dir = filepath.Dir(dir)

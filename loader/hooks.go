@@ -60,10 +60,10 @@ func attachHook(opts Options, s *seat, prog *ebpf.Program, undo *undoer) error {
 	if s.live() {
 		return s.put(opts, prog, undo)
 	}
+	if err := checkNotExclusive(opts.Cgroup, s.hook); err != nil {
+		return err
+	}
 	if opts.dryRun {
-		if err := checkNotExclusive(opts.Cgroup, s.hook); err != nil {
-			return err
-		}
 		opts.changed(ActionAttach, s.program)
 		return nil
 	}

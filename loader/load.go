@@ -27,7 +27,7 @@ import (
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
 // [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver], [ErrTakenBack],
-// [ErrExclusive], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
+// [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (*Datapath, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {

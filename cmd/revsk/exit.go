@@ -61,6 +61,7 @@ var advice = []struct {
 	{loader.ErrNoSuchCgroup, exitFailed, "make it, or name another with --cgroup"},
 	{loader.ErrForeignLink, exitFailed, "name the cgroup that it is attached to with --cgroup, or other pins with --pins, or remove the pin if nothing uses it"},
 	{loader.ErrExclusive, exitFailed, "find it with bpftool cgroup tree, and detach it or use another --cgroup"},
+	{loader.ErrOverrides, exitFailed, "load on its cgroup with --cgroup, or have it attached with BPF_F_ALLOW_MULTI"},
 	{loader.ErrTakenBack, exitFailed, "run revsk load --takeover to take it over once more"},
 	{loader.ErrHashIncomplete, exitFailed, "run revsk rollback first, and before that revsk load --takeover where the agent has taken hooks back"},
 	{loader.ErrStale, exitFailed, "run the command again"},

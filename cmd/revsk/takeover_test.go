@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -178,4 +180,29 @@ func TestTakeoverEndsInMirror(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, key)
 	require.Equal(t, exitUsage, p.run("migrate", "--to", "dual").code)
+}
+
+// The agent makes its hash anew with another size, and starts again. Ours go over to it, and it gets what sockets hold.
+func TestHashThatTheAgentHasMadeAnewIsFilledFromSockets(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	p.load("--takeover", "--quiet").ok()
+	s := connectUDP(t, p)
+	for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
+		require.NoError(t, os.Remove(filepath.Join(p.maps(), name)))
+	}
+	again, err := reference.IdleHash(p.maps(), 2048)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, again.Close()) })
+	require.NoError(t, again.Update(links))
+
+	p.load("--takeover", "--quiet").ok()
+	require.Equal(t, "mirror\n", p.run("mode").ok().stdout)
+	hash := node{place: p}.hash()
+	require.EqualValues(t, 2048, hash.MaxEntries())
+	key, err := hash.NextKeyBytes(nil)
+	require.NoError(t, err)
+	require.NotNil(t, key)
+	require.Equal(t, serviceAddr, s.peer(t))
+	p.run("unload", "--hand-back").ok()
 }
