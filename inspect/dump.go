@@ -7,27 +7,26 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
+	"math"
 	"math/bits"
 	"os"
 	"slices"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 
 	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/revnat"
 )
 
-// Sizes in bytes of the ring buffer.
+// Sizes in bytes of the ring buffer. The least has room for the largest socket.
 const (
-	defaultBuffer = 4 << 20
+	defaultBuffer = 8 << 20
+	minBuffer     = 256 << 10
 	maxBuffer     = 1 << 30
 )
-
-// socketSize is the size of the part of a record that is about the socket itself.
-const socketSize = int(unsafe.Sizeof(programs.DumpRevskSocket{}))
 
 // ringOverhead is at least what the kernel adds to a record: 8 bytes, and up to 7 to align it.
 const ringOverhead = 16
@@ -56,7 +55,7 @@ func (v variant) has(program string) bool {
 	return program == v.conn || program == v.former || program == v.peers || slices.Contains(v.tables, program)
 }
 
-// dumped is what the programs emitted.
+// dumped is what the programs emitted of one part of the sockets.
 type dumped struct {
 	conn, former, peers, tables recordList
 	// before is as peers, read before tables: what has moved from one table to another in between may have
@@ -64,81 +63,34 @@ type dumped struct {
 	before recordList
 }
 
-// size is that of all records in a ring buffer.
-func (d *dumped) size() int {
-	n := 0
+func (d *dumped) reset() {
 	for _, l := range []*recordList{&d.conn, &d.former, &d.peers, &d.tables, &d.before} {
-		n += len(l.data) + l.len()*ringOverhead
+		l.reset()
+	}
+}
+
+// size is about that of the records in a ring buffer.
+func (d *dumped) size() (n int) {
+	for _, l := range []*recordList{&d.conn, &d.former, &d.peers, &d.tables, &d.before} {
+		n += len(l.data) + len(l.sizes)*ringOverhead
 	}
 	return n
 }
 
 // moved says whether a socket has tuples that may have been missed.
 func (d *dumped) moved() bool {
-	versions := make(map[string]uint32)
-	version := func(r record) (id string, v uint32) {
-		return string(r.socket[:8]), binary.NativeEndian.Uint32(r.value[152:156])
-	}
+	version := func(r record) uint32 { return binary.NativeEndian.Uint32(r.value[152:156]) }
+	versions := make(map[uint64]uint32)
 	for r := range d.before.records() {
-		id, v := version(r)
-		versions[id] = v
+		versions[r.id()] = version(r)
 	}
 	for r := range d.peers.records() {
-		id, now := version(r)
-		if v, ok := versions[id]; ok && (v != now || v%2 != 0) {
+		now := version(r)
+		if v, ok := versions[r.id()]; ok && (v != now || v%2 != 0) {
 			return true
 		}
 	}
 	return false
-}
-
-// recordList is records, one after the other.
-type recordList struct {
-	data  []byte
-	sizes []int
-}
-
-type record struct {
-	socket []byte // struct revsk_socket
-	value  []byte
-}
-
-func (l *recordList) len() int { return len(l.sizes) }
-
-func (l *recordList) add(r []byte) {
-	l.data = append(l.data, r...)
-	l.sizes = append(l.sizes, len(r))
-}
-
-func (l *recordList) records() iter.Seq[record] {
-	return func(yield func(record) bool) {
-		data := l.data
-		for _, size := range l.sizes {
-			if !yield(record{data[:socketSize], data[socketSize:size]}) {
-				return
-			}
-			data = data[size:]
-		}
-	}
-}
-
-// dump returns a record for every socket with storage in one of the maps. It starts again with a larger
-// buffer for as long as the programs found no room for a record.
-func dump(ctx context.Context, maps Maps, bufferSize int, variants []variant) (*dumped, error) {
-	if bufferSize <= 0 {
-		bufferSize = defaultBuffer
-	}
-	size := bufferFor(bufferSize)
-	for {
-		d, needed, err := dumpOnce(ctx, maps, size, variants)
-		if err != nil || needed == 0 {
-			return d, err
-		}
-		if size >= maxBuffer {
-			return nil, fmt.Errorf("a buffer of %d bytes was too small: %w", size, ErrIncomplete)
-		}
-		size = bufferFor(max(needed, 2*size))
-	}
 }
 
 // bufferFor returns the size of a ring buffer that has room for n bytes, if such sizes are allowed.
@@ -147,81 +99,21 @@ func bufferFor(n int) int {
 	return 1 << bits.Len(uint(n-1))
 }
 
-// dumpOnce dumps the maps by way of a buffer of the given size. If that was too small, needed is a
-// size that would have done.
-func dumpOnce(ctx context.Context, maps Maps, size int, variants []variant) (d *dumped, needed int, err error) {
-	p, err := loadDump(maps, size, variants)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer p.Close()
-
-	d = &dumped{}
-	for _, pass := range p.passes(maps, d) {
-		if err := p.run(ctx, pass.prog, pass.m, pass.add); err != nil {
-			return nil, 0, err
-		}
-		var lost uint64
-		if err := p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost); err != nil {
-			return nil, 0, fmt.Errorf("reading how many records were lost: %w", err)
-		}
-		if lost > 0 {
-			return nil, d.size() + int(lost)*(largestRecord+ringOverhead), nil
-		}
-	}
-	if d.moved() {
-		return nil, size, nil
-	}
-	return d, 0, nil
-}
-
-// largestRecord is the size of the record of the largest table.
-const largestRecord = socketSize + revnat.TupleSize*4<<revnat.TableClasses
-
-// pass is a run of a program over a map.
-type pass struct {
-	prog *ebpf.Program
-	m    *ebpf.Map
-	add  func(record []byte) error
-}
-
-// passes are what is to be run, one after the other.
-func (p *dumpPrograms) passes(maps Maps, d *dumped) []pass {
-	to := func(l *recordList, size int) func([]byte) error {
-		return func(r []byte) error {
-			if len(r) != size {
-				return fmt.Errorf("record of %d bytes, not %d", len(r), size)
-			}
-			l.add(r)
-			return nil
-		}
-	}
-	const peersSize = socketSize + revnat.PeersValueSize
-	all := []pass{
-		{p.Programs[p.conn], maps.Conn, to(&d.conn, socketSize+revnat.ConnValueSize)},
-		{p.Programs[p.former], maps.Former, to(&d.former, socketSize+revnat.FormerValueSize)},
-	}
-	if len(p.tables) == 0 {
-		return append(all, pass{p.Programs[p.peers], maps.Peers, func(r []byte) error {
-			if len(r) == peersSize {
-				d.peers.add(r)
-			} else {
-				d.tables.add(r)
-			}
-			return nil
-		}})
-	}
-	all = append(all, pass{p.Programs[p.peers], maps.Peers, to(&d.before, peersSize)})
-	for i, t := range revnat.TableMaps() {
-		all = append(all, pass{p.Programs[p.tables[t.Class-1]], maps.Tables[i], to(&d.tables, socketSize+t.Tuples()*revnat.TupleSize)})
-	}
-	return append(all, pass{p.Programs[p.peers], maps.Peers, to(&d.peers, peersSize)})
-}
-
 // dumpPrograms is one variant of the programs, and their ring buffer.
 type dumpPrograms struct {
 	*ebpf.Collection
 	variant
+	ring *ringbuf.Reader
+	// passes are what is to be run, one after the other.
+	passes []pass
+}
+
+// pass is a run of a program over a map.
+type pass struct {
+	iter *link.Iter
+	list func(d *dumped, size int) *recordList
+	// size is that of the records. 0: they have several.
+	size int
 }
 
 // loadDump loads the first variant that the kernel accepts.
@@ -248,7 +140,11 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
 		if err == nil {
-			return &dumpPrograms{coll, v}, nil
+			p := &dumpPrograms{Collection: coll, variant: v}
+			if err := p.attach(maps); err != nil {
+				return nil, errors.Join(err, p.close())
+			}
+			return p, nil
 		}
 		if verifier := new(ebpf.VerifierError); !errors.As(err, &verifier) {
 			return nil, loadError(fmt.Errorf("loading iterators: %w", err))
@@ -258,31 +154,124 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 	return nil, loadError(fmt.Errorf("loading iterators: %w", errors.Join(refused...)))
 }
 
-// run iterates over the storage in a map and gives add what the program emits. The ring buffer
-// is emptied meanwhile, so it rarely has to hold everything.
-func (p *dumpPrograms) run(ctx context.Context, prog *ebpf.Program, m *ebpf.Map, add func(record []byte) error) error {
-	ring, err := ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords])
+// attach makes the passes.
+func (p *dumpPrograms) attach(maps Maps) (err error) {
+	add := func(program string, m *ebpf.Map, size int, list func(d *dumped, size int) *recordList) {
+		if err != nil {
+			return
+		}
+		var it *link.Iter
+		if it, err = bpfiter.Attach(p.Programs[program], m); err == nil {
+			p.passes = append(p.passes, pass{it, list, size})
+		}
+	}
+	const peersSize = socketSize + revnat.PeersValueSize
+	add(p.conn, maps.Conn, socketSize+revnat.ConnValueSize, func(d *dumped, _ int) *recordList { return &d.conn })
+	add(p.former, maps.Former, socketSize+revnat.FormerValueSize, func(d *dumped, _ int) *recordList { return &d.former })
+	if len(p.tables) > 0 {
+		add(p.peers, maps.Peers, peersSize, func(d *dumped, _ int) *recordList { return &d.before })
+		for i, t := range revnat.TableMaps() {
+			size := socketSize + t.Tuples()*revnat.TupleSize
+			add(p.tables[t.Class-1], maps.Tables[i], size, func(d *dumped, _ int) *recordList { return &d.tables })
+		}
+		add(p.peers, maps.Peers, peersSize, func(d *dumped, _ int) *recordList { return &d.peers })
+	} else {
+		add(p.peers, maps.Peers, 0, func(d *dumped, size int) *recordList {
+			if size == peersSize {
+				return &d.peers
+			}
+			return &d.tables
+		})
+	}
 	if err != nil {
+		return loadError(err)
+	}
+	if p.ring, err = ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords]); err != nil {
 		return fmt.Errorf("opening ring buffer: %w", err)
 	}
-	defer ring.Close()
+	return p.want(everySocket, Filter{})
+}
 
-	done := make(chan error, 1)
-	go func() {
-		_, err := iterate(ctx, prog, m)
-		// What has been emitted until here is still read.
-		done <- errors.Join(err, ring.Flush())
-	}()
-	for r := new(ringbuf.Record); ; {
-		err := ring.ReadInto(r)
-		if errors.Is(err, ringbuf.ErrFlushed) {
-			return <-done
+func (p *dumpPrograms) close() error {
+	var errs []error
+	for _, pass := range p.passes {
+		errs = append(errs, pass.iter.Close())
+	}
+	if p.ring != nil {
+		errs = append(errs, p.ring.Close())
+	}
+	p.Collection.Close()
+	return errors.Join(errs...)
+}
+
+// part is some of the sockets: those whose address has a hash from first to last.
+type part struct{ first, last uint32 }
+
+var everySocket = part{0, math.MaxUint32}
+
+// want says which sockets the programs are to emit.
+func (p *dumpPrograms) want(sockets part, f Filter) error {
+	for name, value := range map[string]any{
+		programs.DumpVarRevskPartFirst:      sockets.first,
+		programs.DumpVarRevskPartLast:       sockets.last,
+		programs.DumpVarRevskWantedNetns:    uint32(f.NetNS),
+		programs.DumpVarRevskWantedProtocol: uint16(f.Protocol),
+		programs.DumpVarRevskRecordsLost:    uint64(0),
+		programs.DumpVarRevskRecordsTorn:    uint64(0),
+	} {
+		if err := p.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("setting %s: %w", name, err)
 		}
-		if err == nil {
-			err = add(r.RawSample)
+	}
+	return nil
+}
+
+// dump runs all passes over the sockets that are wanted, which replaces what d has. If smaller is more than 1
+// records are missing, and a part that is so many times smaller would do.
+func (p *dumpPrograms) dump(ctx context.Context, d *dumped) (smaller int, err error) {
+	d.reset()
+	for _, pass := range p.passes {
+		records, err := p.run(ctx, pass, d)
+		if err != nil {
+			return 0, err
+		}
+		var lost, torn uint64
+		err = errors.Join(p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost), p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
+		if err != nil {
+			return 0, fmt.Errorf("reading how many records were lost: %w", err)
+		}
+		switch {
+		case lost > 0:
+			return 2 + int(lost)/max(1, records), nil
+		case torn > 0:
+			return 2, nil
+		}
+	}
+	if d.moved() {
+		return 2, nil
+	}
+	return 1, nil
+}
+
+// run runs a pass, and returns how many records it has emitted.
+func (p *dumpPrograms) run(ctx context.Context, pass pass, d *dumped) (records int, err error) {
+	_, runErr := bpfiter.Run(ctx, pass.iter)
+	// What has been emitted is to be read in any case, lest the next one finds it.
+	if err := p.ring.Flush(); err != nil {
+		return 0, errors.Join(runErr, fmt.Errorf("reading ring buffer: %w", err))
+	}
+	for r := new(ringbuf.Record); ; records++ {
+		err := p.ring.ReadInto(r)
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return records, loadError(runErr)
+		}
+		size := len(r.RawSample)
+		if err == nil && pass.size != 0 && size != pass.size {
+			err = fmt.Errorf("record of %d bytes, not %d", size, pass.size)
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("reading ring buffer: %w", err), <-done)
+			return records, errors.Join(runErr, fmt.Errorf("reading ring buffer: %w", err))
 		}
+		pass.list(d, size).add(r.RawSample)
 	}
 }

@@ -3,122 +3,94 @@
 package inspect
 
 import (
-	"encoding/binary"
-	"fmt"
-	"net/netip"
+	"iter"
+	"slices"
 
-	"github.com/revsk/revsk/bpf/iter"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
 
-// foundSocket is a Socket together with what tells it apart from others.
-type foundSocket struct {
+// parts are what a socket has in other maps than the first one in which it was found.
+type parts struct {
 	Socket
-	id uint64 // the kernel's address of it
+	found bool // in an earlier map, too
 }
 
-// join makes one socket of its records in all maps.
-func join(dumped *dumped) ([]*foundSocket, error) {
-	var all []*foundSocket
-	byID := make(map[uint64]*foundSocket)
-	find := func(r *record) (*foundSocket, error) {
-		s, err := socketOf(r)
+// join makes one socket of its records in all maps. Most sockets are in one: only those of the others
+// are kept while it runs.
+func join(d *dumped) iter.Seq2[Socket, error] {
+	return func(yield func(Socket, error) bool) {
+		others, err := joinOthers(d)
 		if err != nil {
-			return nil, err
+			yield(Socket{}, err)
+			return
 		}
-		if known := byID[s.id]; known != nil && known.same(s) {
-			return known, nil
+		for r := range d.conn.records() {
+			var s Socket
+			r.decode(&s)
+			if s.Conn, err = r.conn(); err != nil {
+				yield(Socket{}, err)
+				return
+			}
+			if o := others[r.id()]; o != nil && same(&s, &o.Socket) {
+				o.found = true
+				s.Former, s.Peers = o.Former, o.Peers
+				if s.Cookie == 0 {
+					s.Cookie = o.Cookie
+				}
+			}
+			if s.Conn == nil && s.Former == nil && len(s.Peers) == 0 {
+				continue
+			}
+			if !yield(s, nil) {
+				return
+			}
 		}
-		byID[s.id] = s
-		all = append(all, s)
-		return s, nil
+		for _, o := range others {
+			if !o.found && (o.Former != nil || len(o.Peers) > 0) && !yield(o.Socket, nil) {
+				return
+			}
+		}
 	}
+}
 
-	for r := range dumped.conn.records() {
-		var v revnat.ConnValue
-		s, err := find(&r)
-		if err == nil {
-			err = v.UnmarshalBinary(r.value)
+// joinOthers is for all maps but revsk_conn, by the id of the socket.
+func joinOthers(d *dumped) (map[uint64]*parts, error) {
+	all := make(map[uint64]*parts)
+	find := func(r record) *parts {
+		p := new(parts)
+		r.decode(&p.Socket)
+		if known := all[r.id()]; known != nil && same(&known.Socket, &p.Socket) {
+			return known
 		}
+		all[r.id()] = p
+		return p
+	}
+	for r := range d.former.records() {
+		tuple, err := r.former()
 		if err != nil {
 			return nil, err
 		}
-		if v.Tuple.Peer.Port() != 0 {
-			s.Conn = &v.Tuple
+		find(r).Former = tuple
+	}
+	for list, decode := range map[*recordList]func(record) ([]revnat.Tuple, error){&d.peers: record.peers, &d.tables: record.table} {
+		for r := range list.records() {
+			tuples, err := decode(r)
+			if err != nil {
+				return nil, err
+			}
+			s := find(r)
+			s.Peers = append(s.Peers, tuples...)
 		}
 	}
-	for r := range dumped.former.records() {
-		var v revnat.FormerValue
-		s, err := find(&r)
-		if err == nil {
-			err = v.UnmarshalBinary(r.value)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if v.Tuple.Peer.Port() != 0 {
-			s.Former = &v.Tuple
-		}
-	}
-	for r := range dumped.peers.records() {
-		var v revnat.PeersValue
-		s, err := find(&r)
-		if err == nil {
-			err = v.UnmarshalBinary(r.value)
-		}
-		if err != nil {
-			return nil, err
-		}
-		s.Peers = v.Tuples()
-	}
-	for r := range dumped.tables.records() {
-		s, err := find(&r)
-		if err != nil {
-			return nil, err
-		}
-		tuples, err := revnat.DecodeTable(r.value)
-		if err != nil {
-			return nil, err
-		}
-		s.Peers = append(s.Peers, tuples...)
+	for _, p := range all {
+		slices.SortFunc(p.Peers, comparePeers)
 	}
 	return all, nil
 }
 
 // same says whether two records with the same address are of the same socket. The maps are read one
 // after the other, and the memory of a socket that is gone is used again.
-func (s *foundSocket) same(o *foundSocket) bool {
-	return s.NetNS == o.NetNS && s.Protocol == o.Protocol && s.Family == o.Family &&
-		(s.Cookie == o.Cookie || s.Cookie == 0 || o.Cookie == 0)
-}
-
-func socketOf(r *record) (*foundSocket, error) {
-	var k iter.DumpRevskSocket
-	if _, err := binary.Decode(r.socket, binary.NativeEndian, &k); err != nil {
-		return nil, fmt.Errorf("decoding a record: %w", err)
-	}
-	// The port is in network byte order, unlike the rest.
-	peerPort := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, k.PeerPort))
-	s := &foundSocket{
-		id: k.Id,
-		Socket: Socket{
-			Protocol: lbmap.Protocol(k.Protocol),
-			Family:   Family(k.Family),
-			State:    State(k.State),
-			Local:    netip.AddrPortFrom(address(k.Local.Bytes), k.LocalPort),
-			NetNS:    NetNS{Inode: uint64(k.NetnsInode), Cookie: k.NetnsCookie},
-			Cookie:   k.Cookie,
-			Inode:    k.Inode,
-		},
-	}
-	// An aborted or disconnected socket has lost either its port or its address too.
-	if peerPort != 0 {
-		s.Peer = netip.AddrPortFrom(address(k.Peer.Bytes), peerPort)
-	}
-	return s, nil
-}
-
-func address(wire [16]byte) netip.Addr {
-	return netip.AddrFrom16(wire).Unmap()
+func same(a, b *Socket) bool {
+	return a.NetNS.Inode == b.NetNS.Inode && a.Protocol == b.Protocol && a.Family == b.Family &&
+		(a.Cookie == b.Cookie || a.Cookie == 0 || b.Cookie == 0)
 }

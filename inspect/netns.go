@@ -14,24 +14,11 @@ import (
 
 const defaultNetNSDir = "/run/netns"
 
-// addNames sets the names of the sockets' network namespaces.
-func addNames(sockets []Socket, dir string) error {
+// netnsNames returns the names of the namespaces that are mounted in dir, by their inode.
+func netnsNames(dir string) (map[uint64]string, error) {
 	if dir == "" {
 		dir = defaultNetNSDir
 	}
-	names, err := netnsNames(dir)
-	if err != nil {
-		return err
-	}
-	for i := range sockets {
-		ns := &sockets[i].NetNS
-		ns.Name = names[ns.Inode]
-	}
-	return nil
-}
-
-// netnsNames returns the names of the namespaces that are mounted in dir, by their inode.
-func netnsNames(dir string) (map[uint64]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

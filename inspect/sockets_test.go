@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 )
@@ -30,6 +31,16 @@ func eachVariant(t *testing.T, f func(t *testing.T, v variant)) {
 		f(t, lockedVariant)
 	})
 	t.Run("unlocked", func(t *testing.T) { f(t, unlockedVariant) })
+}
+
+// list reads with these programs.
+func list(ctx context.Context, maps Maps, opts Options, v variant) ([]Socket, error) {
+	r, err := openReader(maps, opts, []variant{v})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return r.sorted(ctx, Filter{})
 }
 
 func TestListsConnectedSocketsOfEveryKindAndNamespace(t *testing.T) {
@@ -73,7 +84,7 @@ func TestListsConnectedSocketsOfEveryKindAndNamespace(t *testing.T) {
 			inNamespace(200)
 		})
 
-		got, err := list(t.Context(), d.Maps, Options{NetNSDir: names}, []variant{v})
+		got, err := list(t.Context(), d.Maps, Options{NetNSDir: names}, v)
 		require.NoError(t, err)
 		var want []Socket
 		for i, s := range sockets {
@@ -112,7 +123,7 @@ func TestListsEveryPeerOfAnUnconnectedSocket(t *testing.T) {
 			s.send(t, four[40-n:]...) // v4-mapped
 			want = append(want, s.expected(t, nil, slices.Concat(four[40-n:], six[:n])...))
 		}
-		got, err := list(t.Context(), d.Maps, Options{}, []variant{v})
+		got, err := list(t.Context(), d.Maps, Options{}, v)
 		require.NoError(t, err)
 		assertSockets(t, want, got)
 	})
@@ -125,7 +136,7 @@ func TestListsOneSocketForItsConnectionAndItsPeers(t *testing.T) {
 		s := open(t, IPv4, lbmap.ProtocolUDP)
 		s.connect(t, services[0].front)
 		s.send(t, services[1:]...)
-		got, err := list(t.Context(), d.Maps, Options{}, []variant{v})
+		got, err := list(t.Context(), d.Maps, Options{}, v)
 		require.NoError(t, err)
 		assertSockets(t, []Socket{s.expected(t, &services[0], services[1:]...)}, got)
 	})
@@ -210,31 +221,103 @@ func TestOwnersAreAllProcessesThatHaveTheSocketOpen(t *testing.T) {
 }
 
 func TestABufferThatIsTooSmallLosesNothing(t *testing.T) {
+	allowFiles(t, 4000)
 	eachVariant(t, func(t *testing.T, v variant) {
 		d := newDatapath(t)
 		services := d.addServices(t, 0, 2, false)
 		var want []Socket
-		for range 500 {
+		for range 2500 {
 			s := open(t, IPv4, lbmap.ProtocolUDP)
 			s.connect(t, services[0].front)
 			s.send(t, services[1])
 			want = append(want, s.expected(t, &services[0], services[1]))
 		}
 		page := os.Getpagesize()
-		got, err := list(t.Context(), d.Maps, Options{BufferSize: 1}, []variant{v})
+		got, err := list(t.Context(), d.Maps, Options{BufferSize: 1}, v)
 		require.NoError(t, err)
 		assertSockets(t, want, got)
 
 		// Nobody reads it meanwhile, so it must overflow.
 		p, err := loadDump(d.Maps, page, []variant{v})
 		require.NoError(t, err)
-		defer p.Close()
-		whole, err := iterate(t.Context(), p.Programs[p.conn], d.Conn)
+		defer p.close()
+		whole, err := bpfiter.Run(t.Context(), p.passes[0].iter)
 		require.NoError(t, err)
 		assert.True(t, whole)
 		var lost uint64
 		require.NoError(t, p.Variables["revsk_records_lost"].Get(&lost))
-		assert.Greater(t, lost, uint64(400))
+		assert.Greater(t, lost, uint64(2400))
+	})
+}
+
+func TestAReaderReadsAsOftenAsOneLikes(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		services := d.addServices(t, 0, 5, false)
+		r, err := openReader(d.Maps, Options{}, []variant{v})
+		require.NoError(t, err)
+		var want []Socket
+		for range 3 {
+			s := open(t, IPv4, lbmap.ProtocolUDP)
+			s.send(t, services...)
+			want = append(want, s.expected(t, nil, services...))
+			got, err := r.sorted(t.Context(), Filter{})
+			require.NoError(t, err)
+			assertSockets(t, want, got)
+		}
+		for range r.Sockets(t.Context(), Filter{}) {
+			for _, err := range r.Sockets(t.Context(), Filter{}) {
+				assert.ErrorIs(t, err, ErrInUse)
+			}
+			assert.ErrorIs(t, r.Close(), ErrInUse)
+			break
+		}
+		require.NoError(t, r.Close())
+		for _, r := range []*Reader{r, nil} {
+			_, err = r.sorted(t.Context(), Filter{})
+			assert.ErrorIs(t, err, ErrInUse)
+			assert.ErrorIs(t, r.Close(), ErrInUse)
+		}
+	})
+}
+
+func TestAFilterSaysWhichSocketsAreWanted(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d := newDatapath(t)
+		svc := d.addServices(t, 0, 1, false)[0]
+		here := open(t, IPv4, lbmap.ProtocolUDP)
+		here.connect(t, svc.front)
+		var there *testSocket
+		inNetNS(t, func() {
+			there = open(t, IPv4, lbmap.ProtocolUDP)
+			there.send(t, svc)
+		})
+		r, err := openReader(d.Maps, Options{}, []variant{v})
+		require.NoError(t, err)
+		defer r.Close()
+		for _, c := range []struct {
+			name   string
+			filter Filter
+			want   []*testSocket
+		}{
+			{"namespace", Filter{NetNS: here.netns.Inode}, []*testSocket{here}},
+			{"another namespace", Filter{NetNS: there.netns.Inode}, []*testSocket{there}},
+			{"protocol", Filter{Protocol: lbmap.ProtocolUDP}, []*testSocket{here, there}},
+			{"another protocol", Filter{Protocol: lbmap.ProtocolTCP}, nil},
+			{"match", Filter{Match: func(s *Socket) bool { return s.Conn != nil }}, []*testSocket{here}},
+			{"none", Filter{}, []*testSocket{here, there}},
+		} {
+			got, err := r.sorted(t.Context(), c.filter)
+			require.NoError(t, err)
+			var inodes, want []uint64
+			for _, s := range got {
+				inodes = append(inodes, s.Inode)
+			}
+			for _, s := range c.want {
+				want = append(want, s.inode(t))
+			}
+			assert.ElementsMatch(t, want, inodes, c.name)
+		}
 	})
 }
 
@@ -254,7 +337,7 @@ func TestTenThousandSocketsAreListedInSeconds(t *testing.T) {
 		}
 		for _, opts := range []Options{{SkipOwners: true}, {}} {
 			start := time.Now()
-			got, err := list(t.Context(), d.Maps, opts, []variant{v})
+			got, err := list(t.Context(), d.Maps, opts, v)
 			took := time.Since(start)
 			require.NoError(t, err)
 			assert.Len(t, got, n)

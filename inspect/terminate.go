@@ -157,6 +157,7 @@ type termination struct {
 	maps      Maps
 	opts      TerminateOptions
 	backends  map[Backend]bool
+	reader    *Reader
 	destroyer destroyer
 	found     map[identity]*Termination
 }
@@ -176,6 +177,11 @@ func (t *termination) run(ctx context.Context) error {
 	if err := needStorage(t.maps.Config); err != nil {
 		return err
 	}
+	var err error
+	if t.reader, err = Open(t.maps, Options{NetNSDir: t.opts.NetNSDir}); err != nil {
+		return err
+	}
+	defer t.reader.Close()
 	for range rounds {
 		connected, err := t.connected(ctx)
 		if err != nil || len(connected) == 0 {
@@ -221,12 +227,8 @@ func needStorage(config *ebpf.Map) error {
 // connected returns what is to be destroyed. A socket that was to be before is among them if it still
 // is, or is again.
 func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
-	sockets, err := list(ctx, t.maps, Options{SkipOwners: true, NetNSDir: t.opts.NetNSDir}, allVariants)
+	sockets, err := t.reader.sorted(ctx, Filter{Match: t.isMeant})
 	if err != nil {
-		return nil, err
-	}
-	sockets = slices.DeleteFunc(sockets, func(s Socket) bool { return !t.isMeant(&s) })
-	if err := addOwners(ctx, sockets); err != nil {
 		return nil, err
 	}
 	var all []*Termination

@@ -505,7 +505,13 @@ func (g *ground) victims(gone service) []*Termination {
 	g.Cleanup(g.destroyer.close)
 	opts := g.options(gone.backend)
 	opts.Service.AddrPort = gone.front
-	found := termination{maps: g.Maps, opts: opts, found: make(map[identity]*Termination)}
+	reader, err := Open(g.Maps, Options{})
+	require.NoError(g, err)
+	defer reader.Close()
+	found := termination{
+		maps: g.Maps, opts: opts, reader: reader,
+		backends: map[Backend]bool{opts.Backends[0]: true}, found: make(map[identity]*Termination),
+	}
 	victims, err := found.connected(g.Context())
 	require.NoError(g, err)
 	return victims
@@ -664,7 +670,7 @@ func TestAProgramThatTheKernelCannotRunIsMissing(t *testing.T) {
 	} else {
 		b.close()
 	}
-	assert.ErrorIs(t, b.load(Maps{Conn: d.Peers, Peers: d.Conn, Tables: d.Tables}), ebpf.ErrMapIncompatible)
+	assert.ErrorIs(t, b.load(Maps{Conn: d.Peers, Former: d.Former, Peers: d.Conn, Tables: d.Tables}), ebpf.ErrMapIncompatible)
 }
 
 func TestModeLegacyIsRefused(t *testing.T) {

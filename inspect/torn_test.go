@@ -9,14 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
@@ -52,15 +50,15 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 
 		p, err := loadDump(d.Maps, 16<<20, []variant{v})
 		require.NoError(t, err)
-		defer p.Close()
+		defer p.close()
 		seen := make(map[revnat.Tuple]int)
-		for _, r := range p.readOften(t, p.Programs[p.conn], d.Conn, revnat.ConnValueSize) {
+		for _, r := range p.readOften(t, p.passes[0].iter, revnat.ConnValueSize) {
 			var v revnat.ConnValue
 			require.NoError(t, v.UnmarshalBinary(r))
 			v.Tuple.Time = 0
 			seen[v.Tuple]++
 		}
-		for _, r := range p.readOften(t, p.Programs[p.peers], d.Peers, revnat.PeersValueSize) {
+		for _, r := range p.readOften(t, p.passes[len(p.passes)-1].iter, revnat.PeersValueSize) {
 			var v revnat.PeersValue
 			require.NoError(t, v.UnmarshalBinary(r))
 			for _, tuple := range v.Tuples() {
@@ -82,25 +80,16 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 }
 
 // readOften runs a program for a second, and returns the values that it has emitted then.
-func (p *dumpPrograms) readOften(t *testing.T, prog *ebpf.Program, m *ebpf.Map, size int) [][]byte {
+func (p *dumpPrograms) readOften(t *testing.T, it *link.Iter, size int) [][]byte {
 	t.Helper()
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: m})
-	require.NoError(t, err)
-	defer it.Close()
-	ring, err := ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords])
-	require.NoError(t, err)
-	defer ring.Close()
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
-		r, err := it.Open()
+		_, err := bpfiter.Run(t.Context(), it)
 		require.NoError(t, err)
-		_, err = bpfiter.Drain(t.Context(), r)
-		require.NoError(t, err)
-		require.NoError(t, r.Close())
 	}
-	require.NoError(t, ring.Flush())
+	require.NoError(t, p.ring.Flush())
 	var values [][]byte
 	for {
-		r, err := ring.Read()
+		r, err := p.ring.Read()
 		if errors.Is(err, ringbuf.ErrFlushed) {
 			return values
 		}

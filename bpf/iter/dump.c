@@ -27,13 +27,19 @@ static __always_inline bool is_dying(struct sock *sk)
 	return !sk->__sk_common.skc_refcnt.refs.counter;
 }
 
+/* Nobody waits for a record: user space reads when the iterator has finished. */
+static __always_inline void record_submit(void *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
 SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
 	struct revsk_conn_record *record;
 	struct sock *sk = ctx->sk;
 	struct revsk_conn_value *v;
 
-	if (!sk || is_dying(sk))
+	if (!sk || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	v = bpf_sk_storage_get(&revsk_conn, sk, NULL, 0);
 	if (!v)
@@ -47,7 +53,7 @@ SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map
 	bpf_spin_lock(&v->lock);
 	record->value.tuple = v->tuple;
 	bpf_spin_unlock(&v->lock);
-	bpf_ringbuf_submit(record, 0);
+	record_submit(record);
 	return 0;
 }
 
@@ -57,7 +63,7 @@ SEC("iter/bpf_sk_storage_map") int dump_former(struct bpf_iter__bpf_sk_storage_m
 	struct sock *sk = ctx->sk;
 	struct revsk_former_value *v;
 
-	if (!sk || is_dying(sk))
+	if (!sk || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	v = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
 	if (!v)
@@ -71,17 +77,17 @@ SEC("iter/bpf_sk_storage_map") int dump_former(struct bpf_iter__bpf_sk_storage_m
 	bpf_spin_lock(&v->lock);
 	record->value.tuple = v->tuple;
 	bpf_spin_unlock(&v->lock);
-	bpf_ringbuf_submit(record, 0);
+	record_submit(record);
 	return 0;
 }
 
 static __always_inline int finish(void *record, bool whole)
 {
 	if (whole) {
-		bpf_ringbuf_submit(record, 0);
+		record_submit(record);
 	} else {
-		bpf_ringbuf_discard(record, 0);
-		__sync_fetch_and_add(&revsk_records_lost, 1);
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+		__sync_fetch_and_add(&revsk_records_torn, 1);
 	}
 	return 0;
 }
@@ -104,7 +110,7 @@ static __always_inline int finish(void *record, bool whole)
 		for (int i = 0; i < TABLE_TUPLES(class); i++)                                      \
 			record->tuples[i] = v->tuples[i];                                          \
 		bpf_spin_unlock(&v->lock);                                                         \
-		bpf_ringbuf_submit(record, 0);                                                     \
+		record_submit(record);                                                             \
 	} while (0)
 
 #define DUMP_MAP(n)                                                                                \
@@ -171,7 +177,7 @@ SEC("iter/bpf_sk_storage_map") int dump_peers(struct bpf_iter__bpf_sk_storage_ma
 	struct revsk_peers_value *v;
 	__u32 version;
 
-	if (!sk || is_dying(sk))
+	if (!sk || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	v = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
 	if (!v)
@@ -230,7 +236,7 @@ SEC("iter/bpf_sk_storage_map") int dump_conn_unlocked(struct bpf_iter__bpf_sk_st
 	struct sock *sk = ctx->sk;
 	__u64 torn = 1;
 
-	if (!sk || !v || is_dying(sk))
+	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	record = record_reserve(sizeof(*record));
 	if (!record)
@@ -250,7 +256,7 @@ SEC("iter/bpf_sk_storage_map") int dump_former_unlocked(struct bpf_iter__bpf_sk_
 	struct sock *sk = ctx->sk;
 	__u64 torn = 1;
 
-	if (!sk || !v || is_dying(sk))
+	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	record = record_reserve(sizeof(*record));
 	if (!record)
@@ -270,7 +276,7 @@ SEC("iter/bpf_sk_storage_map") int dump_peers_unlocked(struct bpf_iter__bpf_sk_s
 	struct sock *sk = ctx->sk;
 	__u64 torn = 1;
 
-	if (!sk || !v || is_dying(sk))
+	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
 		return 0;
 	record = record_reserve(sizeof(*record));
 	if (!record)
@@ -299,7 +305,7 @@ SEC("iter/bpf_sk_storage_map") int dump_peers_unlocked(struct bpf_iter__bpf_sk_s
 		struct sock *sk = ctx->sk;                                                         \
 		__u64 torn = 1;                                                                    \
                                                                                                    \
-		if (!sk || !v || is_dying(sk))                                                     \
+		if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))                            \
 			return 0;                                                                  \
 		record = record_reserve(sizeof(record->socket) + sizeof(v->tuples));               \
 		if (!record)                                                                       \

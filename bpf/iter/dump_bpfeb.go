@@ -78,7 +78,13 @@ const (
 	DumpProgDumpPeersUnlocked  = "dump_peers_unlocked"
 	DumpVarCfgTableClasses     = "cfg_table_classes"
 	DumpVarCfgTableMaps        = "cfg_table_maps"
+	DumpVarRevskAddress        = "revsk_address"
+	DumpVarRevskPartFirst      = "revsk_part_first"
+	DumpVarRevskPartLast       = "revsk_part_last"
 	DumpVarRevskRecordsLost    = "revsk_records_lost"
+	DumpVarRevskRecordsTorn    = "revsk_records_torn"
+	DumpVarRevskWantedNetns    = "revsk_wanted_netns"
+	DumpVarRevskWantedProtocol = "revsk_wanted_protocol"
 	DumpVarUnusedSocket        = "unused_socket"
 )
 
@@ -171,10 +177,16 @@ type DumpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpVariableSpecs struct {
-	CfgTableClasses  *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
-	CfgTableMaps     *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
-	RevskRecordsLost *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
-	UnusedSocket     *ebpf.VariableSpec `ebpf:"unused_socket"`
+	CfgTableClasses     *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps        *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
+	RevskAddress        *ebpf.VariableSpec `ebpf:"revsk_address"`
+	RevskPartFirst      *ebpf.VariableSpec `ebpf:"revsk_part_first"`
+	RevskPartLast       *ebpf.VariableSpec `ebpf:"revsk_part_last"`
+	RevskRecordsLost    *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
+	RevskRecordsTorn    *ebpf.VariableSpec `ebpf:"revsk_records_torn"`
+	RevskWantedNetns    *ebpf.VariableSpec `ebpf:"revsk_wanted_netns"`
+	RevskWantedProtocol *ebpf.VariableSpec `ebpf:"revsk_wanted_protocol"`
+	UnusedSocket        *ebpf.VariableSpec `ebpf:"unused_socket"`
 }
 
 // DumpObjects contains all objects after they have been loaded into the kernel.
@@ -256,10 +268,16 @@ func (m *DumpMaps) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpVariables struct {
-	CfgTableClasses  *ebpf.Variable `ebpf:"cfg_table_classes"`
-	CfgTableMaps     *ebpf.Variable `ebpf:"cfg_table_maps"`
-	RevskRecordsLost *ebpf.Variable `ebpf:"revsk_records_lost"`
-	UnusedSocket     *ebpf.Variable `ebpf:"unused_socket"`
+	CfgTableClasses     *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps        *ebpf.Variable `ebpf:"cfg_table_maps"`
+	RevskAddress        *ebpf.Variable `ebpf:"revsk_address"`
+	RevskPartFirst      *ebpf.Variable `ebpf:"revsk_part_first"`
+	RevskPartLast       *ebpf.Variable `ebpf:"revsk_part_last"`
+	RevskRecordsLost    *ebpf.Variable `ebpf:"revsk_records_lost"`
+	RevskRecordsTorn    *ebpf.Variable `ebpf:"revsk_records_torn"`
+	RevskWantedNetns    *ebpf.Variable `ebpf:"revsk_wanted_netns"`
+	RevskWantedProtocol *ebpf.Variable `ebpf:"revsk_wanted_protocol"`
+	UnusedSocket        *ebpf.Variable `ebpf:"unused_socket"`
 }
 
 // DumpPrograms contains all programs after they have been loaded into the kernel.

@@ -12,6 +12,11 @@
 #include "kernel_iter.h"
 #include "table.h"
 
+/* Of the kernel's interface: flags of bpf_ringbuf_submit and bpf_ringbuf_discard. */
+enum {
+	BPF_RB_NO_WAKEUP = 1 << 0,
+};
+
 struct revsk_socket {
 	__u64 id; /* the kernel's address of the socket: tells sockets without a cookie apart */
 	__u64 cookie; /* 0: the socket has none yet */
@@ -62,10 +67,38 @@ struct {
 } revsk_records SEC(".maps");
 
 /*
- * Sockets of which there is no record, mostly because the ring buffer had no room: user space starts
- * again with a larger one.
+ * Records that the ring buffer had no room for, or that changed while they were made: user space reads
+ * that part of the sockets again, in smaller parts.
  */
 __u64 revsk_records_lost = 0;
+__u64 revsk_records_torn = 0;
+
+/* The part of the sockets that is wanted: those whose hash is from first to last. */
+__u32 revsk_part_first = 0;
+__u32 revsk_part_last = 0;
+
+/* What sockets are wanted. 0: all. */
+__u32 revsk_wanted_netns = 0; /* inode */
+__u16 revsk_wanted_protocol = 0;
+
+__u64 revsk_address = 0; /* scratch memory */
+
+/*
+ * The hash is one of the socket's address. The verifier lets nobody calculate with a pointer, but it can be
+ * stored as a number.
+ */
+static __always_inline bool record_is_wanted(struct sock *sk)
+{
+	__u32 hash;
+
+	*(volatile __u64 *)&revsk_address = (__u64)sk;
+	hash = (*(volatile __u64 *)&revsk_address >> 6) * 0x9e3779b97f4a7c15ULL >> 32;
+	if (hash < revsk_part_first || hash > revsk_part_last)
+		return false;
+	if (revsk_wanted_protocol && sk->sk_protocol != revsk_wanted_protocol)
+		return false;
+	return !revsk_wanted_netns || sk->__sk_common.skc_net.net->ns.inum == revsk_wanted_netns;
+}
 
 static __always_inline void *record_reserve(__u64 size)
 {

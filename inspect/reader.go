@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"sync/atomic"
+
+	"github.com/revsk/revsk/lbmap"
+)
+
+// Options of [Open] and [Sockets]. The zero value is what is wanted mostly.
+type Options struct {
+	// SkipOwners leaves Socket.Owners empty, which saves looking through all open files.
+	SkipOwners bool
+	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
+	NetNSDir string
+	// BufferSize is the size in bytes of the buffer between the kernel and this process, rounded
+	// up to a power of two, at least 256 KiB. Sockets are read in parts that fit into it: the kernel goes
+	// through all sockets once for each, so that a smaller one takes longer. Default: 8 MiB.
+	BufferSize int
+}
+
+// ErrInUse is returned by a [Reader] that is closed, or that is being read.
+var ErrInUse = errors.New("reader is closed, or in use")
+
+// Filter says which sockets are wanted. The zero value stands for all.
+type Filter struct {
+	// Protocol is that of the sockets. [lbmap.ProtocolAny] stands for every one.
+	Protocol lbmap.Protocol
+	// NetNS is the inode of their network namespace. 0 stands for every one.
+	NetNS uint64
+	// Match says of a socket without owners whether it is wanted: owners are looked up for those only.
+	// nil stands for every one. What it is given is the caller's from then on.
+	Match func(*Socket) bool
+}
+
+// Reader reads which sockets hold tuples, as often as one likes. Its programs are loaded once.
+//
+// It has one user at a time: another gets [ErrInUse].
+type Reader struct {
+	opts     Options
+	programs *dumpPrograms
+	dumped   dumped
+	inUse    atomic.Bool
+}
+
+// Open loads the programs of a reader. The maps may be closed before it.
+//
+// Returns an error wrapping [ErrNotSupported] or [ErrNoMap], and one wrapping [ebpf.ErrMapIncompatible] for
+// maps of another layout.
+func Open(maps Maps, opts Options) (*Reader, error) {
+	r, err := openReader(maps, opts, allVariants)
+	if err != nil {
+		return nil, fmt.Errorf("opening the reader of sockets: %w", err)
+	}
+	return r, nil
+}
+
+func openReader(maps Maps, opts Options, variants []variant) (*Reader, error) {
+	if err := maps.hold(); err != nil {
+		return nil, err
+	}
+	if opts.BufferSize <= 0 {
+		opts.BufferSize = defaultBuffer
+	}
+	p, err := loadDump(maps, bufferFor(max(opts.BufferSize, minBuffer)), variants)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{opts: opts, programs: p}, nil
+}
+
+// Close frees what the reader has in the kernel. A reader that is nil or closed returns [ErrInUse], and so
+// does one that is being read.
+func (r *Reader) Close() error {
+	if r == nil || !r.inUse.CompareAndSwap(false, true) {
+		return ErrInUse // for ever, once closed
+	}
+	return r.programs.close()
+}
+
+// Sockets returns the sockets that hold a tuple, in all network namespaces, in no order. The sequence ends
+// after an error.
+//
+// Memory does not grow with the number of sockets, but for owners: 16 bytes for each open file. Sockets
+// are read in parts of some 50,000, chosen by their addresses; of a part that turns out to be too large
+// nothing is returned, and it is read again in smaller parts.
+//
+// The hooks go on meanwhile, so this is no snapshot: sockets and tuples that come or go may be in it
+// or not. A socket that lives all the time is returned once; but with more than 1,000,000 sockets one
+// that closes may make it miss another. No tuple is half an old one and half a new one.
+//
+// Returns an error wrapping [ErrInUse], [ErrNotSupported], [ErrIncomplete], the context's error, or those of
+// package revnat's decoders for maps of another layout.
+func (r *Reader) Sockets(ctx context.Context, f Filter) iter.Seq2[Socket, error] {
+	return func(yield func(Socket, error) bool) {
+		if r == nil || !r.inUse.CompareAndSwap(false, true) {
+			yield(Socket{}, ErrInUse)
+			return
+		}
+		defer r.inUse.Store(false)
+		if err := r.read(ctx, f, func(s Socket) bool { return yield(s, nil) }); err != nil {
+			yield(Socket{}, fmt.Errorf("listing sockets: %w", err))
+		}
+	}
+}
+
+// maxAttempts is how often a part is read anew, each time a smaller one.
+const maxAttempts = 40
+
+// read gives yield the sockets until that returns false.
+func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) error {
+	names, err := netnsNames(r.opts.NetNSDir)
+	if err != nil {
+		return err
+	}
+	var owners ownerTable
+	next, width, attempts := uint64(0), uint64(math.MaxUint32)+1, 0
+	for next <= math.MaxUint32 {
+		now := part{uint32(next), uint32(min(next+width, math.MaxUint32+1) - 1)}
+		if err := r.programs.want(now, f); err != nil {
+			return err
+		}
+		smaller, err := r.programs.dump(ctx, &r.dumped)
+		if err != nil {
+			return err
+		}
+		if smaller > 1 {
+			if attempts++; attempts > maxAttempts {
+				return ErrIncomplete
+			}
+			width = max(1, (uint64(now.last-now.first)+1)/uint64(smaller))
+			continue
+		}
+		if attempts == 0 && r.dumped.size() < r.programs.ring.BufferSize()/4 {
+			width *= 2
+		}
+		attempts = 0
+		next = uint64(now.last) + 1
+		owners.expire()
+		for s, err := range join(&r.dumped) {
+			if err != nil {
+				return err
+			}
+			s.NetNS.Name = names[s.NetNS.Inode]
+			if f.Match != nil && !f.Match(&s) {
+				continue
+			}
+			if !r.opts.SkipOwners {
+				if s.Owners, err = owners.of(ctx, s.Inode); err != nil {
+					return err
+				}
+			}
+			if !yield(s) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
