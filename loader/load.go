@@ -229,13 +229,8 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 	}
 	opts.applySizes(spec)
 	constants := opts.Features.constants()
-	for name, helper := range map[string]asm.BuiltinFunc{
-		"cfg_set_retval":   asm.FnSetRetval,
-		"cfg_coarse_clock": asm.FnKtimeGetCoarseNs,
-	} {
-		if constants[name], err = haveHelper(ebpf.CGroupSockAddr, helper); err != nil {
-			return nil, err
-		}
+	if constants["cfg_set_retval"], err = haveHelper(ebpf.CGroupSockAddr, asm.FnSetRetval); err != nil {
+		return nil, err
 	}
 	precise, err := probe.PreciseVerifier()
 	if err != nil {

@@ -161,11 +161,17 @@ static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash)
 	return p ? table_relocate(p, table_get(s->sk, p, hash), hash) : -ENOENT;
 }
 
+static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+						__u32 first)
+{
+	return table_split_part(sk, number, depth, first);
+}
+
 static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash)
 {
 	struct revsk_peers_value *p = peers_get(s);
 
-	return p ? table_grow(s->sk, p, hash) : -ENOENT;
+	return p ? table_grow(s->ctx, s->sk, p, hash) : -ENOENT;
 }
 
 static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)

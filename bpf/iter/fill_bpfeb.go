@@ -141,7 +141,6 @@ const (
 	FillProgNoteCaller                = "note_caller"
 	FillVarCfgAffinityHz              = "cfg_affinity_hz"
 	FillVarCfgAnyProtocol             = "cfg_any_protocol"
-	FillVarCfgCoarseClock             = "cfg_coarse_clock"
 	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
 	FillVarCfgDryRun                  = "cfg_dry_run"
 	FillVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -272,7 +271,6 @@ type FillMapSpecs struct {
 type FillVariableSpecs struct {
 	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.VariableSpec `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.VariableSpec `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
@@ -416,7 +414,6 @@ func (m *FillMaps) Close() error {
 type FillVariables struct {
 	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgCountWithoutEntry       *ebpf.Variable `ebpf:"cfg_count_without_entry"`
 	CfgDryRun                  *ebpf.Variable `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`

@@ -111,5 +111,3 @@ volatile const bool cfg_set_retval = false;
  * pointer (before 6.8): see ip_unknown in service.h.
  */
 volatile const bool cfg_imprecise_verifier = true;
-/* The kernel has bpf_ktime_get_coarse_ns (5.11): the time of a tuple costs a few nanoseconds, not 30. */
-volatile const bool cfg_coarse_clock = false;

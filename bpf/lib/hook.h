@@ -36,9 +36,23 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return bpf_get_netns_cookie(NULL);
 }
 
+/*
+ * The clock is read once in a tick of the kernel, because reading it, the coarse one too, takes as long as a
+ * lookup: the low half is the time, the high one the tick in which it was read. One word, so that hooks on
+ * other CPUs see both or neither.
+ */
+static volatile __u64 clock_read;
+
 static __always_inline __u32 ctx_time(void)
 {
-	return tuple_time(cfg_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns());
+	__u32 tick = bpf_jiffies64(), time;
+	__u64 last = clock_read;
+
+	if (last >> 32 == tick)
+		return last;
+	time = tuple_time(bpf_ktime_get_ns());
+	clock_read = (__u64)tick << 32 | time;
+	return time;
 }
 
 static __always_inline struct endpoint hook_address(const struct bpf_sock_addr *ctx, bool v6)
@@ -101,12 +115,24 @@ __noinline int hook_table_relocate(struct bpf_sock_addr *ctx, __u32 hash)
 	return p ? table_relocate(p, table_get(s.sk, p, hash), hash) : -ENOENT;
 }
 
+__noinline int hook_table_split_part(struct bpf_sock_addr *ctx, __u32 number, __u32 depth,
+				     __u32 first)
+{
+	return ctx->sk ? table_split_part(ctx->sk, number, depth, first) : -ENOENT;
+}
+
+static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+						__u32 first)
+{
+	return hook_table_split_part(ctx, number, depth, first);
+}
+
 __noinline int hook_table_grow(struct bpf_sock_addr *ctx, __u32 hash)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
 	struct revsk_peers_value *p = s.sk ? peers_get(&s) : NULL;
 
-	return p ? table_grow(s.sk, p, hash) : -ENOENT;
+	return p ? table_grow(ctx, s.sk, p, hash) : -ENOENT;
 }
 
 __noinline int hook_table_evict(struct bpf_sock_addr *ctx, __u32 hash, __u32 position)

@@ -45,6 +45,9 @@ typedef _Bool bool;
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* What was read from memory is read again where it is needed after this. */
+#define forget_memory() asm volatile("" : : : "memory")
+
 #define AF_INET 2
 #define AF_INET6 10
 

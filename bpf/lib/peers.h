@@ -23,6 +23,8 @@ static __always_inline int ctx_table_position(struct sock_ref *s, const struct e
 static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash);
 static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash);
 static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash);
+static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+						__u32 first);
 static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position);
 /* How often the table may grow for one tuple; more than once is rare. */
 static __always_inline int ctx_table_attempts(void);
@@ -32,6 +34,77 @@ static __always_inline bool ctx_may_evict(void);
 static __always_inline struct revsk_peers_value *peers_get(struct sock_ref *s)
 {
 	return bpf_sk_storage_get(&revsk_peers, s->sk, NULL, 0);
+}
+
+/* Splits the map of the last class that @hash is in. Returns 0, or -ENOMEM with nothing changed. */
+static __always_inline int table_grow_maps(void *ctx, void *sk, struct revsk_peers_value *p,
+					   __u32 hash)
+{
+	__u32 number = table_number(p, hash), depth = 0, other;
+	int err = 0;
+
+	if (bits_set(p->table_maps) >= cfg_table_maps)
+		return -ENOMEM;
+	/* The map was made for so many bits of the hash, and has been split by some since. */
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		if (number >> depth || table_has_map(p, number | 1 << depth))
+			depth++;
+	if (depth > 3)
+		return -ENOMEM;
+	other = number | 1 << depth;
+	table_changes(p);
+	/* The first part says whether there is memory for the other map. */
+#pragma clang loop unroll(disable)
+	for (__u32 first = 0; first < TABLE_TUPLES(TABLE_CLASSES) && !err; first += TABLE_PART)
+		err = ctx_table_split_part(ctx, sk, number, depth, first);
+	if (!err)
+		p->table_maps |= 1 << other;
+	table_changes(p);
+	return err;
+}
+
+/* Makes the table for @hash larger. Returns 0, or -ENOMEM with nothing changed. */
+static __always_inline int table_grow(void *ctx, void *sk, struct revsk_peers_value *p, __u32 hash)
+{
+	void *to = NULL;
+
+	if (p->table_class >= TABLE_CLASSES)
+		return table_grow_maps(ctx, sk, p, hash);
+	if (p->table_class >= cfg_table_classes)
+		return -ENOMEM;
+	switch (p->table_class) {
+	case 0:
+		if (!bpf_sk_storage_get(&revsk_tab_512, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
+			return -ENOMEM;
+		p->table_class = 1;
+		return 0;
+#define TABLE_DOUBLE(class, small, large)                                                          \
+	case class: {                                                                              \
+		struct revsk_table_512_value *from = bpf_sk_storage_get(&small, sk, NULL, 0);      \
+                                                                                                   \
+		if (!from)                                                                         \
+			return -ENOMEM;                                                            \
+		to = bpf_sk_storage_get(&large, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);            \
+		if (!to)                                                                           \
+			return -ENOMEM;                                                            \
+		table_changes(p);                                                                  \
+		table_double(to, from, 1 << class);                                                \
+		bpf_sk_storage_delete(&small, sk);                                                 \
+		break;                                                                             \
+	}
+		TABLE_DOUBLE(1, revsk_tab_512, revsk_tab_1k)
+		TABLE_DOUBLE(2, revsk_tab_1k, revsk_tab_2k)
+		TABLE_DOUBLE(3, revsk_tab_2k, revsk_tab_4k)
+		TABLE_DOUBLE(4, revsk_tab_4k, revsk_tab_8k_0)
+#undef TABLE_DOUBLE
+	default:
+		return -ENOMEM;
+	}
+	p->table_class++;
+	p->table_maps = 1; /* of the last class; of others it says nothing */
+	table_changes(p);
+	return 0;
 }
 
 /* The tuple for @peer, or NULL. */

@@ -447,16 +447,27 @@ static __always_inline void table_double(struct revsk_table_512_value *to,
 	}
 }
 
-/* Moves the tuples of which this bit of hash_map_bits is set to the same places of an empty table. */
-static __always_inline void table_split(struct revsk_table_8k_value *to,
-					struct revsk_table_8k_value *from, __u64 bit)
+/* A split moves so many tuples at a time. */
+#define TABLE_PART 8
+
+/*
+ * Moves those of some tuples of which this bit of hash_map_bits is set to the same places of an empty table.
+ */
+static __always_inline void table_move(struct revsk_table_8k_value *to,
+				       struct revsk_table_8k_value *from, __u64 bit, __u64 first)
 {
 #pragma clang loop unroll(disable)
-	for (__u64 i = 0; i < TABLE_TUPLES(TABLE_CLASSES); i++) {
-		struct revsk_tuple *t = &from->tuples[i];
-		__u64 *source = (__u64 *)t, *target = (__u64 *)&to->tuples[i];
-		__u64 leaves = -((__u64)hash_map_bits(tuple_hash(t)) >> bit & 1), word;
+	for (__u64 i = 0; i < TABLE_PART; i++) {
+		__u64 place = first + i;
+		struct revsk_tuple *t;
+		__u64 *source, *target, leaves, word;
 
+		opaque(place);
+		place &= TABLE_TUPLES(TABLE_CLASSES) - 1;
+		t = &from->tuples[place];
+		source = (__u64 *)t;
+		target = (__u64 *)&to->tuples[place];
+		leaves = -((__u64)hash_map_bits(tuple_hash(t)) >> bit & 1);
 		opaque(leaves);
 #pragma unroll
 		for (int w = 0; w < sizeof(*t) / sizeof(word); w++) {
@@ -467,35 +478,18 @@ static __always_inline void table_split(struct revsk_table_8k_value *to,
 	}
 }
 
-static __always_inline __u32 bits_set(__u32 x)
-{
-	x = (x & 0x5555) + (x >> 1 & 0x5555);
-	x = (x & 0x3333) + (x >> 2 & 0x3333);
-	x = (x & 0x0f0f) + (x >> 4 & 0x0f0f);
-	return (x & 0xff) + (x >> 8);
-}
-
-/* Splits the map of the last class that @hash is in. Returns 0, or -ENOMEM with nothing changed. */
-static __always_inline int table_grow_maps(void *sk, struct revsk_peers_value *p, __u32 hash)
+/*
+ * Moves some of the tuples of map @number that belong to the map which it is split with at @depth. A part,
+ * and a step of its own: of the whole in one loop the verifier would walk each turn for each pair of maps.
+ */
+static __always_inline int table_split_part(void *sk, __u32 number, __u32 depth, __u32 first)
 {
 	struct revsk_table_8k_value *from = NULL, *to = NULL;
-	__u32 number = table_number(p, hash), depth = 0, other;
 
-	if (bits_set(p->table_maps) >= cfg_table_maps)
-		return -ENOMEM;
-	/* The map was made for so many bits of the hash, and has been split by some since. */
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		if (number >> depth || table_has_map(p, number | 1 << depth))
-			depth++;
-	if (depth > 3)
-		return -ENOMEM;
 	switch (number | depth << 4) {
 #define TABLE_SPLIT(n, d, with)                                                                    \
 	case (n) | (d) << 4:                                                                       \
 		from = bpf_sk_storage_get(&revsk_tab_8k_##n, sk, NULL, 0);                         \
-		if (!from)                                                                         \
-			return -ENOMEM;                                                            \
 		to = bpf_sk_storage_get(&revsk_tab_8k_##with, sk, NULL,                            \
 					BPF_SK_STORAGE_GET_F_CREATE);                              \
 		break
@@ -516,55 +510,16 @@ static __always_inline int table_grow_maps(void *sk, struct revsk_peers_value *p
 		TABLE_SPLIT(7, 3, 15);
 #undef TABLE_SPLIT
 	}
-	if (!to)
+	if (!from || !to)
 		return -ENOMEM;
-	other = number | 1 << depth;
-	table_changes(p);
-	table_split(to, from, depth);
-	p->table_maps |= 1 << other;
-	table_changes(p);
+	table_move(to, from, depth, first);
 	return 0;
 }
 
-/* Makes the table for @hash larger. Returns 0, or -ENOMEM with nothing changed. */
-static __always_inline int table_grow(void *sk, struct revsk_peers_value *p, __u32 hash)
+static __always_inline __u32 bits_set(__u32 x)
 {
-	void *to = NULL;
-
-	if (p->table_class >= TABLE_CLASSES)
-		return table_grow_maps(sk, p, hash);
-	if (p->table_class >= cfg_table_classes)
-		return -ENOMEM;
-	switch (p->table_class) {
-	case 0:
-		if (!bpf_sk_storage_get(&revsk_tab_512, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
-			return -ENOMEM;
-		p->table_class = 1;
-		return 0;
-#define TABLE_DOUBLE(class, small, large)                                                          \
-	case class: {                                                                              \
-		struct revsk_table_512_value *from = bpf_sk_storage_get(&small, sk, NULL, 0);      \
-                                                                                                   \
-		if (!from)                                                                         \
-			return -ENOMEM;                                                            \
-		to = bpf_sk_storage_get(&large, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);            \
-		if (!to)                                                                           \
-			return -ENOMEM;                                                            \
-		table_changes(p);                                                                  \
-		table_double(to, from, 1 << class);                                                \
-		bpf_sk_storage_delete(&small, sk);                                                 \
-		break;                                                                             \
-	}
-		TABLE_DOUBLE(1, revsk_tab_512, revsk_tab_1k)
-		TABLE_DOUBLE(2, revsk_tab_1k, revsk_tab_2k)
-		TABLE_DOUBLE(3, revsk_tab_2k, revsk_tab_4k)
-		TABLE_DOUBLE(4, revsk_tab_4k, revsk_tab_8k_0)
-#undef TABLE_DOUBLE
-	default:
-		return -ENOMEM;
-	}
-	p->table_class++;
-	p->table_maps = 1; /* of the last class; of others it says nothing */
-	table_changes(p);
-	return 0;
+	x = (x & 0x5555) + (x >> 1 & 0x5555);
+	x = (x & 0x3333) + (x >> 2 & 0x3333);
+	x = (x & 0x0f0f) + (x >> 4 & 0x0f0f);
+	return (x & 0xff) + (x >> 8);
 }

@@ -213,7 +213,6 @@ const (
 	SockProgRevskSendmsg6             = "revsk_sendmsg6"
 	SockVarCfgAffinityHz              = "cfg_affinity_hz"
 	SockVarCfgAnyProtocol             = "cfg_any_protocol"
-	SockVarCfgCoarseClock             = "cfg_coarse_clock"
 	SockVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	SockVarCfgHealthCheck             = "cfg_health_check"
 	SockVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -344,7 +343,6 @@ type SockMapSpecs struct {
 type SockVariableSpecs struct {
 	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -478,7 +476,6 @@ func (m *SockMaps) Close() error {
 type SockVariables struct {
 	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`

@@ -75,8 +75,6 @@ func features(env *env) []feature {
 			func() error { return helper(ebpf.CGroupSock, asm.FnSkStorageGet) }},
 		{"bpf_get_netns_cookie", true, "session affinity, --host-netns-only", "5.7",
 			func() error { return helper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie) }},
-		{"bpf_ktime_get_coarse_ns", false, "tuples whose time costs next to nothing", "5.11",
-			func() error { return helper(ebpf.CGroupSockAddr, asm.FnKtimeGetCoarseNs) }},
 		{"bpf_loop", false, "migrate: sockets in flight", "5.17",
 			func() error { return helper(ebpf.CGroupSock, asm.FnLoop) }},
 		{"bpf_set_retval", false, "error codes of rejected calls", "5.18",

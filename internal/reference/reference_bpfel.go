@@ -74,7 +74,6 @@ const (
 	ReferenceVarConfigNodeportPortMin                  = "__config_nodeport_port_min"
 	ReferenceVarCfgAffinityHz                          = "cfg_affinity_hz"
 	ReferenceVarCfgAnyProtocol                         = "cfg_any_protocol"
-	ReferenceVarCfgCoarseClock                         = "cfg_coarse_clock"
 	ReferenceVarCfgExternalIpMitigation                = "cfg_external_ip_mitigation"
 	ReferenceVarCfgHealthCheck                         = "cfg_health_check"
 	ReferenceVarCfgHostNetnsCookie                     = "cfg_host_netns_cookie"
@@ -205,7 +204,6 @@ type ReferenceVariableSpecs struct {
 	ConfigNodeportPortMin                  *ebpf.VariableSpec `ebpf:"__config_nodeport_port_min"`
 	CfgAffinityHz                          *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol                         *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock                         *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck                         *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie                     *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -339,7 +337,6 @@ type ReferenceVariables struct {
 	ConfigNodeportPortMin                  *ebpf.Variable `ebpf:"__config_nodeport_port_min"`
 	CfgAffinityHz                          *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol                         *ebpf.Variable `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock                         *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation                *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck                         *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie                     *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`

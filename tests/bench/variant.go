@@ -272,7 +272,7 @@ func (v *variant) runBuild(object string) error {
 		return err
 	}
 	// What the loader finds out about this kernel, of which the build may not know all.
-	for name, value := range map[string]bool{"cfg_set_retval": true, "cfg_coarse_clock": true, "cfg_imprecise_verifier": !precise} {
+	for name, value := range map[string]bool{"cfg_set_retval": true, "cfg_imprecise_verifier": !precise} {
 		v, ok := spec.Variables[name]
 		if !ok {
 			continue

@@ -125,7 +125,27 @@ static __always_inline __u64 choose(struct sock_ref *s, struct revsk_peers_value
 
 TABLE_STEP(__u64, table_choose, choose(&s, p, hash), TABLE_NONE)
 TABLE_STEP(int, table_relocate, table_relocate(p, table_get(s.sk, p, hash), hash), -ENOENT)
-TABLE_STEP(int, table_grow, table_grow(s.sk, p, hash), -ENOENT)
+
+__noinline int harness_table_split_part(struct __sk_buff *skb, __u32 number, __u32 depth,
+					__u32 first)
+{
+	struct bpf_sock *sk = find_socket(skb);
+	int err;
+
+	if (!sk)
+		return -ENOENT;
+	err = table_split_part(sk, number, depth, first);
+	bpf_sk_release(sk);
+	return err;
+}
+
+static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+						__u32 first)
+{
+	return harness_table_split_part(ctx, number, depth, first);
+}
+
+TABLE_STEP(int, table_grow, table_grow(skb, s.sk, p, hash), -ENOENT)
 
 __noinline int harness_table_position(struct __sk_buff *skb, __u64 first, __u64 last, __u32 port)
 {

@@ -267,7 +267,6 @@ const (
 	harnessProgRunTupleIsCurrent         = "run_tuple_is_current"
 	harnessVarCfgAffinityHz              = "cfg_affinity_hz"
 	harnessVarCfgAnyProtocol             = "cfg_any_protocol"
-	harnessVarCfgCoarseClock             = "cfg_coarse_clock"
 	harnessVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	harnessVarCfgHealthCheck             = "cfg_health_check"
 	harnessVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -407,7 +406,6 @@ type harnessMapSpecs struct {
 type harnessVariableSpecs struct {
 	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.VariableSpec `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -544,7 +542,6 @@ func (m *harnessMaps) Close() error {
 type harnessVariables struct {
 	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
-	CfgCoarseClock             *ebpf.Variable `ebpf:"cfg_coarse_clock"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`
