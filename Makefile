@@ -61,7 +61,7 @@ bench-plots: ## Draw docs/benchmarks.json
 
 .PHONY: bench-check
 bench-check: ## A short measurement: fails where a figure is not what it must be: make bench-check [FORMER=FILE.o] (root)
-	$(GO) run ./tests/bench -rounds 40 -sections hooks $(BENCH_FORMER) -check
+	$(GO) run ./tests/bench -rounds 40 -sections hooks,peers $(BENCH_FORMER) -check
 
 .PHONY: generate
 generate: ## Compile the BPF programs (clang-19) and print their sizes

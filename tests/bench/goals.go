@@ -9,7 +9,7 @@ import (
 )
 
 // goal is a ratio of program time, of a variant to another, that the datapath must not exceed, and one that it aims
-// for. It is for every figure of the section "hooks" whose work begins so. A variant that did not take part, such as
+// for. It is for every figure of the sections "hooks" and "peers" whose work begins so. A variant that did not take part, such as
 // the former build, has no goals.
 type goal struct {
 	name    string
@@ -25,6 +25,9 @@ var goals = []goal{
 	{"receive from a service", []string{"receive from a service"}, storage, legacyFull, 0.40, 0.25},
 	{"getpeername", []string{"getpeername of a service"}, storage, legacyFull, 0.30, 0.20},
 	{"send to a known service", []string{"send to a known service"}, storage, former, 1.05, 0.95},
+	{"send and receive, 4 to 1,000 peers in turn", manyPeersWorks("send and receive"), storage, legacyFull, 1.0, 0.85},
+	{"the same against the former build", manyPeersWorks("send and receive"), storage, former, 0.9, 0.75},
+	{"close of a socket with 1,000 peers", []string{"close, 1000 peers"}, storage, former, 0.2, 0.1},
 	{"release of an ordinary socket", []string{"release of an unused socket", "release of an ordinary connected socket"}, storage, legacyFull, 0.1, 0.05},
 	{"a connected socket's life", []string{"life: connect"}, storage, legacyFull, 1.0, 0.8},
 	{"the same against an empty hash", []string{"life: connect"}, storage, legacyEmpty, 1.35, 1.1},
@@ -39,12 +42,21 @@ var goals = []goal{
 	},
 }
 
+// manyPeersWorks are the works of sockets with more peers than slots.
+func manyPeersWorks(what string) []string {
+	var all []string
+	for _, n := range peerCounts[1:] {
+		all = append(all, fmt.Sprintf("%s, %d peers", what, n))
+	}
+	return all
+}
+
 // figures are those that a goal is for.
 func (g goal) figures(r *report) []figure {
 	var all []figure
 	for _, f := range r.Figures {
 		for _, work := range g.works {
-			if f.Section == "hooks" && strings.HasPrefix(f.Work, work) {
+			if (f.Section == "hooks" || f.Section == "peers") && strings.HasPrefix(f.Work, work) {
 				all = append(all, f)
 			}
 		}

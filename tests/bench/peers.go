@@ -13,7 +13,7 @@ import (
 )
 
 // peerCounts are how many peers a socket has: the slots, and what goes beyond them.
-var peerCounts = []int{1, 4, 5, 64, 1000}
+var peerCounts = []int{1, 4, 5, 16, 64, 160, 1000}
 
 const (
 	peerCalls = 2000 // sends and receives that are measured, at least
@@ -38,7 +38,6 @@ func manyPeers(n int) scene {
 	return func(k *kit) {
 		k.inserts(n)
 		fd := openSocket(k.family.domain, unix.IPPROTO_UDP)
-		defer closeSocket(fd)
 		to := make([]*address, n)
 		for i := range to {
 			to[i] = k.target(i)
@@ -47,7 +46,7 @@ func manyPeers(n int) scene {
 		work := func(s string) string { return fmt.Sprintf("%s, %d peers, UDP %s", s, n, k.family.name) }
 
 		times := (peerCalls + n - 1) / n
-		k.measure(work("send"), times*n, func() {
+		sent := k.measure(work("send"), times*n, func() {
 			for range times {
 				for i := range to {
 					sendTo(fd, to[i])
@@ -63,7 +62,7 @@ func manyPeers(n int) scene {
 		}
 		var source address
 		var between time.Duration
-		k.measureLess(work("receive"), times*n, &between, func() {
+		received := k.measureLess(work("receive"), times*n, &between, func() {
 			for range times {
 				for first := 0; first < n; first += peerBurst {
 					start := time.Now()
@@ -80,6 +79,8 @@ func manyPeers(n int) scene {
 				}
 			}
 		}, k.hook("recvmsg"))
+		k.add(work("send and receive"), sent.hooks+received.hooks, sent.call+received.call)
+		k.measure(work("close"), 1, func() { closeSocket(fd) }, "release")
 	}
 }
 
