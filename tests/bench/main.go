@@ -48,6 +48,7 @@ var sections = []section{
 	{"contention", benchContention},
 	{"scale", benchScale},
 	{"memory", benchMemory},
+	{"optmem", benchOptmem},
 	{"loss", benchLoss},
 	{"passes", benchPasses},
 }

@@ -20,6 +20,7 @@ type report struct {
 	Programs  []program `json:"programs"`
 	Figures   []figure  `json:"figures"`
 	Memory    []memory  `json:"memory,omitempty"`
+	Charged   []charged `json:"optmem,omitempty"`
 	Loss      []loss    `json:"loss,omitempty"`
 	Passes    []pass    `json:"passes,omitempty"`
 }

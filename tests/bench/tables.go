@@ -44,7 +44,7 @@ func (t *table) markdown(w io.Writer) {
 func (r *report) tables() []*table {
 	all := []*table{r.goalTable()}
 	all = append(all, r.hookTables()...)
-	all = append(all, r.scaleTable(), r.memoryTable(), r.lossTable(), r.passTable(), r.programTable())
+	all = append(all, r.scaleTable(), r.memoryTable(), r.optmemTable(), r.lossTable(), r.passTable(), r.programTable())
 	return slices.DeleteFunc(all, func(t *table) bool { return len(t.rows) == 0 })
 }
 
@@ -190,6 +190,19 @@ func (r *report) memoryTable() *table {
 		}
 		t.add(kind, m.Variant, fmt.Sprintf("%.0f", m.PerSocket), strings.Join(caches, ", "), fmt.Sprint(maps/1024),
 			fmt.Sprintf("%.0f", m.CloseCPU), fmt.Sprintf("%.2f s", m.Close), freed)
+	}
+	return t
+}
+
+func (r *report) optmemTable() *table {
+	t := &table{
+		title: "Memory that a socket is charged for, by the number of its peers",
+		note: fmt.Sprintf("Bytes of optmem of an unconnected UDP socket, IPv4, that has sent to so many services (mean and most of %d), and "+
+			"what as many entries of the hash take.", chargedSockets),
+		head: []string{"variant", "peers", "bytes per socket", "at most", "as many entries of the hash"},
+	}
+	for _, c := range r.Charged {
+		t.add(c.Variant, fmt.Sprint(c.Peers), fmt.Sprintf("%.0f", c.Mean), fmt.Sprint(c.Most), fmt.Sprintf("%.0f", float64(c.Peers)*c.Entry))
 	}
 	return t
 }
