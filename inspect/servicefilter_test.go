@@ -29,6 +29,6 @@ func TestServiceFilterTellsConnectionsApart(t *testing.T) {
 		{ServiceFilter{AddrPort: at("0.0.0.0:53"), Except: []netip.AddrPort{at("10.0.0.1:53")}}, false},
 		{ServiceFilter{AddrPort: at("10.0.0.1:53"), Except: []netip.AddrPort{at("10.0.0.1:53")}}, true},
 	} {
-		assert.Equal(t, c.want, c.filter.matches(at("10.0.0.1:53"), lbmap.ProtocolUDP), "%+v", c.filter)
+		assert.Equal(t, c.want, c.filter.Matches(at("10.0.0.1:53"), lbmap.ProtocolUDP), "%+v", c.filter)
 	}
 }

@@ -115,16 +115,19 @@ type Process struct {
 	Command string
 }
 
-func compareSockets(a, b Socket) int {
+func compareSockets(a, b Socket) int { return a.Compare(&b) }
+
+// Compare orders by namespace, protocol, family, local address, peer, cookie and inode. It returns -1, 0 or 1.
+func (s *Socket) Compare(o *Socket) int {
 	return cmp.Or(
-		cmp.Compare(a.NetNS.Name, b.NetNS.Name),
-		cmp.Compare(a.NetNS.Inode, b.NetNS.Inode),
-		cmp.Compare(a.Protocol, b.Protocol),
-		cmp.Compare(a.Family, b.Family),
-		a.Local.Compare(b.Local),
-		a.Peer.Compare(b.Peer),
-		cmp.Compare(a.Cookie, b.Cookie),
-		cmp.Compare(a.Inode, b.Inode),
+		cmp.Compare(s.NetNS.Name, o.NetNS.Name),
+		cmp.Compare(s.NetNS.Inode, o.NetNS.Inode),
+		cmp.Compare(s.Protocol, o.Protocol),
+		cmp.Compare(s.Family, o.Family),
+		s.Local.Compare(o.Local),
+		s.Peer.Compare(o.Peer),
+		cmp.Compare(s.Cookie, o.Cookie),
+		cmp.Compare(s.Inode, o.Inode),
 	)
 }
 

@@ -59,8 +59,8 @@ type ServiceFilter struct {
 	Except []netip.AddrPort
 }
 
-// matches says whether a socket of this protocol that is connected to this service is meant.
-func (f *ServiceFilter) matches(service netip.AddrPort, protocol lbmap.Protocol) bool {
+// Matches says whether a socket of this protocol that is connected to this service is meant.
+func (f *ServiceFilter) Matches(service netip.AddrPort, protocol lbmap.Protocol) bool {
 	if !f.AddrPort.IsValid() {
 		return true
 	}
@@ -245,7 +245,7 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 
 func (t *termination) isMeant(s *Socket) bool {
 	connection := s.Connection()
-	return connection != nil && t.opts.Service.matches(connection.Service, s.Protocol) &&
+	return connection != nil && t.opts.Service.Matches(connection.Service, s.Protocol) &&
 		(t.backends[Backend{connection.Peer, s.Protocol}] || t.backends[Backend{connection.Peer, lbmap.ProtocolAny}])
 }
 

@@ -18,13 +18,14 @@ import (
 const (
 	outputTable = "table"
 	outputJSON  = "json"
+	outputLines = "jsonl" // of list only
 )
 
 // env is what a command gets from its surroundings, so that tests can run commands in this process.
 type env struct {
 	Stdout, Stderr io.Writer
 
-	output         string // outputTable or outputJSON
+	output         string // one of these
 	quiet, verbose bool
 
 	// Where things are; empty means the default.
@@ -86,7 +87,7 @@ func unlimitMemory() error {
 	return nil
 }
 
-func (e *env) json() bool { return e.output == outputJSON }
+func (e *env) json() bool { return e.output != outputTable }
 
 // printJSON writes a document, indented, to Stdout.
 func (e *env) printJSON(doc any) error {

@@ -3,46 +3,64 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
-	"strconv"
+	"iter"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/kclock"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
-	"github.com/revsk/revsk/revnat"
 )
 
 func newListCommand(env *env) *cobra.Command {
-	return &cobra.Command{
+	var only listFlags
+	var countBy string
+	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the sockets that talk to a service",
 		Long: `Lists every socket that holds a tuple, in all network namespaces: what it is
 connected to and, for datagram sockets, whom it has sent to. A socket has a line
 for each.
 
-  PEER      the backend, as the kernel sees it
+  PEER      the backend
   SERVICE   the address that the application used
-  HOW       connected; former (a datagram socket was connected before); or sent
+  HOW       connected: the kernel has the socket connected to PEER
+            disconnected: it was; now it is connected elsewhere or not at all
+            former: a datagram socket was connected to PEER before
+            sent: a datagram socket has sent to PEER
   AGE       since it connected, connected elsewhere, or last sent; - if unknown
   NETNS     name as of "ip netns", or inode number
   PROCESS   every process that has the socket open, as PID/COMMAND
 
+Flags that filter can be combined; a line is listed if all of them match.
+
+The table is sorted. With -o json and -o jsonl sockets are written while they are
+read, in no order: use these for many. jsonl has one document for each socket, on
+a line of its own; json has one document, with the sockets in an array.
+
 Programs go on meanwhile: sockets that come or go may be listed or not. What is
 kept in the legacy maps (modes dual and legacy) is not listed.`,
 		Example: `  revsk list
-  revsk list -o json | jq '.sockets[].connected.service'`,
+  revsk list --service 10.96.0.10:53/udp --state established
+  revsk list --gone --count-by process
+  revsk list -o json | jq '.sockets[].connected.service'
+  revsk list -o jsonl | grep 10.96.0.10:53`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), env) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runList(cmd.Context(), env, only, countBy) },
 	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	only.add(flags)
+	addChoice(cmd, flags, &countBy, countBys, "count-by", "", "count sockets instead of listing them")
+	addChoice(cmd, flags, &env.output, []string{outputTable, outputJSON, outputLines}, "output", "o", "output format")
+	return cmd
 }
 
-func runList(ctx context.Context, env *env) error {
+func runList(ctx context.Context, env *env, only listFlags, countBy string) error {
 	dp, _, err := env.open()
 	if err != nil {
 		return err
@@ -55,10 +73,16 @@ func runList(ctx context.Context, env *env) error {
 	if err != nil {
 		return err
 	}
-	sockets, err := inspect.Sockets(ctx, inspectMaps(dp), inspect.Options{})
+	maps := inspectMaps(dp)
+	filter, wanted, err := only.filters(ctx, env, maps)
 	if err != nil {
 		return err
 	}
+	reader, err := inspect.Open(maps, inspect.Options{SkipOwners: countBy != "" && countBy != byProcess && only.pid == 0})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
 	if mode == loader.ModeLegacy && !env.quiet {
 		fmt.Fprintln(env.Stderr, "mode is legacy: sockets that connect now are in the legacy maps, and not listed")
 	}
@@ -66,176 +90,51 @@ func runList(ctx context.Context, env *env) error {
 	if err != nil {
 		return err
 	}
+	sockets := ownedBy(reader.Sockets(ctx, filter), only)
+	out := bufio.NewWriterSize(env.Stdout, 64<<10)
+	switch {
+	case countBy != "":
+		return printCounts(env, sockets, countBy, wanted)
+	case env.output == outputLines:
+		err = writeLines(out, sockets, now, wanted)
+	case env.json():
+		err = writeSockets(out, sockets, now, wanted)
+	default:
+		err = printSockets(out, sockets, now, wanted)
+	}
+	if err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// ownedBy leaves out what the process of --pid has not open.
+func ownedBy(sockets iter.Seq2[inspect.Socket, error], only listFlags) iter.Seq2[inspect.Socket, error] {
+	return func(yield func(inspect.Socket, error) bool) {
+		for s, err := range sockets {
+			if (err != nil || only.owns(&s)) && !yield(s, err) {
+				return
+			}
+		}
+	}
+}
+
+func printCounts(env *env, sockets iter.Seq2[inspect.Socket, error], by string, wanted tupleFilter) error {
+	counts, err := countSockets(sockets, by, wanted)
+	if err != nil {
+		return err
+	}
 	if env.json() {
-		return env.printJSON(newSocketsDocument(sockets, now))
+		return env.printJSON(countsDocument{newHeader("revsk/socket-counts/v1"), by, counts})
 	}
-	return printSockets(env, sockets, now)
-}
-
-func inspectMaps(dp *loader.Datapath) inspect.Maps {
-	return inspect.MapsOf(dp.Map)
-}
-
-// age is the time since that of the tuple; false if it is unknown.
-func age(t revnat.Tuple, now time.Duration) (time.Duration, bool) {
-	return max(0, (now - t.Time).Truncate(time.Second)), t.Time != 0
-}
-
-func ageText(t revnat.Tuple, now time.Duration) string {
-	if age, known := age(t, now); known {
-		return age.String()
-	}
-	return "-"
-}
-
-func printSockets(env *env, sockets []inspect.Socket, now time.Duration) error {
 	var t table
-	t.row("PROTO", "STATE", "LOCAL", "PEER", "SERVICE", "REV-NAT", "HOW", "AGE", "NETNS", "COOKIE", "PROCESS")
-	for _, s := range sockets {
-		row := func(how string, tuple revnat.Tuple) {
-			t.row(s.Protocol, s.State, s.Local, tuple.Peer, tuple.Service, tuple.RevNATIndex, how,
-				ageText(tuple, now), netnsText(s.NetNS), cookieText(s.Cookie), ownersText(s.Owners))
-		}
-		if s.Conn != nil {
-			row("connected", *s.Conn)
-		}
-		if s.Former != nil {
-			row("former", *s.Former)
-		}
-		for _, p := range s.Peers {
-			row("sent", p)
-		}
+	t.row(strings.ToUpper(by), "SOCKETS", "CONNECTED")
+	for _, c := range counts {
+		t.row(c.Name, c.Sockets, c.Connected)
 	}
 	return t.print(env.Stdout)
 }
 
-func netnsText(ns inspect.NetNS) string {
-	if ns.Name != "" {
-		return ns.Name
-	}
-	return strconv.FormatUint(ns.Inode, 10)
-}
-
-func cookieText(cookie uint64) string {
-	if cookie == 0 {
-		return ""
-	}
-	return strconv.FormatUint(cookie, 10)
-}
-
-func ownersText(owners []inspect.Process) string {
-	var texts []string
-	for _, p := range owners {
-		texts = append(texts, fmt.Sprintf("%d/%s", p.ID, printable(p.Command)))
-	}
-	return strings.Join(texts, ",")
-}
-
-// printable is for text that a process chose for itself.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !strconv.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// socketsDocument is the JSON output of list.
-type socketsDocument struct {
-	Schema  string           `json:"schema"` // revsk/sockets/v1
-	Sockets []socketDocument `json:"sockets"`
-}
-
-// socketDocument is a socket in JSON output.
-type socketDocument struct {
-	Protocol lbmap.Protocol `json:"protocol"`
-	Family   string         `json:"family"` // ipv4 or ipv6
-	State    string         `json:"state"`
-	Local    string         `json:"local"` // ADDR:PORT
-	// Peer is what the kernel has the socket connected to; missing if it is not connected.
-	Peer      string            `json:"peer,omitempty"`
-	NetNS     netnsDocument     `json:"netns"`
-	Cookie    uint64            `json:"cookie,string"` // a number too large for many readers of JSON
-	Inode     uint64            `json:"inode"`
-	Connected *tupleDocument    `json:"connected"`
-	Former    *tupleDocument    `json:"former,omitempty"` // of a datagram socket that has connected elsewhere
-	Sent      []tupleDocument   `json:"sent"`
-	Processes []processDocument `json:"processes"`
-}
-
-type netnsDocument struct {
-	Inode  uint64 `json:"inode"`
-	Cookie uint64 `json:"cookie"`
-	Name   string `json:"name,omitempty"`
-}
-
-// tupleDocument says that what goes to Service goes to Peer.
-type tupleDocument struct {
-	Peer       string `json:"peer"`    // ADDR:PORT
-	Service    string `json:"service"` // ADDR:PORT
-	RevNat     uint16 `json:"rev_nat"`
-	BackendID  uint32 `json:"backend_id"`
-	AgeSeconds *int64 `json:"age_seconds"` // null: unknown
-	Migrated   bool   `json:"migrated"`
-}
-
-type processDocument struct {
-	PID     int    `json:"pid"`
-	Command string `json:"command"`
-}
-
-func newSocketsDocument(sockets []inspect.Socket, now time.Duration) socketsDocument {
-	doc := socketsDocument{Schema: "revsk/sockets/v1", Sockets: []socketDocument{}}
-	for _, s := range sockets {
-		doc.Sockets = append(doc.Sockets, newSocketDocument(s, now))
-	}
-	return doc
-}
-
-func newSocketDocument(s inspect.Socket, now time.Duration) socketDocument {
-	d := socketDocument{
-		Protocol:  s.Protocol,
-		Family:    s.Family.String(),
-		State:     s.State.String(),
-		Local:     s.Local.String(),
-		NetNS:     netnsDocument(s.NetNS),
-		Cookie:    s.Cookie,
-		Inode:     s.Inode,
-		Sent:      []tupleDocument{},
-		Processes: []processDocument{},
-	}
-	if s.Peer.IsValid() {
-		d.Peer = s.Peer.String()
-	}
-	if s.Conn != nil {
-		connected := newTupleDocument(*s.Conn, now)
-		d.Connected = &connected
-	}
-	if s.Former != nil {
-		former := newTupleDocument(*s.Former, now)
-		d.Former = &former
-	}
-	for _, p := range s.Peers {
-		d.Sent = append(d.Sent, newTupleDocument(p, now))
-	}
-	for _, p := range s.Owners {
-		d.Processes = append(d.Processes, processDocument{p.ID, p.Command})
-	}
-	return d
-}
-
-func newTupleDocument(t revnat.Tuple, now time.Duration) tupleDocument {
-	d := tupleDocument{
-		Peer:      t.Peer.String(),
-		Service:   t.Service.String(),
-		RevNat:    t.RevNATIndex,
-		BackendID: t.BackendID,
-		Migrated:  t.Migrated,
-	}
-	if age, known := age(t, now); known {
-		seconds := int64(age / time.Second)
-		d.AgeSeconds = &seconds
-	}
-	return d
+func inspectMaps(dp *loader.Datapath) inspect.Maps {
+	return inspect.MapsOf(dp.Map)
 }

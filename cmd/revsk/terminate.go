@@ -223,7 +223,7 @@ func printTerminated(env *env, dryRun bool, report inspect.Report) error {
 			if s.Err != nil {
 				outcome += ": " + oneLine(s.Err.Error())
 			}
-			t.row(s.Socket.Protocol, s.Socket.State, s.Socket.Local, s.Connection.Peer, s.Connection.Service,
+			t.row(s.Socket.Protocol, s.Socket.StateName(), s.Socket.Local, s.Connection.Peer, s.Connection.Service,
 				netnsText(s.Socket.NetNS), cookieText(s.Socket.Cookie), ownersText(s.Socket.Owners), outcome)
 		}
 		if err := t.print(env.Stdout); err != nil {
@@ -258,7 +258,6 @@ type terminateDocument struct {
 // terminatedDocument is what became of a socket.
 type terminatedDocument struct {
 	socketDocument
-	Connection tupleDocument `json:"connection"`
 	// Outcome is destroyed, left or failed, and found in a dry run.
 	Outcome inspect.Outcome `json:"outcome"`
 	Error   string          `json:"error,omitempty"`
@@ -284,8 +283,7 @@ func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Du
 	}
 	for _, s := range report.Sockets {
 		d := terminatedDocument{
-			socketDocument: newSocketDocument(s.Socket, now),
-			Connection:     newTupleDocument(s.Connection, now),
+			socketDocument: newSocketDocument(&s.Socket, now, everyTuple),
 			Outcome:        s.Outcome,
 		}
 		if s.Err != nil {

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/pflag"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
+)
+
+// listFlags say which tuples are listed.
+type listFlags struct {
+	service, backend, netns, protocol, state string
+	pid                                      int
+	gone                                     bool
+}
+
+func (l *listFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&l.service, "service", "", "only what goes to this `ADDR:PORT[/PROTO]`, as service list prints it")
+	flags.StringVar(&l.backend, "backend", "", "only what goes to this `ADDR:PORT[/PROTO]`")
+	flags.BoolVar(&l.gone, "gone", false, "only connections to backends that are not in the backend maps any more")
+	flags.StringVar(&l.netns, "netns", "", "only sockets of this network namespace: `name` or inode number, as NETNS shows it")
+	flags.IntVar(&l.pid, "pid", 0, "only sockets that the process with this `number` has open")
+	flags.StringVar(&l.protocol, "protocol", "", "only sockets of this protocol: `tcp or udp`")
+	flags.StringVar(&l.state, "state", "", "only sockets in this `state`, such as established, close-wait or unconnected")
+}
+
+// tupleFilter says whether a tuple of a socket is wanted.
+type tupleFilter func(*inspect.Socket, inspect.Role, *revnat.Tuple) bool
+
+func everyTuple(*inspect.Socket, inspect.Role, *revnat.Tuple) bool { return true }
+
+// filters are for the reader of sockets, and for the tuples of those that it returns.
+func (l *listFlags) filters(ctx context.Context, env *env, maps inspect.Maps) (f inspect.Filter, wanted tupleFilter, err error) {
+	if l.protocol != "" {
+		// An address goes with it, or it is no service.
+		p, err := lbmap.ParseFrontend("0.0.0.0:1/" + l.protocol)
+		if err != nil {
+			return f, nil, usageError(fmt.Errorf("protocol %q: use tcp or udp", l.protocol))
+		}
+		f.Protocol = p.Protocol
+	}
+	inode, notInode := strconv.ParseUint(l.netns, 10, 32)
+	if l.netns != "" && notInode == nil {
+		f.NetNS = inode
+	}
+	var service inspect.ServiceFilter
+	if l.service != "" {
+		frontend, err := parseService(l.service)
+		if err != nil {
+			return f, nil, err
+		}
+		services, err := servicesIfThere(ctx, env)
+		if err != nil {
+			return f, nil, err
+		}
+		service = serviceFilter(frontend, services)
+	}
+	var backends map[inspect.Backend]bool
+	if l.backend != "" {
+		b, err := parseService(l.backend)
+		if err != nil {
+			return f, nil, err
+		}
+		backends = map[inspect.Backend]bool{{AddrPort: b.AddrPort, Protocol: b.Protocol}: true}
+	}
+	if l.gone {
+		if l.backend != "" {
+			return f, nil, usageError(errors.New("--gone finds the backends: use it without --backend"))
+		}
+		gone, err := goneBackends(ctx, env, maps)
+		if err != nil {
+			return f, nil, err
+		}
+		backends = make(map[inspect.Backend]bool)
+		for _, b := range gone {
+			backends[b] = true
+		}
+	}
+	wanted = func(s *inspect.Socket, role inspect.Role, t *revnat.Tuple) bool {
+		return service.Matches(t.Service, s.Protocol) && (!l.gone || role == inspect.RoleConnected) &&
+			(backends == nil || backends[inspect.Backend{AddrPort: t.Peer, Protocol: s.Protocol}] ||
+				backends[inspect.Backend{AddrPort: t.Peer, Protocol: lbmap.ProtocolAny}])
+	}
+	f.Match = func(s *inspect.Socket) bool {
+		if l.state != "" && s.StateName() != l.state || l.netns != "" && notInode != nil && s.NetNS.Name != l.netns {
+			return false
+		}
+		for role, t := range s.Tuples() {
+			if wanted(s, role, t) {
+				return true
+			}
+		}
+		return false
+	}
+	return f, wanted, nil
+}
+
+// owns says whether the process of --pid has the socket open.
+func (l *listFlags) owns(s *inspect.Socket) bool {
+	return l.pid == 0 || slices.ContainsFunc(s.Owners, func(p inspect.Process) bool { return p.ID == l.pid })
+}
