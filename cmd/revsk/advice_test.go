@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/reference"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -100,7 +102,10 @@ func TestTheAdviceOfEachProblemMendsIt(t *testing.T) {
 // An audit of a node with another agent's programs names the command that is not refused there.
 func TestAuditOfAnAgentsNodeSaysToTakeOver(t *testing.T) {
 	p := newPlace(t)
-	otherAgent(t, p)
+	a, err := reference.Hash(p.maps())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, a.Close()) })
+	require.NoError(t, a.Link(sandbox.Cgroup(), filepath.Join(p.dir, "links")))
 	n := node{place: p}
 	p.run("service", "add", "192.0.2.1:53/udp", "--backend", "127.0.0.1:5353").ok()
 	n.putEntry(1<<60, "192.0.2.200:53", "192.0.2.1:53")
