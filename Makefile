@@ -34,7 +34,7 @@ demo: build ## Reproduce the leak with the hash, and its absence with storage (r
 
 .PHONY: test
 test: ## Run all tests on the running kernel (root)
-	$(GO) test -count=1 $$($(GO) list ./... | grep -v /tests/kernel$$)
+	$(GO) test -count=1 -timeout 30m $$($(GO) list ./... | grep -v /tests/kernel$$)
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
 
 .PHONY: test-reference
