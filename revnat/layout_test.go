@@ -88,6 +88,7 @@ func TestEveryTypeHasTheBytesOfItsMap(t *testing.T) {
 	t.Run("conn", func(t *testing.T) { sameBytes(t, ConnValue{Tuple: tuple4}, hex4+" 00000000 00000000") })
 	t.Run("conn with a former one", func(t *testing.T) {
 		sameBytes(t, ConnValue{HasFormer: true}, hexNone48+" 00000000 =00000001")
+		sameBytes(t, ConnValue{HasFormer: true, Ended: 5}, hexNone48+" 00000000 =0000000b")
 	})
 	t.Run("former", func(t *testing.T) { sameBytes(t, FormerValue{tuple4}, hex4+" 00000000 00000000") })
 	t.Run("peers", func(t *testing.T) { sameBytes(t, peers, hexPeers) })

@@ -21,10 +21,13 @@ const Slots = 3
 
 // ConnValue is a value of revsk_conn (struct revsk_conn_value): what a socket is connected to.
 type ConnValue struct {
-	// Tuple is the zero one if the socket has no connection but a former one.
+	// Tuple is the zero one if the socket has no connection.
 	Tuple Tuple
 	// HasFormer says that the socket has a value in revsk_former.
 	HasFormer bool
+	// Ended has a bit for each peer that the application has turned to itself in mode dual, by the peer's hash; below
+	// 2^31.
+	Ended uint32
 }
 
 // connHasFormer is REVSK_CONN_HAS_FORMER.
@@ -34,9 +37,14 @@ const connHasFormer = 1
 // [Tuple.MarshalBinary].
 func (v ConnValue) MarshalBinary() ([]byte, error) {
 	return encode("value of revsk_conn", ConnValueSize, func(b []byte) error {
-		if v.HasFormer {
-			binary.NativeEndian.PutUint32(b[52:56], connHasFormer)
+		if v.Ended >= 1<<31 {
+			return fmt.Errorf("bits %#x: %w", v.Ended, lbmap.ErrInvalid)
 		}
+		bits := v.Ended << 1
+		if v.HasFormer {
+			bits |= connHasFormer
+		}
+		binary.NativeEndian.PutUint32(b[52:56], bits)
 		return v.Tuple.put(b[:TupleSize])
 	})
 }
@@ -50,10 +58,8 @@ func (v *ConnValue) UnmarshalBinary(data []byte) error {
 			return fmt.Errorf("lock: %w", err)
 		}
 		bits := binary.NativeEndian.Uint32(b[52:56])
-		if unknown := bits &^ connHasFormer; unknown != 0 {
-			return fmt.Errorf("unknown bits %#x: %w", unknown, lbmap.ErrInvalid)
-		}
-		v.HasFormer = bits != 0
+		v.HasFormer = bits&connHasFormer != 0
+		v.Ended = bits >> 1
 		return v.Tuple.get(b[:TupleSize])
 	})
 }

@@ -59,11 +59,68 @@ static __always_inline struct revsk_tuple *connection_find(struct sock_ref *s,
 	return former_is(former, peer) ? &former->tuple : NULL;
 }
 
+/*
+ * The hash knows better than the socket which service @peer belongs to: programs that write the hash alone have run, up to the mark,
+ * and the entry says something else than each of the socket's tuples for that peer. (It has one entry for
+ * what may be several tuples.) For tuples up to the mark only: later ones are in the hash as they are here.
+ */
+static __noinline bool legacy_is_newer(struct sock_ref *s, struct revsk_peers_value *p,
+				       const struct endpoint *peer)
+{
+	struct revsk_conn_value *conn = conn_get(s);
+	struct revsk_former_value *former;
+	struct revsk_tuple entry = {}, *sent;
+
+	if (!peer || !current_mark() || !legacy_find(sock_cookie(s), peer, &entry))
+		return false;
+	if (conn_is(conn, peer) && tuple_same_frontend(&conn->tuple, &entry))
+		return false;
+	former = former_get(s, conn);
+	if (former_is(former, peer) && tuple_same_frontend(&former->tuple, &entry))
+		return false;
+	sent = p ? peers_find(s, p, peer) : NULL;
+	return !sent || !tuple_same_frontend(sent, &entry);
+}
+
 static __always_inline void conn_write(struct revsk_conn_value *conn, const struct revsk_tuple *t)
 {
 	bpf_spin_lock(&conn->lock);
 	conn->tuple = *t;
 	bpf_spin_unlock(&conn->lock);
+}
+
+static __always_inline __u32 ended_bit(const struct endpoint *peer)
+{
+	return REVSK_CONN_ENDED << peer_hash(peer) % REVSK_CONN_ENDED_BITS;
+}
+
+/*
+ * Mode dual: the application has turned to @peer itself, so that what the hash said of it was removed. A migrator that has
+ * read the entry before can tell it from one that the LRU has evicted, whose socket still needs it. Without memory
+ * for that it cannot; nothing else depends on it.
+ */
+static __noinline int conn_note_ended(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_conn_value *conn;
+	struct revsk_peers_value *p;
+
+	if (!peer)
+		return -EINVAL;
+	conn = bpf_sk_storage_get(&revsk_conn, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn)
+		return -ENOMEM;
+	conn->bits |= ended_bit(peer);
+	p = peers_get(s);
+	if (p)
+		p->has_conn = true;
+	return 0;
+}
+
+/* Of 31 peers that the socket has never turned to itself, one may look as if. */
+static __always_inline bool conn_has_ended(const struct revsk_conn_value *conn,
+					   const struct endpoint *peer)
+{
+	return conn && conn->bits & ended_bit(peer);
 }
 
 /* The socket's peers, created empty if it has none; NULL if there is no memory for it. */
@@ -99,7 +156,7 @@ static __always_inline bool conn_drop(struct sock_ref *s, const struct endpoint 
 
 	if (!conn_is(conn, peer))
 		return false;
-	if (conn->bits & REVSK_CONN_HAS_FORMER)
+	if (conn->bits)
 		conn_write(conn, &none);
 	else if (bpf_sk_storage_delete(&revsk_conn, s->sk))
 		return false;
@@ -116,7 +173,7 @@ static __always_inline bool former_drop(struct sock_ref *s, const struct endpoin
 	if (!former_is(former, peer) || bpf_sk_storage_delete(&revsk_former, s->sk))
 		return false;
 	conn->bits &= ~REVSK_CONN_HAS_FORMER;
-	if (!conn->tuple.peer_port)
+	if (!conn->tuple.peer_port && !conn->bits)
 		bpf_sk_storage_delete(&revsk_conn, s->sk);
 	count(why);
 	return true;

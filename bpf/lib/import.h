@@ -37,49 +37,63 @@ _Static_assert(sizeof(struct revsk_import_entry) == 40, "revsk_import_entry is 4
 /* Only say what would be done. */
 volatile const bool cfg_dry_run = false;
 
-/* A hook has ended this entry since it was read. That it is gone says nothing: see legacy_has_ended. */
-static __always_inline bool import_has_ended(struct sock_ref *s, const struct endpoint *peer)
+/*
+ * Makes @e what the hash says of the peer now: programs may have written it since it was read. If it says nothing, the
+ * LRU has evicted the entry, and @e counts as it is; or a hook of ours has removed it: then false.
+ */
+static __noinline bool import_refresh(struct sock_ref *s, struct revsk_import_entry *e,
+				      const struct endpoint *peer)
 {
 	struct revsk_tuple now = {};
 
-	return !legacy_find(sock_cookie(s), peer, &now) && now.peer_port;
+	if (!e || !peer)
+		return false;
+	if (!legacy_find(sock_cookie(s), peer, &now))
+		return !conn_has_ended(conn_get(s), peer);
+	e->service = now.service;
+	e->service_port = now.service_port;
+	e->rev_nat_index = now.rev_nat_index;
+	return true;
+}
+
+/* The socket has a tuple for @peer that the entry of the hash does not outdate. */
+static __noinline bool import_is_present(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	if (!peer || legacy_is_newer(s, p, peer))
+		return false;
+	return connection_find(s, peer) || (p && peers_find(s, p, peer));
 }
 
 /* @actual is the socket's peer as the kernel has it; port 0: none. */
 static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
-						    const struct revsk_import_entry *e,
+						    struct revsk_import_entry *e,
 						    const struct endpoint *actual, __u8 protocol)
 {
 	const struct endpoint peer = { .addr = e->peer, .port = e->peer_port };
-	const struct endpoint none = {};
 	bool connected = endpoint_equal(&peer, actual);
 	struct revsk_conn_value *conn = conn_get(s);
 	struct revsk_peers_value *p = peers_get(s);
-	struct revsk_conn_value new = {
-		.tuple = {
-			.peer = e->peer,
-			.service = e->service,
-			.peer_port = e->peer_port,
-			.service_port = e->service_port,
-			.rev_nat_index = e->rev_nat_index,
-			.flags = REVSK_TUPLE_MIGRATED,
-		},
-	};
+	struct revsk_conn_value new = { .tuple.flags = REVSK_TUPLE_MIGRATED };
 
-	if (connection_find(s, &peer))
-		return REVSK_FATE_PRESENT;
-	if (peers_has(s, p, &peer))
+	if (import_is_present(s, &peer))
 		return REVSK_FATE_PRESENT;
 	/* What the socket is connected to stays true of it, whatever has become of the service. */
 	if (e->stale && !connected)
 		return REVSK_FATE_STALE;
-	if (import_has_ended(s, &peer))
+	if (!import_refresh(s, e, &peer))
 		return REVSK_FATE_ENDED;
 	if (!connected && protocol == IPPROTO_TCP)
 		return REVSK_FATE_DISCONNECTED;
 	if (cfg_dry_run)
 		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
+	new.tuple.peer = e->peer;
+	new.tuple.service = e->service;
+	new.tuple.peer_port = e->peer_port;
+	new.tuple.service_port = e->service_port;
+	new.tuple.rev_nat_index = e->rev_nat_index;
 	/*
 	 * The time is 0, unknown: the entry may be a leftover. Until the application has confirmed it, it is
 	 * judged at every read, as in the hash.
@@ -89,22 +103,28 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 			return REVSK_FATE_NO_MEMORY;
 		return REVSK_FATE_CONN;
 	}
-	if (connected && !conn->tuple.peer_port) {
+	/* Up to the mark others may have replaced the connection; of a datagram socket see below. */
+	if (connected && (conn_is(conn, &peer) || !conn->tuple.peer_port ||
+			  (protocol == IPPROTO_TCP && conn->tuple.time <= current_mark()))) {
+		count(conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
 		conn_write(conn, &new.tuple);
-		count(REVSK_STORED);
 		return REVSK_FATE_CONN;
 	}
 	if (connected) {
-		/* A hook has replaced the connection, but the kernel has rejected the new one. */
+		/* A hook has replaced the connection, but the kernel has rejected the new one; or as above. */
 		if (protocol == IPPROTO_TCP)
 			return REVSK_FATE_CONFLICT;
-		if (former_store(s, conn, p, &new.tuple, new.tuple.time, &none))
+		if (former_store(s, conn, p, &new.tuple, new.tuple.time, &peer))
 			return REVSK_FATE_NO_MEMORY;
 		count(REVSK_STORED);
 		return REVSK_FATE_CONN;
 	}
 	p = peers_get_or_create(s, p);
-	if (!p || peers_add(s, p, &new.tuple))
+	if (!p)
+		return REVSK_FATE_NO_MEMORY;
+	if (peers_remove(s, p, &peer))
+		count(REVSK_DROPPED_REPLACED);
+	if (peers_add(s, p, &new.tuple))
 		return REVSK_FATE_NO_MEMORY;
 	count(REVSK_STORED);
 	return REVSK_FATE_PEERS;

@@ -68,17 +68,6 @@ static __always_inline struct reverse6_key reverse6_key(__u64 cookie, const stru
 	return key;
 }
 
-/*
- * An entry that has ended: the application has turned to the peer itself. It names the peer as its own
- * service. Such an entry is kept until the socket's release, so that a migrator which has read the
- * former one can tell it from one that the LRU has evicted, whose socket still needs it.
- */
-static __always_inline bool legacy_has_ended(const struct revsk_tuple *t)
-{
-	return !t->rev_nat_index && t->service_port == t->peer_port &&
-	       ip_equal(&t->service, &t->peer);
-}
-
 /* Returns 0 or -ENOMEM. An entry that says the same already is not written again. */
 static __always_inline int legacy_store(__u64 cookie, const struct revsk_tuple *t)
 {
@@ -149,31 +138,19 @@ static __always_inline bool legacy_find(__u64 cookie, const struct endpoint *pee
 	}
 	t->peer = peer->addr;
 	t->peer_port = peer->port;
-	return !legacy_has_ended(t);
+	return true;
 }
 
-static __always_inline void legacy_delete(__u64 cookie, const struct endpoint *peer)
+/* Returns whether there was an entry. */
+static __always_inline bool legacy_delete(__u64 cookie, const struct endpoint *peer)
 {
 	if (ip_is_v4(&peer->addr)) {
 		struct reverse4_key key = reverse4_key(cookie, peer);
 
-		bpf_map_delete_elem(&cilium_lb4_reverse_sk, &key);
+		return !bpf_map_delete_elem(&cilium_lb4_reverse_sk, &key);
 	} else {
 		struct reverse6_key key = reverse6_key(cookie, peer);
 
-		bpf_map_delete_elem(&cilium_lb6_reverse_sk, &key);
+		return !bpf_map_delete_elem(&cilium_lb6_reverse_sk, &key);
 	}
-}
-
-/* The application has turned to @peer itself: if there is an entry, it ends. */
-static __always_inline void legacy_end(__u64 cookie, const struct endpoint *peer)
-{
-	struct revsk_tuple t = {};
-
-	if (!legacy_find(cookie, peer, &t))
-		return;
-	t.service = peer->addr;
-	t.service_port = peer->port;
-	t.rev_nat_index = 0;
-	legacy_store(cookie, &t);
 }

@@ -55,6 +55,7 @@ static __always_inline void revnat_release(struct sock_ref *s, const struct endp
 	struct revsk_conn_value *conn = conn_get(s);
 	struct revsk_former_value *former = former_get(s, conn);
 	struct revsk_peers_value *p = peers_get(s);
+	bool connected = conn && conn->tuple.peer_port;
 	struct endpoint peer;
 	__u64 tuples = 0;
 
@@ -66,7 +67,7 @@ static __always_inline void revnat_release(struct sock_ref *s, const struct endp
 			legacy_delete(sock_cookie(s), &peer);
 		}
 	}
-	if (conn && conn->tuple.peer_port) {
+	if (connected) {
 		tuples++;
 		if (!dst->port)
 			count(REVSK_RELEASE_ZEROED);
@@ -91,7 +92,8 @@ static __always_inline void revnat_release(struct sock_ref *s, const struct endp
 	if (tuples)
 		count_n(REVSK_RELEASED, tuples);
 	/* In mode mirror a socket without storage has nothing in the hash. */
-	if (mode == REVSK_MODE_LEGACY || (with_hash && !conn && (p || mode == REVSK_MODE_DUAL)))
+	if (mode == REVSK_MODE_LEGACY ||
+	    (with_hash && !connected && (conn || p || mode == REVSK_MODE_DUAL)))
 		legacy_delete(sock_cookie(s), dst);
 	if (with_hash && p && p->table_class)
 		release_tables(s, p);

@@ -51,18 +51,19 @@ static __always_inline bool datagram_drop(struct sock_ref *s, const struct endpo
 }
 
 /*
- * What storage has dropped leaves the hash. What only the hash knew is ended there in mode dual; in mode mirror there
- * is no such thing, and the hash is not asked.
+ * What storage has dropped leaves the hash; in mode dual also what only the hash knew. In mode mirror there is no such
+ * thing, and the hash is not asked.
  */
 static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct endpoint *dst,
 					       bool was_in_storage, enum revsk_mode mode)
 {
-	if (!mode_has_both(mode))
+	bool was_in_hash;
+
+	if (mode != REVSK_MODE_DUAL && !(mode == REVSK_MODE_MIRROR && was_in_storage))
 		return;
-	if (was_in_storage)
-		legacy_delete(sock_cookie(s), dst);
-	else if (mode == REVSK_MODE_DUAL)
-		legacy_end(sock_cookie(s), dst);
+	was_in_hash = legacy_delete(sock_cookie(s), dst);
+	if (mode == REVSK_MODE_DUAL && (was_in_hash || was_in_storage))
+		conn_note_ended(s, dst);
 }
 
 /*
@@ -375,7 +376,7 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
  * answer hides none that does, and stays: its service may come back.
  */
 static __always_inline bool source_find(struct sock_ref *s, const struct endpoint *src,
-					__u8 protocol, struct endpoint *service)
+					__u8 protocol, struct endpoint *service, __u32 *time)
 {
 	struct revsk_peers_value *p = peers_get(s);
 	struct revsk_tuple *t = p ? peers_find(s, p, src) : NULL;
@@ -388,12 +389,14 @@ static __always_inline bool source_find(struct sock_ref *s, const struct endpoin
 		/* A copy: the verifier would walk what follows once for each place that @t may be in. */
 		sent = *t;
 		*service = tuple_service(&sent);
+		*time = sent.time;
 		if (sent_answers(s, &sent, protocol))
 			return true;
 	}
 	conn = !p || p->has_conn ? conn_get(s) : NULL;
 	if (conn_is(conn, src)) {
 		*service = tuple_service(&conn->tuple);
+		*time = conn->tuple.time;
 		if (connection_answers(s, &conn->tuple, protocol))
 			return true;
 	}
@@ -401,6 +404,7 @@ static __always_inline bool source_find(struct sock_ref *s, const struct endpoin
 	if (!former_is(former, src))
 		return false;
 	*service = tuple_service(&former->tuple);
+	*time = former->tuple.time;
 	return sent_answers(s, &former->tuple, protocol);
 }
 
@@ -409,10 +413,13 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 					  __u8 protocol, struct endpoint *service)
 {
 	enum revsk_mode mode = current_mode();
+	__u32 time;
 
 	if (!src->port)
 		return false;
-	if (mode_has_storage(mode) && source_find(s, src, protocol, service))
+	if (mode_has_storage(mode) && source_find(s, src, protocol, service, &time) &&
+	    !(mode_has_hash(mode) && time <= current_mark() &&
+	      legacy_is_newer(s, peers_get(s), src)))
 		return true;
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
@@ -427,21 +434,24 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 	enum revsk_mode mode = current_mode();
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
+	bool answers;
 
 	if (!peer->port)
 		return false;
 	if (mode_has_storage(mode)) {
 		t = connection_find(s, peer);
-		if (t && connection_answers(s, t, protocol)) {
+		answers = t && connection_answers(s, t, protocol);
+		if (answers) {
 			*service = tuple_service(t);
-			return true;
+			if (!mode_has_hash(mode) || t->time > current_mark())
+				return true;
 		}
 		if (!mode_has_hash(mode))
 			return false;
 		/* The hash does not tell what was only sent from a connection. */
-		p = t ? NULL : peers_get(s);
-		if (peers_has(s, p, peer))
-			return false;
+		p = peers_get(s);
+		if ((answers || (!t && peers_has(s, p, peer))) && !legacy_is_newer(s, p, peer))
+			return answers;
 	}
 	return mode_has_hash(mode) && legacy_service(s, peer, protocol, mode, service);
 }

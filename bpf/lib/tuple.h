@@ -46,9 +46,16 @@ _Static_assert(sizeof(struct revsk_tuple) == 48, "revsk_tuple is 48 bytes");
 enum {
 	/* The socket has a revsk_former. */
 	REVSK_CONN_HAS_FORMER = 1 << 0,
+	/*
+	 * From this bit on, for peers by their hash: in mode dual the application has turned to the peer itself, and
+	 * its entry was removed from the hash.
+	 */
+	REVSK_CONN_ENDED = 1 << 1,
 };
 
-/* Value of revsk_conn: what the socket is connected to. Has no tuple if only revsk_former has one. */
+#define REVSK_CONN_ENDED_BITS 31
+
+/* Value of revsk_conn: what the socket is connected to. May have no tuple, and only bits. */
 struct revsk_conn_value {
 	struct revsk_tuple tuple;
 	struct bpf_spin_lock lock; /* see revnat.h */
@@ -145,10 +152,17 @@ static __always_inline void tuple_used(struct revsk_tuple *t)
 		t->age = 0;
 }
 
+/* Both name the same service, as far as the hash knows it. */
+static __always_inline bool tuple_same_frontend(const struct revsk_tuple *a,
+						const struct revsk_tuple *b)
+{
+	return a->service_port == b->service_port && a->rev_nat_index == b->rev_nat_index &&
+	       ip_equal(&a->service, &b->service);
+}
+
 /* Both say the same of the same peer; their times may differ. */
 static __always_inline bool tuple_same_service(const struct revsk_tuple *a,
 					       const struct revsk_tuple *b)
 {
-	return a->service_port == b->service_port && a->rev_nat_index == b->rev_nat_index &&
-	       a->backend_id == b->backend_id && ip_equal(&a->service, &b->service);
+	return a->backend_id == b->backend_id && tuple_same_frontend(a, b);
 }

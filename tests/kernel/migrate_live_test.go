@@ -152,6 +152,41 @@ func TestMigrateLeavesNoGap(t *testing.T) {
 }
 
 // Sockets that turn elsewhere while they are visited end with what the hooks have written last.
+// Between reading the hash and visiting the sockets the applications go on. What they turn away from meanwhile is in neither
+// state any more, and stays so.
+func TestMigrateRevivesNothing(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
+			a, b := s.service(), s.service()
+			x, y, z := s.socket(), s.socket(), s.socket()
+			x.connect(a.front)
+			y.connect(a.front)
+			s.asksService(z, b)
+			opts := migrateOptions(engine)
+			played := false
+			opts.Progress = func(p migrate.Progress) {
+				if p.Step != "visit sockets" || played {
+					return
+				}
+				played = true
+				// In both states, and in the hash alone.
+				x.connect(a.front)
+				x.connect(a.backend)
+				y.connect(a.backend)
+				s.asksService(z, b)
+				s.asks(z, b.backend, b.backend, b.backend)
+			}
+			r, err := migrate.Run(s.Context(), opts)
+			require.NoError(s, err, "%+v", r)
+			require.True(s, played)
+			assert.Equal(s, 3, r.Ended, "%+v", r)
+			same(s, a.backend, x.peername(), "getpeername")
+			same(s, a.backend, y.peername(), "getpeername")
+			s.asks(z, b.backend, b.backend, b.backend)
+		})
+	})
+}
+
 func TestMigrateLosesAgainstLiveHooks(t *testing.T) {
 	withEngines(t, func(t *testing.T, engine migrate.Engine) {
 		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {

@@ -241,12 +241,6 @@ type tuple struct {
 	backendID, time uint32
 }
 
-// ended is t as the hash has it once the application has turned to the peer itself.
-func (t tuple) ended() tuple {
-	t.service, t.revNat = t.peer, 0
-	return t
-}
-
 // at is t as another call makes it, at another time.
 func (t tuple) at(time uint32) tuple {
 	t.time = time

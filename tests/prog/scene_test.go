@@ -396,8 +396,8 @@ func (h *harness) read(sock *socket) (state, error) {
 		st.conn = &t
 	}
 	hasFormer := conn.Bits&harnessConnHasFormer != 0
-	if found && st.conn == nil && (!hasFormer || conn.Tuple != (harnessRevskTuple{})) {
-		return st, fmt.Errorf("conn has neither a tuple nor a former one: %+v", conn)
+	if found && st.conn == nil && (conn.Bits == 0 || conn.Tuple != (harnessRevskTuple{})) {
+		return st, fmt.Errorf("conn has neither a tuple nor bits: %+v", conn)
 	}
 	var former harnessRevskFormerValue
 	if found, err = h.stored(harnessMapRevskFormer, sock.fd, &former); err != nil {
