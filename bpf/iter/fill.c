@@ -18,6 +18,9 @@
  * find_files says which sockets are in a file table, and where: those in no protocol table
  * (disconnected datagram sockets, UDP-Lite) are left to fill_descriptor.
  */
+/* All tuples of a map: each part would be walked by the verifier for each pair of maps. */
+#define TABLE_PART 128
+
 #include "kernel_iter.h"
 #include "import.h"
 
