@@ -34,7 +34,7 @@ var errNotReached = errors.New("socket could not be reached")
 type descriptors struct {
 	programs *programs
 	cgroup   string
-	hook     link.Link
+	hooks    []link.Link // in the order in which they run
 	refused  error // wraps errHookRefused
 	pidfds   map[int]int
 }
@@ -49,16 +49,21 @@ func (d *descriptors) close() {
 	for _, fd := range d.pidfds {
 		unix.Close(fd)
 	}
-	if d.hook != nil {
-		d.hook.Close()
-	}
+	d.detach()
 	runtime.UnlockOSThread()
+}
+
+func (d *descriptors) detach() {
+	for _, hook := range d.hooks {
+		hook.Close()
+	}
+	d.hooks = nil
 }
 
 // attach makes setsockopt calls of this thread reach the program. Returns an error wrapping errNotReached if
 // the programs of others do not allow it.
 func (d *descriptors) attach() error {
-	if d.hook != nil {
+	if len(d.hooks) > 0 {
 		return nil
 	}
 	if d.refused == nil {
@@ -67,7 +72,14 @@ func (d *descriptors) attach() error {
 		if err != nil {
 			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
 		}
-		d.hook, err = attachSockoptHook(d.cgroup, d.programs.Programs[iter.FillProgFillDescriptor])
+		for _, name := range []string{iter.FillProgGrowDescriptor, iter.FillProgFillDescriptor} {
+			var hook link.Link
+			if hook, err = attachSockoptHook(d.cgroup, d.programs.Programs[name]); err != nil {
+				d.detach()
+				break
+			}
+			d.hooks = append(d.hooks, hook)
+		}
 		if !errors.Is(err, errHookRefused) {
 			return err
 		}

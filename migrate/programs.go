@@ -60,6 +60,7 @@ func loadPrograms(opts programOptions, entries []*entry) (*programs, error) {
 	}
 	if opts.dryRun {
 		delete(spec.Programs, iter.FillProgFillDescriptor)
+		delete(spec.Programs, iter.FillProgGrowDescriptor)
 		delete(spec.Programs, iter.FillProgNoteCaller)
 	}
 	if err := spec.Variables[iter.FillVarCfgDryRun].Set(opts.dryRun); err != nil {

@@ -185,7 +185,8 @@ func passFiles(ctx context.Context, p *programs) error {
 	return err
 }
 
-// visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table.
+// visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table, and those
+// whose table has to grow.
 func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 	var met uint64
 	if err := p.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
@@ -200,7 +201,7 @@ func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 	var d *descriptors
 	for _, cookie := range p.cookies {
 		socket := p.sockets[cookie]
-		if socket.Seen != uint8(iter.FillRevskSeenREVSK_SEEN_FILE) {
+		if !isLeftToDescriptors(socket) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -221,4 +222,10 @@ func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 		}
 	}
 	return nil
+}
+
+func isLeftToDescriptors(s *iter.FillRevskImportSocket) bool {
+	const file = iter.FillRevskSeenREVSK_SEEN_FILE
+	seen := iter.FillRevskSeen(s.Seen)
+	return seen == file || seen&file != 0 && seen&iter.FillRevskSeenREVSK_SEEN_WITHOUT_ROOM != 0
 }

@@ -15,12 +15,12 @@
  *   counts only if it is by the thread that note_caller has noted and has the secret of the
  *   request, and it can only be about an entry of the very socket that the request is for.
  *
+ *   Before it grow_descriptor, on the same hook, makes room in the table of the socket. That is a program of
+ *   its own, because the verifier would walk it in each of the others.
+ *
  * find_files says which sockets are in a file table, and where: those in no protocol table
- * (disconnected datagram sockets, UDP-Lite) are left to fill_descriptor.
+ * (disconnected datagram sockets, UDP-Lite), and those whose table has to grow, are left to fill_descriptor.
  */
-/* All tuples of a map: each part would be walked by the verifier for each pair of maps. */
-#define TABLE_PART 128
-
 #include "kernel_iter.h"
 #include "import.h"
 
@@ -33,6 +33,8 @@ const struct revsk_call *unused_call __attribute__((unused));
 enum revsk_seen {
 	REVSK_SEEN_TABLE = 1 << 0, /* in the table of its protocol */
 	REVSK_SEEN_FILE = 1 << 1, /* in the file table of a process */
+	REVSK_SEEN_WITHOUT_ROOM =
+		1 << 2, /* in a table, where there was no room for one of its entries */
 };
 
 /* A socket that has entries. */
@@ -114,7 +116,7 @@ __u64 revsk_caller = 0;
 /* Entries that have been judged, for who wants to watch. */
 __u64 revsk_judged = 0;
 
-/* How often find_files has met a socket that no table has: 0, and there is none for fill_descriptor. */
+/* How often find_files has met a socket that is left to fill_descriptor. */
 __u64 revsk_files_only = 0;
 
 /* Count the sockets that are connected to a backend and have no entry. */
@@ -137,9 +139,10 @@ static __always_inline bool ctx_may_evict(void)
 	return false;
 }
 
+/* Making room is grow_descriptor's. */
 static __always_inline int ctx_table_attempts(void)
 {
-	return 1;
+	return 0;
 }
 
 static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
@@ -159,27 +162,28 @@ static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash)
 
 static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash)
 {
-	struct revsk_peers_value *p = peers_get(s);
-
-	return p ? table_relocate(p, table_get(s->sk, p, hash), hash) : -ENOENT;
-}
-
-static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
-						__u32 first)
-{
-	return table_split_part(sk, number, depth, first);
+	return -ENOENT;
 }
 
 static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash)
 {
-	struct revsk_peers_value *p = peers_get(s);
-
-	return p ? table_grow(s->ctx, s->sk, p, hash) : -ENOENT;
+	return -ENOENT;
 }
 
 static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)
 {
 	return -ENOENT;
+}
+
+__noinline int grow_split_part(struct bpf_sockopt *ctx, __u32 number, __u32 depth, __u32 first)
+{
+	return ctx->sk ? table_split_part(ctx->sk, number, depth, first) : -ENOENT;
+}
+
+static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+						__u32 first)
+{
+	return grow_split_part(ctx, number, depth, first);
 }
 
 static __always_inline __u64 ctx_netns_cookie(void *ctx)
@@ -217,19 +221,23 @@ struct fill_loop {
 	struct endpoint actual;
 	__u32 first;
 	__u8 protocol;
+	bool without_room; /* set by fill_step */
 };
 
-static __always_inline void fill_one(void *ctx, void *sk, __u64 cookie,
-				     const struct endpoint *actual, __u8 protocol, __u32 index)
+static __always_inline enum revsk_fate fill_one(void *ctx, void *sk, __u64 cookie,
+						const struct endpoint *actual, __u8 protocol,
+						__u32 index)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = sk, .cookie = cookie };
 	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
 
 	/* Once: another visit would find what this one has stored. */
-	if (!e || e->fate != REVSK_FATE_NOT_MET)
-		return;
+	if (!e || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
+		return REVSK_FATE_NOT_MET;
+	if (e->fate == REVSK_FATE_NOT_MET)
+		__sync_fetch_and_add(&revsk_judged, 1);
 	e->fate = import_entry(&s, e, actual, protocol);
-	__sync_fetch_and_add(&revsk_judged, 1);
+	return e->fate;
 }
 
 static long fill_step(__u32 i, struct fill_loop *loop)
@@ -237,13 +245,15 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 	/* What is added now the release hook may not find, nor remove. */
 	if (is_closed(loop->sk))
 		return 1;
-	fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol, loop->first + i);
+	if (fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol,
+		     loop->first + i) == REVSK_FATE_NO_MEMORY)
+		loop->without_room = true;
 	return 0;
 }
 
 /* @c and @sk are the same socket; the programs come by it as pointers of different types. */
 static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_common *c,
-					 __u8 protocol, const struct revsk_import_socket *found)
+					 __u8 protocol, struct revsk_import_socket *found)
 {
 	struct fill_loop loop = {
 		.ctx = ctx,
@@ -255,6 +265,8 @@ static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_
 	};
 
 	bpf_loop(found->count, fill_step, &loop, 0);
+	if (loop.without_room)
+		found->seen |= REVSK_SEEN_WITHOUT_ROOM;
 }
 
 static __always_inline int fill_from_table(void *ctx, void *sk, const struct sock_common *c,
@@ -331,7 +343,7 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	found->pid = task->tgid;
 	found->fd = ctx->fd;
 	found->seen |= REVSK_SEEN_FILE;
-	if (!(found->seen & REVSK_SEEN_TABLE))
+	if (!(found->seen & REVSK_SEEN_TABLE) || (found->seen & REVSK_SEEN_WITHOUT_ROOM))
 		__sync_fetch_and_add(&revsk_files_only, 1);
 	/* What only reads can do without the lock. */
 	if (cfg_dry_run)
@@ -349,13 +361,17 @@ SEC("raw_tp") int note_caller(void *ctx)
 /* A level that no protocol has: "revs". */
 #define REQUEST_LEVEL 0x72657673
 
-SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
+/* What a call that counts is about. */
+struct call {
+	struct revsk_import_socket *socket;
+	struct revsk_request *request;
+	__u32 entry;
+};
+
+/* Whether the call is one of those that fill_descriptor is for. */
+static __always_inline bool call_counts(struct bpf_sockopt *ctx, struct call *c)
 {
 	struct revsk_call *call = ctx->optval;
-	struct revsk_import_socket *found;
-	struct revsk_request *request;
-	struct bpf_sock *sk = ctx->sk;
-	struct endpoint actual;
 
 	/*
 	 * Of a longer value programs have the first page only, and the kernel refuses the call unless
@@ -363,24 +379,62 @@ SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
 	 */
 	if (ctx->optlen > ctx->optval_end - ctx->optval)
 		ctx->optlen = 0;
-	if (ctx->level != REQUEST_LEVEL || !sk || bpf_get_current_task() != revsk_caller)
-		return 1;
+	if (ctx->level != REQUEST_LEVEL || !ctx->sk || bpf_get_current_task() != revsk_caller)
+		return false;
 	if ((void *)(call + 1) > ctx->optval_end)
-		return 1;
-	request = bpf_sk_storage_get(&revsk_requests, sk, NULL, 0);
-	if (!request || request->nonce != call->nonce)
-		return 1;
+		return false;
+	c->request = bpf_sk_storage_get(&revsk_requests, ctx->sk, NULL, 0);
+	if (!c->request || c->request->nonce != call->nonce)
+		return false;
 	/* The kernel's own code has nothing to do. */
 	ctx->optlen = -1;
-	found = bpf_map_lookup_elem(&revsk_import_sockets, &request->cookie);
-	if (!found || call->index >= found->count)
+	c->socket = bpf_map_lookup_elem(&revsk_import_sockets, &c->request->cookie);
+	if (!c->socket || call->index >= c->socket->count)
+		return false;
+	c->entry = c->socket->first + call->index;
+	return true;
+}
+
+/* Before fill_descriptor, about the same entry: makes room for it if the socket is out of slots. */
+SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
+{
+	const struct endpoint none = {};
+	struct revsk_import_entry *e;
+	struct revsk_peers_value *p;
+	struct call c;
+	__u32 hash;
+
+	if (!call_counts(ctx, &c))
 		return 1;
-	actual = sock_peer(sk);
-	found->family = sk->family;
-	found->protocol = sk->protocol;
-	found->seen |= REVSK_SEEN_FILE;
-	fill_one(ctx, sk, request->cookie, &actual, sk->protocol, found->first + call->index);
-	request->served++;
+	e = bpf_map_lookup_elem(&revsk_import, &c.entry);
+	p = bpf_sk_storage_get(&revsk_peers, ctx->sk, NULL, 0);
+	if (!e || !p || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
+		return 1;
+#pragma unroll
+	for (int i = 0; i < REVSK_SLOTS; i++)
+		if (!p->slots[i].peer_port)
+			return 1;
+	hash = hash_words(e->peer.halves[0], e->peer.halves[1], e->peer_port);
+	if (table_choose(table_get(ctx->sk, p, hash), hash, &none) < TABLE_TAKEN)
+		return 1;
+	if (table_relocate(p, table_get(ctx->sk, p, hash), hash))
+		table_grow(ctx, ctx->sk, p, hash);
+	return 1;
+}
+
+SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
+{
+	struct endpoint actual;
+	struct call c;
+
+	if (!call_counts(ctx, &c))
+		return 1;
+	actual = sock_peer(ctx->sk);
+	c.socket->family = ctx->sk->family;
+	c.socket->protocol = ctx->sk->protocol;
+	c.socket->seen |= REVSK_SEEN_FILE;
+	fill_one(ctx, ctx->sk, c.request->cookie, &actual, ctx->sk->protocol, c.entry);
+	c.request->served++;
 	return 1;
 }
 

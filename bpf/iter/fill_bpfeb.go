@@ -85,8 +85,9 @@ type FillRevskRequest struct {
 type FillRevskSeen uint32
 
 const (
-	FillRevskSeenREVSK_SEEN_TABLE FillRevskSeen = 1
-	FillRevskSeenREVSK_SEEN_FILE  FillRevskSeen = 2
+	FillRevskSeenREVSK_SEEN_TABLE        FillRevskSeen = 1
+	FillRevskSeenREVSK_SEEN_FILE         FillRevskSeen = 2
+	FillRevskSeenREVSK_SEEN_WITHOUT_ROOM FillRevskSeen = 4
 )
 
 // Names of all BPF objects in the ELF.
@@ -138,6 +139,7 @@ const (
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
+	FillProgGrowDescriptor            = "grow_descriptor"
 	FillProgNoteCaller                = "note_caller"
 	FillVarCfgAffinityHz              = "cfg_affinity_hz"
 	FillVarCfgAnyProtocol             = "cfg_any_protocol"
@@ -215,6 +217,7 @@ type FillProgramSpecs struct {
 	FillTcp        *ebpf.ProgramSpec `ebpf:"fill_tcp"`
 	FillUdp        *ebpf.ProgramSpec `ebpf:"fill_udp"`
 	FindFiles      *ebpf.ProgramSpec `ebpf:"find_files"`
+	GrowDescriptor *ebpf.ProgramSpec `ebpf:"grow_descriptor"`
 	NoteCaller     *ebpf.ProgramSpec `ebpf:"note_caller"`
 }
 
@@ -450,6 +453,7 @@ type FillPrograms struct {
 	FillTcp        *ebpf.Program `ebpf:"fill_tcp"`
 	FillUdp        *ebpf.Program `ebpf:"fill_udp"`
 	FindFiles      *ebpf.Program `ebpf:"find_files"`
+	GrowDescriptor *ebpf.Program `ebpf:"grow_descriptor"`
 	NoteCaller     *ebpf.Program `ebpf:"note_caller"`
 }
 
@@ -459,6 +463,7 @@ func (p *FillPrograms) Close() error {
 		p.FillTcp,
 		p.FillUdp,
 		p.FindFiles,
+		p.GrowDescriptor,
 		p.NoteCaller,
 	)
 }

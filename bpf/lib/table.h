@@ -448,9 +448,7 @@ static __always_inline void table_double(struct revsk_table_512_value *to,
 }
 
 /* A split moves so many tuples at a time; a program without global functions may want all at once. */
-#ifndef TABLE_PART
 #define TABLE_PART 8
-#endif
 
 /*
  * Moves those of some tuples of which this bit of hash_map_bits is set to the same places of an empty table.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command progsize prints the size of each cgroup program: instructions as compiled and, when run as
+// Command progsize prints the size of each program of the datapath and of the migration: instructions as compiled and, when run as
 // root, as translated by the kernel, in bytes of machine code, and as walked by the verifier, whose
 // limit is 1,000,000.
 package main
 
 import (
 	"fmt"
+	"io"
 	"log"
 	"maps"
 	"os"
@@ -16,15 +17,26 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/bpf/sock"
 )
 
 func main() {
 	log.SetFlags(0)
-	spec, err := sock.LoadSock()
-	if err != nil {
-		log.Fatal(err)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "program\tcompiled\ttranslated\tmachine code\tverified\t")
+	for _, load := range []func() (*ebpf.CollectionSpec, error){sock.LoadSock, iter.LoadFill} {
+		spec, err := load()
+		if err != nil {
+			log.Fatal(err)
+		}
+		printSizes(w, spec)
 	}
+	w.Flush()
+}
+
+func printSizes(w io.Writer, spec *ebpf.CollectionSpec) {
+	var err error
 	var loaded *ebpf.Collection
 	if os.Geteuid() == 0 {
 		for _, m := range spec.Maps {
@@ -37,8 +49,6 @@ func main() {
 		}
 		defer loaded.Close()
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "program\tcompiled\ttranslated\tmachine code\tverified\t")
 	for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
 		fmt.Fprintf(w, "%s\t%d\t", name, spec.Programs[name].Instructions.Size()/asm.InstructionSize)
 		if loaded != nil {
@@ -56,5 +66,4 @@ func main() {
 		}
 		fmt.Fprintln(w)
 	}
-	w.Flush()
 }
