@@ -35,7 +35,7 @@ type descriptors struct {
 	programs *programs
 	cgroup   string
 	hooks    []link.Link // in the order in which they run
-	refused  error // wraps errHookRefused
+	refused  error       // wraps errHookRefused
 	pidfds   map[int]int
 }
 

@@ -25,7 +25,7 @@ func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], n
 		return err
 	}
 	// Without the brace at the end.
-	if _, err := out.WriteString(string(head[:len(head)-2])+",\n  \"sockets\": ["); err != nil {
+	if _, err := out.WriteString(string(head[:len(head)-2]) + ",\n  \"sockets\": ["); err != nil {
 		return err
 	}
 	if err := writeDocuments(out, sockets, now, wanted, "\n    ", ","); err != nil {
