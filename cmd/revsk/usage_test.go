@@ -25,7 +25,7 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 		"service ad":                          `unknown command "ad", did you mean add?: see revsk service --help`,
 		"service":                             `service needs a command: add, delete or list: see revsk service --help`,
 		"load now":                            `unknown command "now" for "revsk load": see revsk load --help`,
-		"load --mode both":                    `invalid argument "both" for "--mode" flag: use one of storage, dual, legacy: see revsk load --help`,
+		"load --mode both":                    `invalid argument "both" for "--mode" flag: use one of storage, mirror, dual, legacy: see revsk load --help`,
 		"load --nodeport-range 2-1":           `invalid argument "2-1" for "--nodeport-range" flag: expected FIRST-LAST, such as 30000-32767: see revsk load --help`,
 		"load --legacy-entries -1":            `invalid argument "-1" for "--legacy-entries" flag: strconv.ParseUint: parsing "-1": invalid syntax: see revsk load --help`,
 		"load --nonsense":                     `unknown flag: --nonsense: see revsk load --help`,
