@@ -36,7 +36,8 @@ func TestModeThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	p.load().ok()
 	connectUDP(t, p)
 	message := "revsk: mode would forget live sockets: 1 tuples are on sockets only: " +
-		"stay in mode dual until those sockets are closed, or use --force and let them forget it"
+		"run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; " +
+		"or use --force and let them forget it"
 	require.Equal(t, message, p.run("mode", "legacy").fails(exitFailed))
 	require.Equal(t, message, p.run("mode", "legacy", "--dry-run").fails(exitFailed))
 	require.Equal(t, message, p.load("--mode", "legacy").fails(exitFailed))
