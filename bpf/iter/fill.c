@@ -139,6 +139,15 @@ static __always_inline bool ctx_may_evict(void)
 	return false;
 }
 
+/*
+ * The iterators that write do not, or the verifier would walk each use of a table for each of its maps: they
+ * have no context in their sock_ref. What that is about is left to fill_descriptor.
+ */
+static __always_inline bool ctx_has_tables(struct sock_ref *s)
+{
+	return s->ctx;
+}
+
 /* Making room is grow_descriptor's. */
 static __always_inline int ctx_table_attempts(void)
 {
@@ -230,12 +239,18 @@ static __always_inline enum revsk_fate fill_one(void *ctx, void *sk, __u64 cooki
 {
 	struct sock_ref s = { .ctx = ctx, .sk = sk, .cookie = cookie };
 	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
+	struct revsk_peers_value *p;
 
 	/* Once: another visit would find what this one has stored. */
 	if (!e || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
 		return REVSK_FATE_NOT_MET;
 	if (e->fate == REVSK_FATE_NOT_MET)
 		__sync_fetch_and_add(&revsk_judged, 1);
+	p = peers_get(&s);
+	if (p && p->table_class && !ctx_has_tables(&s)) {
+		e->fate = REVSK_FATE_NO_MEMORY;
+		return e->fate;
+	}
 	e->fate = import_entry(&s, e, actual, protocol);
 	return e->fate;
 }
@@ -256,7 +271,7 @@ static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_
 					 __u8 protocol, struct revsk_import_socket *found)
 {
 	struct fill_loop loop = {
-		.ctx = ctx,
+		.ctx = cfg_dry_run ? ctx : NULL,
 		.sk = sk,
 		.cookie = c->skc_cookie.counter,
 		.actual = actual_peer(c),

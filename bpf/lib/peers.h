@@ -26,6 +26,8 @@ static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash);
 static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
 						__u32 first);
 static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position);
+/* Whether this program looks into tables. */
+static __always_inline bool ctx_has_tables(struct sock_ref *s);
 /* How often the table may grow for one tuple; more than once is rare. */
 static __always_inline int ctx_table_attempts(void);
 /* Whether a tuple may make room for another. */
@@ -148,7 +150,7 @@ peers_find(struct sock_ref *s, struct revsk_peers_value *p, const struct endpoin
 {
 	struct revsk_tuple *t = slot_find(p, peer);
 
-	if (t || !p->table_class)
+	if (t || !p->table_class || !ctx_has_tables(s))
 		return t;
 	return table_find(s, p, peer);
 }
@@ -159,7 +161,8 @@ static __always_inline bool peers_has(struct sock_ref *s, struct revsk_peers_val
 {
 	if (!p)
 		return false;
-	return slot_find(p, peer) || (p->table_class && ctx_table_position(s, peer) >= 0);
+	return slot_find(p, peer) ||
+	       (p->table_class && ctx_has_tables(s) && ctx_table_position(s, peer) >= 0);
 }
 
 static __always_inline void slot_write(struct revsk_peers_value *p, struct revsk_tuple *slot,
@@ -179,7 +182,7 @@ static __always_inline void peers_replace(struct sock_ref *s, struct revsk_peers
 
 	if (slot)
 		slot_write(p, slot, t);
-	else
+	else if (ctx_has_tables(s))
 		table_write(s, p, tuple_hash(t), ctx_table_position(s, &peer), t);
 }
 
@@ -262,6 +265,8 @@ static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 			return 0;
 		}
 	}
+	if (!ctx_has_tables(s))
+		return -ENOMEM;
 	hash = tuple_hash(t);
 	key = table_place(s, hash);
 	if (key >= TABLE_TAKEN) {
@@ -290,7 +295,7 @@ static __always_inline bool peers_remove(struct sock_ref *s, struct revsk_peers_
 		slot_write(p, slot, &none);
 		return true;
 	}
-	if (!p->table_class)
+	if (!p->table_class || !ctx_has_tables(s))
 		return false;
 	position = ctx_table_position(s, peer);
 	if (position < 0 || table_write(s, p, peer_hash(peer), position, &none))

@@ -189,6 +189,11 @@ static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32
 	return harness_table_evict(s->ctx, hash, position);
 }
 
+static __always_inline bool ctx_has_tables(struct sock_ref *s)
+{
+	return true;
+}
+
 static __always_inline int ctx_table_attempts(void)
 {
 	return 8;
