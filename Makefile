@@ -35,7 +35,7 @@ demo: build ## Reproduce the leak with the hash, and its absence with storage (r
 .PHONY: test
 test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 -timeout 30m $$($(GO) list ./... | grep -v /tests/kernel$$)
-	$(GO) test -count=1 -timeout 30m ./tests/kernel -stress.duration=$(STRESS)
+	$(GO) test -count=1 -timeout 45m ./tests/kernel -stress.duration=$(STRESS)
 
 .PHONY: test-reference
 test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)
@@ -44,7 +44,7 @@ test-reference: ## Test another agent's programs in what revsk has in common wit
 
 .PHONY: test-agent
 test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two releases (root)
-	cd tests/agent && $(GO) test -count=1 . -v && $(GO) test -count=1 -modfile=cilium-1.19.mod -tags cilium119 . -v
+	cd tests/agent && $(GO) test -count=1 -timeout 20m . -v && $(GO) test -count=1 -timeout 20m -modfile=cilium-1.19.mod -tags cilium119 . -v
 
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]

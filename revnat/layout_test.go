@@ -133,6 +133,7 @@ func TestEveryFieldIsWhereCHasIt(t *testing.T) {
 		{"rev_nat_index", unsafe.Offsetof(c.RevNatIndex), 2, Tuple{RevNATIndex: 0x1234}},
 		{"flags, migrated", unsafe.Offsetof(c.Flags), 1, Tuple{Migrated: true}},
 		{"flags, ended", unsafe.Offsetof(c.Flags), 1, Tuple{Ended: true}},
+		{"flags, overtaken", unsafe.Offsetof(c.Flags), 1, Tuple{Overtaken: true}},
 		{"age", unsafe.Offsetof(c.Age), 1, Tuple{Age: 1}},
 		{"backend_id", unsafe.Offsetof(c.BackendId), 4, Tuple{BackendID: 0x12345678}},
 		{"time", unsafe.Offsetof(c.Time), 4, Tuple{Time: 0x12345678 * TimeUnit}},

@@ -204,6 +204,7 @@ static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_va
 			count(REVSK_DROPPED_REPLACED);
 		} else {
 			p = peers_get_or_create(s, p);
+			former->tuple.flags |= REVSK_TUPLE_OVERTAKEN;
 			if (!p || peers_add(s, p, &former->tuple))
 				return -ENOMEM;
 		}

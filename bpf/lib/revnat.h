@@ -125,10 +125,24 @@ static __noinline bool former_is_actual(struct sock_ref *s, const struct revsk_f
 	return former_is(former, &actual);
 }
 
+/* What the socket has sent to @peer is from now on what it may be connected by, too; false if it has not. */
+static __noinline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
+				       const struct endpoint *peer)
+{
+	struct revsk_tuple *t;
+
+	if (!p || !peer)
+		return false;
+	t = peers_find(s, p, peer);
+	if (t)
+		t->flags |= REVSK_TUPLE_OVERTAKEN;
+	return t;
+}
+
 /*
  * A datagram socket that is connected to @conn connects elsewhere, to @next: the connection becomes the
- * former one. But if the kernel has rejected it, and the former one is the socket's still, then there was
- * none, and the former one stays.
+ * former one. But if the former one is the socket's still, it stays: then the kernel has rejected the connection,
+ * or has not come to it yet, another thread being faster. It is kept among the peers.
  */
 static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *conn,
 				  struct revsk_peers_value *p, const struct endpoint *next,
@@ -142,10 +156,15 @@ static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *c
 	former = former_get(s, conn);
 	if (former && former_is_actual(s, former)) {
 		peer = tuple_peer(&conn->tuple);
-		if (mode_has_hash(mode))
-			legacy_restore_sent(s, p, &peer);
-		count(REVSK_DROPPED_REPLACED);
-		return 0;
+		if (peers_overtaken(s, p, &peer)) {
+			if (mode_has_hash(mode))
+				legacy_restore_sent(s, p, &peer);
+			count(REVSK_DROPPED_REPLACED);
+			return 0;
+		}
+		p = peers_get_or_create(s, p);
+		conn->tuple.flags |= REVSK_TUPLE_OVERTAKEN;
+		return p ? peers_add(s, p, &conn->tuple) : -ENOMEM;
 	}
 	return former_store(s, conn, p, &conn->tuple, time_of_former(&conn->tuple), next);
 }
@@ -257,6 +276,7 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 		return 0;
 	}
 	if (old) {
+		t->flags |= old->flags & REVSK_TUPLE_OVERTAKEN;
 		peers_replace(s, p, t);
 		count(REVSK_UPDATED);
 		return 0;
@@ -424,6 +444,23 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
 
+/* The service of a connect that was overtaken, but is the one by which the socket is connected. */
+static __noinline bool overtaken_service(struct sock_ref *s, const struct endpoint *peer,
+					 struct endpoint *service)
+{
+	struct revsk_peers_value *p = peers_get(s);
+	struct revsk_tuple *t, copy;
+
+	if (!p || !peer || !service)
+		return false;
+	t = peers_find(s, p, peer);
+	if (!t)
+		return false;
+	copy = *t; /* as in source_find */
+	*service = tuple_service(&copy);
+	return copy.flags & REVSK_TUPLE_OVERTAKEN;
+}
+
 /*
  * getpeername: the service that the socket is connected to by way of its actual peer, @peer; false
  * if it is connected to none. A tuple that only a send has left says nothing about that.
@@ -446,6 +483,8 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 			if (!mode_has_hash(mode) || t->time > current_mark())
 				return true;
 		}
+		if (!t && overtaken_service(s, peer, service))
+			return true;
 		if (!mode_has_hash(mode))
 			return false;
 		/* The hash does not tell what was only sent from a connection. */

@@ -153,7 +153,7 @@ func TestReconnect(t *testing.T) {
 				s.connected(x, a)
 			}
 			if s.mode != legacy {
-				assert.Equal(s, 2, x.tuples(), "what the kernel has rejected is kept once at most")
+				assert.Equal(s, 3, x.tuples(), "what the kernel has rejected is kept once for each backend")
 			}
 			s.mayLeak = s.mode == legacy
 		}},

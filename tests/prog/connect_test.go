@@ -56,6 +56,9 @@ func TestConnectToService(t *testing.T) {
 			}
 			s.wantConn(former[n-1])
 			s.wantFormer(former[n-2])
+			for i := range former[:n-2] {
+				former[i] = former[i].overtaken()
+			}
 			s.wantPeers(former[:n-2]...)
 			s.counted(counts{stored: n})
 		}},

@@ -115,22 +115,22 @@ func TestSendToActualPeer(t *testing.T) {
 			s.connect(s.tuple(3, 3).at(2000))
 			s.wantConn(s.tuple(3, 3).at(2000))
 			s.wantFormer(s.tupleOn(1, port))
-			s.wantPeers()
-			s.counted(counts{stored: 3, droppedReplaced: 1})
+			s.wantPeers(s.tuple(2, 2).overtaken())
+			s.counted(counts{stored: 3})
 		}},
-		rule{"a connect after one that the kernel has rejected drops that from the hash, in mode dual", func(s *scene) {
+		rule{"a connect after one that the kernel has rejected keeps that in the hash, in mode dual", func(s *scene) {
 			s.setMode(dual)
 			s.connect(s.tupleOn(1, port))
 			s.associate(s.on(port))
 			s.send(s.tuple(4, 2))
 			s.connect(s.tuple(2, 2))
 			s.connect(s.tuple(5, 5))
-			s.wantHash(s.tupleOn(1, port), s.tuple(5, 5))
+			s.wantHash(s.tupleOn(1, port), s.tuple(2, 2), s.tuple(5, 5))
 			s.connect(s.tuple(3, 3))
-			s.wantHash(s.tupleOn(1, port), s.tuple(3, 3))
+			s.wantHash(s.tupleOn(1, port), s.tuple(2, 2), s.tuple(5, 5), s.tuple(3, 3))
 			s.send(s.tuple(6, 3))
 			s.connect(s.tuple(7, 7))
-			s.wantHash(s.tupleOn(1, port), s.tuple(6, 3), s.tuple(7, 7))
+			s.wantHash(s.tupleOn(1, port), s.tuple(2, 2), s.tuple(5, 5), s.tuple(6, 3), s.tuple(7, 7))
 		}},
 		rule{"a connect back to the former connection's service after one that the kernel has rejected", func(s *scene) {
 			s.connect(s.tupleOn(1, port))
@@ -139,8 +139,8 @@ func TestSendToActualPeer(t *testing.T) {
 			s.connect(s.tupleOn(3, port))
 			s.wantConn(s.tupleOn(3, port))
 			s.wantFormer()
-			s.wantPeers()
-			s.counted(counts{stored: 3, droppedReplaced: 2})
+			s.wantPeers(s.tuple(2, 2).overtaken())
+			s.counted(counts{stored: 3, droppedReplaced: 1})
 		}},
 		rule{"does not end the former connection if the kernel has rejected the new one", func(s *scene) {
 			s.serve(1, 2)

@@ -247,6 +247,12 @@ func (t tuple) at(time uint32) tuple {
 	return t
 }
 
+// overtaken is the tuple of a connect that another has overtaken (REVSK_TUPLE_OVERTAKEN).
+func (t tuple) overtaken() tuple {
+	t.flags |= 1 << 2
+	return t
+}
+
 func (t tuple) String() string {
 	s := fmt.Sprintf("%v for %v (index %d, backend %d, time %d)",
 		t.peer, t.service, t.revNat, t.backendID, t.time)

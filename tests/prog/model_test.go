@@ -123,7 +123,7 @@ func (m *model) connect(t tuple) unix.Errno {
 			if old.peer == t.peer || m.find(old.peer) != nil {
 				c[droppedReplaced]++
 			} else {
-				m.add(*old)
+				m.add(old.overtaken())
 			}
 		}
 		former := m.conn.at(t.time)
@@ -151,7 +151,9 @@ func (m *model) send(t tuple) unix.Errno {
 		m.add(t)
 		m.w.counts[stored]++
 	case !sameService(*old, t):
+		flags := old.flags
 		*old = t
+		old.flags |= flags
 		m.w.counts[updated]++
 	default:
 		old.time = t.time
@@ -187,7 +189,10 @@ func (m *model) peername(a netip.AddrPort) netip.AddrPort {
 			return t.service
 		}
 	}
-	if m.find(a) != nil {
+	if t := m.find(a); t != nil {
+		if *t == t.overtaken() {
+			return t.service
+		}
 		return a
 	}
 	return m.fromHash(a)
