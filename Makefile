@@ -40,7 +40,7 @@ test: ## Run all tests on the running kernel (root)
 .PHONY: test-reference
 test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)
 	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
-	$(GO) test -count=1 ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
+	$(GO) test -count=1 -timeout 30m ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
 
 .PHONY: test-agent
 test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two releases (root)
