@@ -110,7 +110,8 @@ func TestUpgradeAndBack(t *testing.T) {
 	require.NoError(t, agent.Link(sandbox.Cgroup(), agentLinks))
 	c := newCrowd(t)
 	c.mayLeak = true // the other agent leaves entries behind
-	opts := migrate.Options{Loader: takeoverOptions()}
+	storage := loader.ModeStorage
+	opts := migrate.Options{Loader: takeoverOptions(), To: &storage}
 	want := int64(scaled(200_000))
 	cycles := 0
 	answers := c.poll(func(answers *atomic.Int64) {
@@ -143,16 +144,16 @@ func TestMirrorBesideTheOwnerOfTheHooks(t *testing.T) {
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	names := slices.Sorted(maps.Keys(agent.Programs))
 	opts := takeoverOptions()
-	mirror := loader.ModeMirror
-	opts.Mode = &mirror
+	mirror, dual := loader.ModeMirror, loader.ModeDual
+	opts.Mode = &dual
 	gapless(t, func() {
 		for range 2 {
 			dp, err := loader.Load(context.Background(), opts)
 			require.NoError(t, err)
-			mode, err := dp.Mode()
-			require.NoError(t, err)
-			require.Equal(t, mirror, mode)
 			require.NoError(t, dp.Close())
+			r, err := migrate.Run(context.Background(), migrate.Options{Loader: takeoverOptions(), To: &mirror})
+			require.NoError(t, err, "%+v", r)
+			require.Equal(t, mirror, r.Mode)
 			random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 			for _, name := range names[:1+random.IntN(len(names))] {
 				require.NoError(t, agent.UpdateSome(agentLinks, name))
