@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/attached"
 )
 
 // checkNotExclusive finds out whether a link could be attached to the cgroup, by the rules of the
@@ -21,19 +23,19 @@ func checkNotExclusive(cgroup string, h hook) error {
 		return err
 	}
 	for own := true; ; own = false {
-		found, err := queryHook(dir, h)
-		flags, count := found.flags, len(found.programs)
+		found, err := attached.To(dir, h.attach)
+		flags, count := found.Flags, len(found.IDs)
 		switch {
 		case !own && (errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL)):
 			return nil // above the mount point
 		case err != nil:
-			return describe(fmt.Errorf("asking what is attached to %s: %w", dir, err))
+			return describe(err)
 		case count > 0 && flags&unix.BPF_F_ALLOW_MULTI != 0:
 			return nil
 		case count > 0 && (own || flags&unix.BPF_F_ALLOW_OVERRIDE == 0):
 			return fmt.Errorf("%s of %s: %w", h.program, dir, ErrExclusive)
 		case count > 0:
-			o, err := describeProgram(found.programs[0])
+			o, err := describeProgram(found.IDs[0])
 			if err != nil {
 				return err
 			}

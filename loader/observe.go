@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/attached"
 )
 
 // observation is what there is of a datapath, and around it. Making one changes nothing.
@@ -165,7 +166,7 @@ func (o *observation) observeHook(h hook) (hookObservation, error) {
 	if err != nil {
 		return ho, err
 	}
-	for _, id := range found.programs {
+	for _, id := range found.IDs {
 		if id == s.now.id {
 			continue
 		}
@@ -243,14 +244,14 @@ func (o *observation) observeAround() error {
 	for _, dir := range cgroups {
 		for i := range o.hooks {
 			ho := &o.hooks[i]
-			found, err := queryHook(dir, ho.hook)
+			found, err := attached.To(dir, ho.hook.attach)
 			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
 				break // removed meanwhile, or no cgroup
 			}
 			if err != nil {
-				return describe(fmt.Errorf("asking what is attached to %s: %w", dir, err))
+				return describe(err)
 			}
-			for _, id := range found.programs {
+			for _, id := range found.IDs {
 				a, err := describeAttachment(id, dir)
 				if err != nil {
 					return err

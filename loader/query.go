@@ -6,69 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/attached"
 )
 
-// queryAttr is the part of union bpf_attr that BPF_PROG_QUERY uses.
-type queryAttr struct {
-	targetFD    uint32
-	attachType  uint32
-	queryFlags  uint32
-	attachFlags uint32 // out
-	progIDs     uint64
-	progCount   uint32 // in: room at progIDs; out
-	_           uint32
-	progFlags   uint64
-	linkIDs     uint64
-	linkFlags   uint64
-	revision    uint64 // out
-}
-
-// mostPrograms is the kernel's limit of programs on one hook of a cgroup (BPF_CGROUP_MAX_PROGS).
-const mostPrograms = 64
-
-// attachments are the programs on a hook of one cgroup, be they attached by a link or without one.
-type attachments struct {
-	flags    uint32 // BPF_F_ALLOW_MULTI or BPF_F_ALLOW_OVERRIDE, for all of them
-	programs []ebpf.ProgramID
-	// revision changes with every change on the hook; 0 where the kernel does not count them.
-	revision uint64
-}
-
-func queryHook(dir string, h hook) (attachments, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return attachments{}, err
-	}
-	defer f.Close()
-	var ids [mostPrograms]ebpf.ProgramID
-	attr := queryAttr{
-		targetFD:   uint32(f.Fd()),
-		attachType: uint32(h.attach),
-		progIDs:    uint64(uintptr(unsafe.Pointer(&ids))),
-		progCount:  mostPrograms,
-	}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(f)
-	runtime.KeepAlive(&ids)
-	if errno != 0 {
-		return attachments{}, errno
-	}
-	return attachments{attr.attachFlags, ids[:attr.progCount], attr.revision}, nil
-}
-
-// queryOwn is queryHook of the datapath's cgroup.
-func queryOwn(opts Options, h hook) (attachments, error) {
-	found, err := queryHook(opts.Cgroup, h)
-	if err != nil {
-		return found, describe(fmt.Errorf("asking what is attached to %s: %w", opts.Cgroup, err))
-	}
-	return found, nil
+// queryOwn returns the programs on a hook of the datapath's cgroup.
+func queryOwn(opts Options, h hook) (attached.Programs, error) {
+	found, err := attached.To(opts.Cgroup, h.attach)
+	return found, describe(err)
 }
 
 // heldByLinks returns the programs on a hook of the cgroup that are attached by a link.

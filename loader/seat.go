@@ -75,18 +75,18 @@ func (s *seat) readLink() error {
 // condition, else the second, and so on.
 func (s *seat) findAttachment(opts Options, conditions ...func(occupant) bool) error {
 	found, err := queryOwn(opts, s.hook)
-	if err != nil || len(found.programs) == 0 {
+	if err != nil || len(found.IDs) == 0 {
 		return err
 	}
 	var linked map[ebpf.ProgramID]bool
 	// Beside programs without this flag there are no links.
-	if found.flags&unix.BPF_F_ALLOW_MULTI != 0 {
+	if found.Flags&unix.BPF_F_ALLOW_MULTI != 0 {
 		if linked, err = heldByLinks(opts, s.hook); err != nil {
 			return err
 		}
 	}
 	var candidates []occupant
-	for _, id := range found.programs {
+	for _, id := range found.IDs {
 		o, err := describeProgram(id)
 		if err != nil {
 			return err
@@ -181,7 +181,7 @@ func (s *seat) swap(opts Options, old, next *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(found.programs, oldInfo.id) {
+	if !slices.Contains(found.IDs, oldInfo.id) {
 		return fmt.Errorf("%w: %v is not attached any more", ErrTakenBack, oldInfo)
 	}
 	cgroup, err := os.Open(opts.Cgroup)
@@ -194,14 +194,14 @@ func (s *seat) swap(opts Options, old, next *ebpf.Program) error {
 		Program: next,
 		Attach:  s.attach,
 		// The kernel insists on the flags of what is there.
-		Flags: found.flags,
+		Flags: found.Flags,
 	}
-	if found.flags&unix.BPF_F_ALLOW_MULTI != 0 {
+	if found.Flags&unix.BPF_F_ALLOW_MULTI != 0 {
 		args.Anchor = link.ReplaceProgram(old)
 	} else {
 		// Here the kernel replaces whatever is there, and only its newer versions know what
 		// revision that was (0: any).
-		args.ExpectedRevision = found.revision
+		args.ExpectedRevision = found.Revision
 	}
 	err = link.RawAttachProgram(args)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {

@@ -141,7 +141,7 @@ func referenceBeside(opts Options, s *seat) (occupant, error) {
 	if err != nil {
 		return occupant{}, err
 	}
-	for _, id := range found.programs {
+	for _, id := range found.IDs {
 		if id == s.now.id {
 			continue
 		}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queryAttr is the part of union bpf_attr that BPF_PROG_QUERY of a cgroup uses.
+// queryAttr is the part of union bpf_attr that BPF_PROG_QUERY uses.
 type queryAttr struct {
 	targetFD    uint32
 	attachType  uint32
@@ -22,6 +22,10 @@ type queryAttr struct {
 	progIDs     uint64
 	progCount   uint32 // in: room at progIDs; out
 	_           uint32
+	progFlags   uint64
+	linkIDs     uint64
+	linkFlags   uint64
+	revision    uint64 // out
 }
 
 // most is the kernel's limit of programs on one hook of a cgroup (BPF_CGROUP_MAX_PROGS).
@@ -32,6 +36,8 @@ type Programs struct {
 	// Flags are BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE or 0, for all of them.
 	Flags uint32
 	IDs   []ebpf.ProgramID
+	// Revision changes with every change on the hook; 0 where the kernel does not count them.
+	Revision uint64
 }
 
 // To returns the programs on a hook of the cgroup at dir itself, not of those above it.
@@ -54,7 +60,7 @@ func To(dir string, hook ebpf.AttachType) (Programs, error) {
 	if errno != 0 {
 		return Programs{}, fmt.Errorf("asking what is attached to %s: %w", dir, errno)
 	}
-	return Programs{attr.attachFlags, ids[:attr.progCount]}, nil
+	return Programs{attr.attachFlags, ids[:attr.progCount], attr.revision}, nil
 }
 
 // Describe returns words for a program, with its name if that can be found out.
