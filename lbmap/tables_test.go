@@ -754,7 +754,7 @@ func bpffs(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("bpf", dir, "bpf", 0, ""), "these tests need CAP_SYS_ADMIN")
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir
 }
 
