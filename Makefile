@@ -46,6 +46,12 @@ test-reference: ## Test another agent's programs in what revsk has in common wit
 test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two releases (root)
 	cd tests/agent && $(GO) test -count=1 -timeout 20m . -v && $(GO) test -count=1 -timeout 20m -modfile=cilium-1.19.mod -tags cilium119 . -v
 
+.PHONY: test-clients
+test-clients: build ## Test what node, Java, Python, haproxy, nginx, redis and wireguard do when their backend goes (root)
+	@command -v node javac python3 haproxy nginx redis-server ip >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
+		nodejs default-jdk-headless python3 haproxy nginx-light redis-server iproute2; }
+	cd tests/clients && $(GO) test -count=1 -timeout 3m -v .
+
 .PHONY: test-vm
 test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
 	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(VARIANTS),-variants "$(VARIANTS)") $(if $(RUN),-run "$(RUN)") \

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package clients
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// silence is how long nobody tells the programs that their backend is gone.
+const silence = 2 * time.Second
+
+// A service has no backend for a moment, and later its backend is gone for good. Programs without a timeout wait for it
+// until `revsk terminate` ends their connections; then they find the new backend. Other connections go on.
+func TestBackendGone(t *testing.T) {
+	for _, mode := range []string{"storage", "mirror", "legacy"} {
+		t.Run(mode, func(t *testing.T) {
+			setMode(t, mode)
+			appear(t, backendA)
+			appear(t, backendB)
+			serve(t, backendA, "A")
+			serve(t, backendB, "B")
+			for backend, name := range map[string]string{backendA: "A", backendB: "B"} {
+				require.NoError(t, waitFor(5*time.Second, func() bool {
+					redis(backend+":6379", "SET name "+name)
+					return redis(backend+":6379", "GET name") == name
+				}))
+			}
+			replaced, bystanders := services(replacedAddr), services(bystanderAddr)
+			setServices(t, replaced, backendA)
+			setServices(t, bystanders, backendB)
+			pairs := startPrograms(t)
+			begin := time.Now()
+			for _, p := range pairs {
+				for s, backend := range map[*socket]string{p.replaced: "A", p.bystander: "B"} {
+					require.NoError(t, waitFor(20*time.Second, func() bool {
+						_, ok := s.answer(begin, backend)
+						return ok
+					}), "%s asks %s", s.program, backend)
+				}
+			}
+			ports := make(map[*socket]string)
+			for _, p := range pairs {
+				e, _ := p.bystander.answer(begin, "B")
+				ports[p.bystander] = e.local
+			}
+
+			flapped := time.Now()
+			setServices(t, replaced, "")
+			time.Sleep(flap)
+			setServices(t, replaced, backendA)
+			time.Sleep(flap)
+
+			disappear(t, backendA)
+			setServices(t, replaced, backendB)
+			gone := time.Now()
+			time.Sleep(silence)
+
+			terminated := time.Now()
+			var backends []string
+			for _, port := range servicePorts {
+				backends = append(backends, backendA+":"+port)
+			}
+			err := output(revsk(append([]string{"terminate"}, backends...)...))
+			if mode == "legacy" {
+				require.ErrorContains(t, err, "legacy")
+				time.Sleep(silence)
+			} else {
+				require.NoError(t, err)
+			}
+			results := newTable(fmt.Sprintf("mode %s: the backend of a service is gone; revsk terminate %v later:", mode, silence),
+				"PROGRAM", "PEER AFTER A FLAP", "UNTIL THEN", "ITS ERROR", "ANSWERED AGAIN", "OTHER CONNECTION")
+			seeBackend := 0
+			for _, p := range pairs {
+				seen := report(t, results, mode, p, ports[p.bystander], flapped, gone, terminated)
+				if strings.HasPrefix(seen, backendA) {
+					seeBackend++
+				}
+			}
+			if mode == "legacy" {
+				assert.Positive(t, seeBackend, "the hash is to show the backend after the service had none")
+			} else {
+				assert.Zero(t, seeBackend, "programs that see the backend")
+			}
+		})
+	}
+}
+
+// report checks what has become of two connections, and returns the peer that the program has seen.
+func report(t *testing.T, results *table, mode string, p pair, port string, flapped, gone, terminated time.Time) (seen string) {
+	t.Helper()
+	name := p.replaced.program
+	seen = "-" // it does not say
+	for _, e := range p.replaced.since(flapped) {
+		if e.at.Before(gone) {
+			assert.Empty(t, e.err, "%s, while the service has no backend", name)
+			if e.peer != "" && !strings.HasPrefix(seen, backendA) {
+				seen = e.peer
+			}
+		}
+	}
+	meanwhile := "waits"
+	for _, e := range p.replaced.since(gone.Add(silence / 2)) {
+		if e.at.Before(terminated) {
+			meanwhile = "has an answer: " + e.backend + e.err
+		}
+	}
+	assert.Equal(t, "waits", meanwhile, name)
+
+	stays := "keeps its port"
+	for _, e := range p.bystander.since(flapped) {
+		if e.local != port {
+			stays = "lost: " + e.err
+		}
+	}
+	assert.Equal(t, "keeps its port", stays, name)
+
+	if mode == "legacy" {
+		_, again := p.replaced.answer(terminated, "B")
+		assert.False(t, again, "%s is answered again in mode legacy", name)
+		results.add(name, seen, meanwhile, "none: terminate refuses", fmt.Sprintf("not within %v", silence), stays)
+		return seen
+	}
+	notices, again := "none: it asks again", "never"
+	if assert.NoError(t, waitFor(10*time.Second, func() bool { _, ok := p.replaced.answer(terminated, "B"); return ok }), name) {
+		e, _ := p.replaced.answer(terminated, "B")
+		again = "after " + milliseconds(e.at.Sub(terminated))
+	}
+	if i := slices.IndexFunc(p.replaced.since(terminated), func(e event) bool { return e.err != "" }); i >= 0 {
+		notices = p.replaced.since(terminated)[i].err
+	}
+	results.add(name, seen, meanwhile, notices, again, stays)
+	return seen
+}
+
+// waitFor waits until something is so.
+func waitFor(limit time.Duration, so func() bool) error {
+	for end := time.Now().Add(limit); !so(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("not so within %v", limit)
+		}
+	}
+	return nil
+}
