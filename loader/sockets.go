@@ -25,7 +25,7 @@ func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
 	if err := allowMaps(); err != nil {
 		return nil, err
 	}
-	all, err := inspect.Sockets(ctx, inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true})
+	all, err := inspect.Sockets(ctx, dp.InspectMaps(), inspect.Options{SkipOwners: true})
 	return all, describe(err)
 }
 

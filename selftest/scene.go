@@ -96,7 +96,7 @@ func (dp *datapath) count(ctx context.Context, services map[netip.AddrPort]bool)
 }
 
 func (dp *datapath) countStorage(ctx context.Context, services map[netip.AddrPort]bool) (int, error) {
-	sockets, err := inspect.Sockets(ctx, inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true})
+	sockets, err := inspect.Sockets(ctx, dp.InspectMaps(), inspect.Options{SkipOwners: true})
 	if err != nil {
 		return 0, fmt.Errorf("walking the storage: %w", err)
 	}

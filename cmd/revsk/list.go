@@ -73,7 +73,7 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	if err != nil {
 		return err
 	}
-	maps := inspectMaps(dp)
+	maps := dp.InspectMaps()
 	filter, wanted, err := only.filters(ctx, env, maps)
 	if err != nil {
 		return err
@@ -133,8 +133,4 @@ func printCounts(env *env, sockets iter.Seq2[inspect.Socket, error], by string, 
 		t.row(c.Name, c.Sockets, c.Connected)
 	}
 	return t.print(env.Stdout)
-}
-
-func inspectMaps(dp *loader.Datapath) inspect.Maps {
-	return inspect.MapsOf(dp.Map)
 }

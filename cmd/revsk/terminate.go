@@ -114,7 +114,7 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 	if err := unlimitMemory(); err != nil {
 		return err
 	}
-	maps := inspectMaps(dp)
+	maps := dp.InspectMaps()
 	if args.allGone {
 		if args.backends, err = goneBackends(ctx, env, maps); err != nil {
 			return err

@@ -143,7 +143,7 @@ func (b *bench) passes(ctx context.Context, v *variant, n int) (err error) {
 		return err
 	}
 
-	maps := inspect.MapsOf(v.dp.Map)
+	maps := v.dp.InspectMaps()
 	err = b.pass(ctx, "list", n, passRepeats, func() error {
 		sockets, err := inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: true})
 		return errors.Join(err, counted(len(sockets), n))

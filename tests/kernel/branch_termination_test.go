@@ -110,7 +110,7 @@ func (x *socket) pending() unix.Errno {
 func (s *scene) terminate(backend netip.AddrPort) (destroyed int) {
 	s.Helper()
 	needDestroy(s.T)
-	report, err := inspect.Terminate(s.Context(), inspect.MapsOf(datapath.Map), inspect.TerminateOptions{Backends: []inspect.Backend{{AddrPort: backend, Protocol: lbmap.Protocol(s.protocol)}}})
+	report, err := inspect.Terminate(s.Context(), datapath.InspectMaps(), inspect.TerminateOptions{Backends: []inspect.Backend{{AddrPort: backend, Protocol: lbmap.Protocol(s.protocol)}}})
 	if s.mode == legacy {
 		require.ErrorIs(s, err, inspect.ErrNoProof)
 		return 0

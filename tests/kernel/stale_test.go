@@ -183,7 +183,7 @@ func TestWhatASocketRemembersStaysTrueWhenItsService(t *testing.T) {
 // terminateGone ends the connections to backends that are gone, of which there is to be this one.
 func (s *scene) terminateGone(backend netip.AddrPort) (destroyed int) {
 	s.Helper()
-	sockets, err := inspect.Sockets(s.Context(), inspect.MapsOf(datapath.Map), inspect.Options{SkipOwners: true})
+	sockets, err := inspect.Sockets(s.Context(), datapath.InspectMaps(), inspect.Options{SkipOwners: true})
 	require.NoError(s, err)
 	gone, err := inspect.GoneBackends(s.Context(), sockets, tables)
 	require.NoError(s, err)
