@@ -33,6 +33,7 @@ type errand struct {
 	Number  int // of the holder
 	Sockets int
 	Sends   bool // instead of connecting
+	Mixed   bool // every tenth sends, the others connect
 	Direct  bool // to backends: for the floor
 }
 
@@ -65,7 +66,7 @@ func (e errand) open(fds []int) {
 		fds[i] = openSocket(unix.AF_INET, unix.IPPROTO_UDP)
 		// Not those that the kernel gives to sockets without an address.
 		bindTo(fds[i], newAddress(netip.AddrPortFrom(local, uint16(firstPort+i))))
-		if e.Sends {
+		if e.sends(i) {
 			sendTo(fds[i], newAddress(e.at(i)))
 		} else {
 			connect(fds[i], newAddress(e.at(i)))
@@ -73,10 +74,16 @@ func (e errand) open(fds []int) {
 	}
 }
 
+// sends says of a socket whether it sends instead of connecting.
+func (e errand) sends(i int) bool { return e.Sends || e.Mixed && i%10 == 0 }
+
 // remember counts the sockets that are still connected to their service.
 func (e errand) remember(fds []int) int {
 	n := 0
 	for i, fd := range fds {
+		if e.sends(i) {
+			continue
+		}
 		var peer address
 		getpeername(fd, &peer)
 		if peer.addrPort() == e.at(i) {
@@ -108,8 +115,13 @@ func (v *variant) hold(sockets int, sends bool) (*holders, error) {
 
 // add has more of them opened.
 func (hs *holders) add(v *variant, sockets int, sends bool) error {
+	return hs.open(v, sockets, errand{Sends: sends})
+}
+
+// open has sockets opened that do what e says.
+func (hs *holders) open(v *variant, sockets int, e errand) error {
 	for sockets > 0 {
-		e := errand{Sockets: min(sockets, holderSockets), Sends: sends, Direct: v.dp == nil}
+		e.Sockets, e.Direct = min(sockets, holderSockets), v.dp == nil
 		holdersMade++
 		e.Number = holdersMade % 256
 		h, err := v.start(e)

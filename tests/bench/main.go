@@ -33,6 +33,7 @@ var (
 	variants      = flag.String("variants", "", "only these, separated by semicolons; the floor is always there")
 	check         = flag.Bool("check", false, "fail if a figure that must be reached is missed by more than the noise")
 	referenceFile = flag.String("reference", "", "measure the programs in this compiled object of another agent (a node's bpf_sock.o) too")
+	verbose       = flag.Bool("v", false, "print what migrate and rollback say of their steps")
 	objects       = flag.String("objects", "", "measure these builds of the programs in mode storage too: NAME=FILE.o,...")
 )
 
@@ -51,6 +52,7 @@ var sections = []section{
 	{"optmem", benchOptmem},
 	{"loss", benchLoss},
 	{"passes", benchPasses},
+	{"commands", benchCommands},
 }
 
 func sectionNames() []string {
@@ -66,6 +68,12 @@ func main() {
 	log.SetPrefix("bench: ")
 	if role := os.Getenv(holderEnv); role != "" {
 		if err := runHolder(role); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	if os.Getenv(measuredEnv) != "" {
+		if err := measure(); err != nil {
 			log.Fatal(err)
 		}
 		return

@@ -23,6 +23,7 @@ type report struct {
 	Charged   []charged `json:"optmem,omitempty"`
 	Loss      []loss    `json:"loss,omitempty"`
 	Passes    []pass    `json:"passes,omitempty"`
+	Commands  []command `json:"commands,omitempty"`
 }
 
 // program is the size of one of the programs.

@@ -44,7 +44,7 @@ func (t *table) markdown(w io.Writer) {
 func (r *report) tables() []*table {
 	all := []*table{r.goalTable()}
 	all = append(all, r.hookTables()...)
-	all = append(all, r.scaleTable(), r.memoryTable(), r.optmemTable(), r.lossTable(), r.passTable(), r.programTable())
+	all = append(all, r.scaleTable(), r.memoryTable(), r.optmemTable(), r.lossTable(), r.passTable(), r.commandTable(), r.programTable())
 	return slices.DeleteFunc(all, func(t *table) bool { return len(t.rows) == 0 })
 }
 
@@ -220,6 +220,18 @@ func (r *report) passTable() *table {
 	t := &table{title: "Passes over all sockets", head: []string{"pass", "sockets", "seconds", "sockets per second"}}
 	for _, p := range r.Passes {
 		t.add(p.Name, fmt.Sprint(p.Sockets), fmt.Sprintf("%.3f", p.Seconds), fmt.Sprintf("%.0f", p.PerSecond))
+	}
+	return t
+}
+
+func (r *report) commandTable() *table {
+	t := &table{
+		title: "Commands",
+		note:  "Processor time, user and kernel, and the most memory, of the whole process. Nine of ten sockets are connected, the others have sent.",
+		head:  []string{"command", "sockets", "seconds", "MiB", "to the iterator"},
+	}
+	for _, c := range r.Commands {
+		t.add(c.Name, fmt.Sprint(c.Sockets), fmt.Sprintf("%.3f", c.CPU), fmt.Sprint(c.Memory>>20), fmt.Sprintf("%.1f", c.Ratio))
 	}
 	return t
 }
