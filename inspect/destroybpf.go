@@ -4,10 +4,8 @@ package inspect
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -112,9 +110,4 @@ func victim(s *Termination) programs.DestroyRevskVictim {
 	v.Peer.Bytes = s.Connection.Peer.Addr().As16()
 	v.Service.Bytes = s.Connection.Service.Addr().As16()
 	return v
-}
-
-// networkOrder is a port as it is to lie in memory.
-func networkOrder(a netip.AddrPort) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, a.Port()))
 }

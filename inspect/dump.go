@@ -4,43 +4,41 @@ package inspect
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
-	"math/bits"
-	"os"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/revnat"
 )
 
-// Sizes in bytes of the ring buffer. The least has room for the largest socket.
+// Sizes in bytes of the buffer. The least has room for the largest socket. Kernels that allow no more than
+// oldBuffer refuse larger ones.
 const (
-	defaultBuffer = 8 << 20
+	defaultBuffer = 16 << 20
+	oldBuffer     = 4<<20 - 4096
 	minBuffer     = 256 << 10
 	maxBuffer     = 1 << 30
 )
 
-// ringOverhead is at least what the kernel adds to a record: 8 bytes, and up to 7 to align it.
-const ringOverhead = 16
-
 // variant is which programs of the dump are loaded.
 type variant struct {
 	conn, former, peers string
-	// tables has a program for each class of table. Empty: the one for peers emits tables, too.
+	// tables has a program for each class of table. Empty: each program emits all that a socket has.
 	tables []string
 }
 
+// whole says that a record has all that its socket holds.
+func (v variant) whole() bool { return len(v.tables) == 0 }
+
 // allVariants has the best one first.
 var (
-	lockedVariant   = variant{conn: programs.DumpProgDumpConn, former: programs.DumpProgDumpFormer, peers: programs.DumpProgDumpPeers}
+	lockedVariant   = variant{conn: programs.DumpProgDumpConn, peers: programs.DumpProgDumpPeers}
 	unlockedVariant = variant{
 		conn: programs.DumpProgDumpConnUnlocked, former: programs.DumpProgDumpFormerUnlocked, peers: programs.DumpProgDumpPeersUnlocked,
 		tables: []string{
@@ -55,95 +53,50 @@ func (v variant) has(program string) bool {
 	return program == v.conn || program == v.former || program == v.peers || slices.Contains(v.tables, program)
 }
 
-// dumped is what the programs emitted of one part of the sockets.
-type dumped struct {
-	conn, former, peers, tables recordList
-	// before is as peers, read before tables: what has moved from one table to another in between may have
-	// been missed.
-	before recordList
-}
+// bufferFor returns the size of a buffer that has room for n bytes, if such sizes are allowed.
+func bufferFor(n int) int { return min(max(n, minBuffer), maxBuffer) &^ 7 }
 
-func (d *dumped) reset() {
-	for _, l := range []*recordList{&d.conn, &d.former, &d.peers, &d.tables, &d.before} {
-		l.reset()
-	}
-}
-
-// size is about that of the records in a ring buffer.
-func (d *dumped) size() (n int) {
-	for _, l := range []*recordList{&d.conn, &d.former, &d.peers, &d.tables, &d.before} {
-		n += len(l.data) + len(l.sizes)*ringOverhead
-	}
-	return n
-}
-
-// moved says whether a socket has tuples that may have been missed.
-func (d *dumped) moved() bool {
-	version := func(r record) uint32 { return binary.NativeEndian.Uint32(r.value[152:156]) }
-	versions := make(map[uint64]uint32)
-	for r := range d.before.records() {
-		versions[r.id()] = version(r)
-	}
-	for r := range d.peers.records() {
-		now := version(r)
-		if v, ok := versions[r.id()]; ok && (v != now || v%2 != 0) {
-			return true
-		}
-	}
-	return false
-}
-
-// bufferFor returns the size of a ring buffer that has room for n bytes, if such sizes are allowed.
-func bufferFor(n int) int {
-	n = min(max(n, os.Getpagesize()), maxBuffer)
-	return 1 << bits.Len(uint(n-1))
-}
-
-// dumpPrograms is one variant of the programs, and their ring buffer.
+// dumpPrograms is one variant of the programs, and their buffer.
 type dumpPrograms struct {
 	*ebpf.Collection
 	variant
-	ring *ringbuf.Reader
+	buffer *ebpf.Memory
 	// passes are what is to be run, one after the other.
 	passes []pass
+	// backends are those that the programs know as wanted.
+	backends []programs.DumpRevskWantedBackend
 }
+
+// content is what the records of a pass have.
+type content int
+
+const (
+	ofConn   content = iota // of a socket's revsk_conn; of the whole variant, sockets without revsk_peers
+	ofFormer                // its revsk_former
+	ofBefore                // its revsk_peers, read before tables
+	ofTables                // one of its tables
+	ofPeers                 // its revsk_peers; of the whole variant, all that the socket holds
+)
 
 // pass is a run of a program over a map.
 type pass struct {
 	iter *link.Iter
-	list func(d *dumped, size int) *recordList
-	// size is that of the records. 0: they have several.
-	size int
+	content
 }
 
 // loadDump loads the first variant that the kernel accepts.
 func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 	var refused []error
 	for _, v := range variants {
-		spec, err := programs.LoadDump()
-		if err != nil {
-			return nil, err
+		if !v.whole() {
+			size = min(size, oldBuffer) // what is put together is kept in memory besides
 		}
-		spec.Maps[programs.DumpMapRevskRecords].MaxEntries = uint32(size)
-		for name := range spec.Programs {
-			if !v.has(name) {
-				delete(spec.Programs, name)
-			}
+		p, err := loadVariant(maps, size, v)
+		if errors.Is(err, unix.E2BIG) && size > oldBuffer {
+			size = oldBuffer
+			p, err = loadVariant(maps, size, v)
 		}
-		replacements := map[string]*ebpf.Map{
-			programs.DumpMapRevskConn:   maps.Conn,
-			programs.DumpMapRevskFormer: maps.Former,
-			programs.DumpMapRevskPeers:  maps.Peers,
-		}
-		for i, t := range revnat.TableMaps() {
-			replacements[t.Name] = maps.Tables[i]
-		}
-		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
 		if err == nil {
-			p := &dumpPrograms{Collection: coll, variant: v}
-			if err := p.attach(maps); err != nil {
-				return nil, errors.Join(err, p.close())
-			}
 			return p, nil
 		}
 		if verifier := new(ebpf.VerifierError); !errors.As(err, &verifier) {
@@ -154,51 +107,70 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 	return nil, loadError(fmt.Errorf("loading iterators: %w", errors.Join(refused...)))
 }
 
+func loadVariant(maps Maps, size int, v variant) (*dumpPrograms, error) {
+	spec, err := programs.LoadDump()
+	if err != nil {
+		return nil, err
+	}
+	for name := range spec.Programs {
+		if !v.has(name) {
+			delete(spec.Programs, name)
+		}
+	}
+	records := spec.Maps[programs.DumpMapRevskRecords]
+	records.ValueSize, records.Value = uint32(size), nil
+	if err := spec.Variables[programs.DumpVarCfgBufferSize].Set(uint64(size)); err != nil {
+		return nil, err
+	}
+	replacements := map[string]*ebpf.Map{
+		programs.DumpMapRevskConn:   maps.Conn,
+		programs.DumpMapRevskFormer: maps.Former,
+		programs.DumpMapRevskPeers:  maps.Peers,
+	}
+	for i, t := range revnat.TableMaps() {
+		replacements[t.Name] = maps.Tables[i]
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	if err != nil {
+		return nil, err
+	}
+	p := &dumpPrograms{Collection: coll, variant: v}
+	if err := p.attach(maps); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
 // attach makes the passes.
 func (p *dumpPrograms) attach(maps Maps) (err error) {
-	add := func(program string, m *ebpf.Map, size int, list func(d *dumped, size int) *recordList) {
+	if p.buffer, err = p.Maps[programs.DumpMapRevskRecords].Memory(); err != nil {
+		return fmt.Errorf("mapping the buffer of records: %w", err)
+	}
+	add := func(program string, m *ebpf.Map, c content) {
 		if err != nil {
 			return
 		}
 		var it *link.Iter
 		if it, err = bpfiter.Attach(p.Programs[program], m); err == nil {
-			p.passes = append(p.passes, pass{it, list, size})
+			p.passes = append(p.passes, pass{it, c})
 		}
 	}
-	const peersSize = socketSize + revnat.PeersValueSize
-	add(p.conn, maps.Conn, socketSize+revnat.ConnValueSize, func(d *dumped, _ int) *recordList { return &d.conn })
-	add(p.former, maps.Former, socketSize+revnat.FormerValueSize, func(d *dumped, _ int) *recordList { return &d.former })
-	if len(p.tables) > 0 {
-		add(p.peers, maps.Peers, peersSize, func(d *dumped, _ int) *recordList { return &d.before })
+	add(p.conn, maps.Conn, ofConn)
+	if !p.whole() {
+		add(p.former, maps.Former, ofFormer)
+		add(p.peers, maps.Peers, ofBefore)
 		for i, t := range revnat.TableMaps() {
-			size := socketSize + t.Tuples()*revnat.TupleSize
-			add(p.tables[t.Class-1], maps.Tables[i], size, func(d *dumped, _ int) *recordList { return &d.tables })
+			add(p.tables[t.Class-1], maps.Tables[i], ofTables)
 		}
-		add(p.peers, maps.Peers, peersSize, func(d *dumped, _ int) *recordList { return &d.peers })
-	} else {
-		add(p.peers, maps.Peers, 0, func(d *dumped, size int) *recordList {
-			if size == peersSize {
-				return &d.peers
-			}
-			return &d.tables
-		})
 	}
-	if err != nil {
-		return loadError(err)
-	}
-	if p.ring, err = ringbuf.NewReader(p.Maps[programs.DumpMapRevskRecords]); err != nil {
-		return fmt.Errorf("opening ring buffer: %w", err)
-	}
-	return p.want(everySocket, Filter{})
+	add(p.peers, maps.Peers, ofPeers)
+	return err
 }
 
 func (p *dumpPrograms) close() error {
 	var errs []error
 	for _, pass := range p.passes {
 		errs = append(errs, pass.iter.Close())
-	}
-	if p.ring != nil {
-		errs = append(errs, p.ring.Close())
 	}
 	p.Collection.Close()
 	return errors.Join(errs...)
@@ -207,18 +179,9 @@ func (p *dumpPrograms) close() error {
 // part is some of the sockets: those whose address has a hash from first to last.
 type part struct{ first, last uint32 }
 
-var everySocket = part{0, math.MaxUint32}
-
-// want says which sockets the programs are to emit.
-func (p *dumpPrograms) want(sockets part, f Filter) error {
-	for name, value := range map[string]any{
-		programs.DumpVarRevskPartFirst:      sockets.first,
-		programs.DumpVarRevskPartLast:       sockets.last,
-		programs.DumpVarRevskWantedNetns:    uint32(f.NetNS),
-		programs.DumpVarRevskWantedProtocol: uint16(f.Protocol),
-		programs.DumpVarRevskRecordsLost:    uint64(0),
-		programs.DumpVarRevskRecordsTorn:    uint64(0),
-	} {
+// set sets variables of the programs.
+func (p *dumpPrograms) set(values map[string]any) error {
+	for name, value := range values {
 		if err := p.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("setting %s: %w", name, err)
 		}
@@ -226,52 +189,44 @@ func (p *dumpPrograms) want(sockets part, f Filter) error {
 	return nil
 }
 
-// dump runs all passes over the sockets that are wanted, which replaces what d has. If smaller is more than 1
-// records are missing, and a part that is so many times smaller would do.
-func (p *dumpPrograms) dump(ctx context.Context, d *dumped) (smaller int, err error) {
-	d.reset()
-	for _, pass := range p.passes {
-		records, err := p.run(ctx, pass, d)
-		if err != nil {
-			return 0, err
-		}
-		var lost, torn uint64
-		err = errors.Join(p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost), p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
-		if err != nil {
-			return 0, fmt.Errorf("reading how many records were lost: %w", err)
-		}
-		switch {
-		case lost > 0:
-			return 2 + int(lost)/max(1, records), nil
-		case torn > 0:
-			return 2, nil
-		}
-	}
-	if d.moved() {
-		return 2, nil
-	}
-	return 1, nil
+// dumped is where in the buffer the records of a pass end.
+type dumped struct {
+	content
+	end int64
 }
 
-// run runs a pass, and returns how many records it has emitted.
-func (p *dumpPrograms) run(ctx context.Context, pass pass, d *dumped) (records int, err error) {
-	_, runErr := bpfiter.Run(ctx, pass.iter)
-	// What has been emitted is to be read in any case, lest the next one finds it.
-	if err := p.ring.Flush(); err != nil {
-		return 0, errors.Join(runErr, fmt.Errorf("reading ring buffer: %w", err))
+// dump runs all passes over the sockets of a part. If smaller is more than 1 records are missing, and a part that is
+// so many times smaller would do.
+func (p *dumpPrograms) dump(ctx context.Context, sockets part) (all []dumped, smaller int, err error) {
+	err = p.set(map[string]any{
+		programs.DumpVarRevskPartFirst:   sockets.first,
+		programs.DumpVarRevskPartLast:    sockets.last,
+		programs.DumpVarRevskPosition:    uint64(0),
+		programs.DumpVarRevskRecordsLost: uint64(0),
+		programs.DumpVarRevskRecordsTorn: uint64(0),
+	})
+	if err != nil {
+		return nil, 0, err
 	}
-	for r := new(ringbuf.Record); ; records++ {
-		err := p.ring.ReadInto(r)
-		if errors.Is(err, ringbuf.ErrFlushed) {
-			return records, loadError(runErr)
+	for _, pass := range p.passes {
+		if _, err := bpfiter.Run(ctx, pass.iter); err != nil {
+			return nil, 0, loadError(err)
 		}
-		size := len(r.RawSample)
-		if err == nil && pass.size != 0 && size != pass.size {
-			err = fmt.Errorf("record of %d bytes, not %d", size, pass.size)
-		}
+		var end, lost, torn uint64
+		err := errors.Join(
+			p.Variables[programs.DumpVarRevskPosition].Get(&end),
+			p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost),
+			p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
 		if err != nil {
-			return records, errors.Join(runErr, fmt.Errorf("reading ring buffer: %w", err))
+			return nil, 0, fmt.Errorf("reading how many records there are: %w", err)
 		}
-		pass.list(d, size).add(r.RawSample)
+		all = append(all, dumped{pass.content, int64(end)})
+		switch {
+		case lost > 0:
+			return nil, 2 + int(lost*leastRecord/max(end, 1)), nil
+		case torn > 0:
+			return nil, 2, nil
+		}
 	}
+	return all, 1, nil
 }

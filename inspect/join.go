@@ -6,86 +6,111 @@ import (
 	"iter"
 	"slices"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/revsk/revsk/revnat"
 )
 
-// parts are what a socket has in other maps than the first one in which it was found.
-type parts struct {
-	Socket
-	found bool // in an earlier map, too
+// sockets are those of the records that a dump has left in the buffer. It returns false if some tuples may have been
+// missed; then nothing was returned.
+func (p *dumpPrograms) sockets(all []dumped) (iter.Seq2[Socket, error], bool, error) {
+	if p.whole() {
+		return wholeSockets(p.buffer, all), true, nil
+	}
+	return joinParts(p.buffer, all)
 }
 
-// join makes one socket of its records in all maps. Most sockets are in one: only those of the others
-// are kept while it runs.
-func join(d *dumped) iter.Seq2[Socket, error] {
+// wholeSockets reads records that have all that a socket holds. One that has sent for the first time between the two
+// passes is in both.
+func wholeSockets(buffer *ebpf.Memory, all []dumped) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		others, err := joinOthers(d)
-		if err != nil {
-			yield(Socket{}, err)
-			return
-		}
-		for r := range d.conn.records() {
-			var s Socket
-			r.decode(&s)
-			if s.Conn, err = r.conn(); err != nil {
-				yield(Socket{}, err)
-				return
+		var before []uint64 // the ids of the first pass
+		from := int64(0)
+		for _, d := range all {
+			if d.content == ofPeers {
+				slices.Sort(before)
 			}
-			if o := others[r.id()]; o != nil && same(&s, &o.Socket) {
-				o.found = true
-				s.Former, s.Peers = o.Former, o.Peers
-				if s.Cookie == 0 {
-					s.Cookie = o.Cookie
+			for r, err := range records(buffer, from, d.end) {
+				var s Socket
+				if err == nil {
+					s, err = r.whole()
+				}
+				if err != nil {
+					yield(s, err)
+					return
+				}
+				if d.content == ofConn {
+					before = append(before, r.id())
+				} else if _, twice := slices.BinarySearch(before, r.id()); twice {
+					continue
+				}
+				if (s.Conn != nil || s.Former != nil || len(s.Peers) > 0) && !yield(s, nil) {
+					return
 				}
 			}
-			if s.Conn == nil && s.Former == nil && len(s.Peers) == 0 {
-				continue
-			}
-			if !yield(s, nil) {
-				return
-			}
-		}
-		for _, o := range others {
-			if !o.found && (o.Former != nil || len(o.Peers) > 0) && !yield(o.Socket, nil) {
-				return
-			}
+			from = d.end
 		}
 	}
 }
 
-// joinOthers is for all maps but revsk_conn, by the id of the socket.
-func joinOthers(d *dumped) (map[uint64]*parts, error) {
-	all := make(map[uint64]*parts)
-	find := func(r record) *parts {
-		p := new(parts)
-		r.decode(&p.Socket)
-		if known := all[r.id()]; known != nil && same(&known.Socket, &p.Socket) {
-			return known
-		}
-		all[r.id()] = p
-		return p
-	}
-	for r := range d.former.records() {
-		tuple, err := r.former()
-		if err != nil {
-			return nil, err
-		}
-		find(r).Former = tuple
-	}
-	for list, decode := range map[*recordList]func(record) ([]revnat.Tuple, error){&d.peers: record.peers, &d.tables: record.table} {
-		for r := range list.records() {
-			tuples, err := decode(r)
+// joinParts makes one socket of its records of all maps. It keeps all of them in memory.
+func joinParts(buffer *ebpf.Memory, all []dumped) (iter.Seq2[Socket, error], bool, error) {
+	byID := make(map[uint64]*Socket)
+	versions := make(map[uint64]uint16)
+	from := int64(0)
+	for _, d := range all {
+		for r, err := range records(buffer, from, d.end) {
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
-			s := find(r)
-			s.Peers = append(s.Peers, tuples...)
+			switch {
+			case d.content == ofBefore:
+				versions[r.id()] = r.tableVersion()
+				continue
+			case d.content == ofPeers:
+				// What has moved from one table to another in between may have been missed.
+				if v, ok := versions[r.id()]; ok && (v != r.tableVersion() || v%2 != 0) {
+					return nil, false, nil
+				}
+			}
+			if err := addPart(byID, d.content, r); err != nil {
+				return nil, false, err
+			}
 		}
+		from = d.end
 	}
-	for _, p := range all {
-		slices.SortFunc(p.Peers, comparePeers)
+	return func(yield func(Socket, error) bool) {
+		for _, s := range byID {
+			slices.SortFunc(s.Peers, comparePeers)
+			if (s.Conn != nil || s.Former != nil || len(s.Peers) > 0) && !yield(*s, nil) {
+				return
+			}
+		}
+	}, true, nil
+}
+
+func addPart(byID map[uint64]*Socket, c content, r record) (err error) {
+	now := new(Socket)
+	r.socket(now)
+	s := byID[r.id()]
+	if s == nil || !same(s, now) {
+		s = now
+		byID[r.id()] = s
 	}
-	return all, nil
+	var tuples []revnat.Tuple
+	switch c {
+	case ofConn:
+		s.Conn, err = r.tuple(0)
+	case ofFormer:
+		s.Former, err = r.tuple(0)
+	default:
+		tuples, err = r.tuples(0)
+		s.Peers = append(s.Peers, tuples...)
+	}
+	if s.Cookie == 0 {
+		s.Cookie = now.Cookie
+	}
+	return err
 }
 
 // same says whether two records with the same address are of the same socket. The maps are read one

@@ -3,12 +3,11 @@
 package inspect
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/revsk/revsk/internal/openfiles"
@@ -18,65 +17,66 @@ import (
 // ownerTable says which processes have a socket open. It is read in one pass over all descriptors, when it is
 // needed first.
 type ownerTable struct {
-	files     []ownedFile // sorted by inode and process
-	processes map[int]Process
+	// files are inode and process of each, sorted: of inodes of 32 bits, which is all that sockets have.
+	files []uint64
+	// alone are the processes as owners, by id.
+	alone map[uint32][]Process
 	// read says that it is not older than what is asked for.
 	read bool
-}
-
-type ownedFile struct {
-	inode uint64
-	pid   int32
 }
 
 // expire says that sockets are asked for from now on that may have been opened since the table was read. It
 // is read anew if one of them is not in it.
 func (t *ownerTable) expire() { t.read = false }
 
-// of returns the processes that have the socket with this inode open, sorted by id.
+// of returns the processes that have the socket with this inode open, sorted by id. The slice may be that of other
+// sockets, too.
 func (t *ownerTable) of(ctx context.Context, inode uint64) ([]Process, error) {
-	if inode == 0 {
+	if inode == 0 || inode > math.MaxUint32 {
 		return nil, nil
 	}
-	owners := t.find(inode)
+	owners := t.find(uint32(inode))
 	if len(owners) == 0 && !t.read {
 		if err := t.load(ctx); err != nil {
 			return nil, err
 		}
-		owners = t.find(inode)
+		owners = t.find(uint32(inode))
 	}
 	return owners, nil
 }
 
 func (t *ownerTable) load(ctx context.Context) error {
-	open, err := openfiles.Sockets(ctx)
-	if err != nil {
-		return fmt.Errorf("looking for the owners of sockets: %w", err)
+	t.files = t.files[:0]
+	for f, err := range openfiles.Sockets(ctx) {
+		if err != nil {
+			return fmt.Errorf("looking for the owners of sockets: %w", err)
+		}
+		if f.Inode <= math.MaxUint32 {
+			t.files = append(t.files, f.Inode<<32|uint64(f.PID))
+		}
 	}
-	t.files = slices.Grow(t.files[:0], len(open))
-	for _, f := range open {
-		t.files = append(t.files, ownedFile{f.Inode, int32(f.PID)})
-	}
-	slices.SortFunc(t.files, func(a, b ownedFile) int {
-		return cmp.Or(cmp.Compare(a.inode, b.inode), cmp.Compare(a.pid, b.pid))
-	})
+	slices.Sort(t.files)
 	// A process may have several descriptors of a socket.
 	t.files = slices.Compact(t.files)
-	t.processes = make(map[int]Process)
+	t.alone = make(map[uint32][]Process)
 	t.read = true
 	return nil
 }
 
-func (t *ownerTable) find(inode uint64) (owners []Process) {
-	i := sort.Search(len(t.files), func(i int) bool { return t.files[i].inode >= inode })
-	for ; i < len(t.files) && t.files[i].inode == inode; i++ {
-		pid := int(t.files[i].pid)
-		owner, ok := t.processes[pid]
+func (t *ownerTable) find(inode uint32) (owners []Process) {
+	i, _ := slices.BinarySearch(t.files, uint64(inode)<<32)
+	for ; i < len(t.files) && uint32(t.files[i]>>32) == inode; i++ {
+		pid := uint32(t.files[i])
+		owner, ok := t.alone[pid]
 		if !ok {
-			owner = Process{ID: pid, Command: command(pid)}
-			t.processes[pid] = owner
+			owner = slices.Clip([]Process{{ID: int(pid), Command: command(int(pid))}})
+			t.alone[pid] = owner
 		}
-		owners = append(owners, owner)
+		if owners == nil {
+			owners = owner
+		} else {
+			owners = append(owners, owner...)
+		}
 	}
 	return owners
 }

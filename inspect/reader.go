@@ -9,8 +9,6 @@ import (
 	"iter"
 	"math"
 	"sync/atomic"
-
-	"github.com/revsk/revsk/lbmap"
 )
 
 // Options of [Open] and [Sockets]. The zero value is what is wanted mostly.
@@ -19,25 +17,14 @@ type Options struct {
 	SkipOwners bool
 	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
 	NetNSDir string
-	// BufferSize is the size in bytes of the buffer between the kernel and this process, rounded
-	// up to a power of two, at least 256 KiB. Sockets are read in parts that fit into it: the kernel goes
-	// through all sockets once for each, so that a smaller one takes longer. Default: 8 MiB.
+	// BufferSize is the size in bytes of the buffer between the kernel and this process, at least 256 KiB. Sockets are
+	// read in parts that fit into it: the kernel goes through all sockets once for each, so that a smaller one takes
+	// longer. Default: 16 MiB; at most 4 MiB where the kernel allows no more.
 	BufferSize int
 }
 
 // ErrInUse is returned by a [Reader] that is closed, or that is being read.
 var ErrInUse = errors.New("reader is closed, or in use")
-
-// Filter says which sockets are wanted. The zero value stands for all.
-type Filter struct {
-	// Protocol is that of the sockets. [lbmap.ProtocolAny] stands for every one.
-	Protocol lbmap.Protocol
-	// NetNS is the inode of their network namespace. 0 stands for every one.
-	NetNS uint64
-	// Match says of a socket without owners whether it is wanted: owners are looked up for those only.
-	// nil stands for every one. What it is given is the caller's from then on.
-	Match func(*Socket) bool
-}
 
 // Reader reads which sockets hold tuples, as often as one likes. Its programs are loaded once.
 //
@@ -45,7 +32,6 @@ type Filter struct {
 type Reader struct {
 	opts     Options
 	programs *dumpPrograms
-	dumped   dumped
 	inUse    atomic.Bool
 }
 
@@ -68,7 +54,7 @@ func openReader(maps Maps, opts Options, variants []variant) (*Reader, error) {
 	if opts.BufferSize <= 0 {
 		opts.BufferSize = defaultBuffer
 	}
-	p, err := loadDump(maps, bufferFor(max(opts.BufferSize, minBuffer)), variants)
+	p, err := loadDump(maps, bufferFor(opts.BufferSize), variants)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +73,8 @@ func (r *Reader) Close() error {
 // Sockets returns the sockets that hold a tuple, in all network namespaces, in no order. The sequence ends
 // after an error.
 //
-// Memory does not grow with the number of sockets, but for owners: 16 bytes for each open file. Sockets
-// are read in parts of some 50,000, chosen by their addresses; of a part that turns out to be too large
+// Memory does not grow with the number of sockets, but for owners: 8 bytes for each open file. Sockets
+// are read in parts of some 100,000, chosen by their addresses; of a part that turns out to be too large
 // nothing is returned, and it is read again in smaller parts.
 //
 // The hooks go on meanwhile, so this is no snapshot: sockets and tuples that come or go may be in it
@@ -119,16 +105,26 @@ func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) er
 	if err != nil {
 		return err
 	}
+	if err := r.programs.want(&f); err != nil {
+		return err
+	}
 	var owners ownerTable
 	next, width, attempts := uint64(0), uint64(math.MaxUint32)+1, 0
 	for next <= math.MaxUint32 {
 		now := part{uint32(next), uint32(min(next+width, math.MaxUint32+1) - 1)}
-		if err := r.programs.want(now, f); err != nil {
-			return err
-		}
-		smaller, err := r.programs.dump(ctx, &r.dumped)
+		dumped, smaller, err := r.programs.dump(ctx, now)
 		if err != nil {
 			return err
+		}
+		var sockets iter.Seq2[Socket, error]
+		if smaller == 1 {
+			var whole bool
+			if sockets, whole, err = r.programs.sockets(dumped); err != nil {
+				return err
+			}
+			if !whole {
+				smaller = 2
+			}
 		}
 		if smaller > 1 {
 			if attempts++; attempts > maxAttempts {
@@ -137,18 +133,18 @@ func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) er
 			width = max(1, (uint64(now.last-now.first)+1)/uint64(smaller))
 			continue
 		}
-		if attempts == 0 && r.dumped.size() < r.programs.ring.BufferSize()/4 {
+		if attempts == 0 && dumped[len(dumped)-1].end < int64(r.programs.buffer.Size())/4 {
 			width *= 2
 		}
 		attempts = 0
 		next = uint64(now.last) + 1
 		owners.expire()
-		for s, err := range join(&r.dumped) {
+		for s, err := range sockets {
 			if err != nil {
 				return err
 			}
 			s.NetNS.Name = names[s.NetNS.Inode]
-			if f.Match != nil && !f.Match(&s) {
+			if !f.wants(&s) {
 				continue
 			}
 			if !r.opts.SkipOwners {

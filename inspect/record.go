@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"unsafe"
+
+	"github.com/cilium/ebpf"
 
 	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/lbmap"
@@ -18,71 +21,80 @@ import (
 const (
 	socketSize = int(unsafe.Sizeof(programs.DumpRevskSocket{}))
 
-	idAt          = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Id))
-	cookieAt      = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Cookie))
-	inodeAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Inode))
-	netnsCookieAt = int(unsafe.Offsetof(programs.DumpRevskSocket{}.NetnsCookie))
-	netnsInodeAt  = int(unsafe.Offsetof(programs.DumpRevskSocket{}.NetnsInode))
-	familyAt      = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Family))
-	protocolAt    = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Protocol))
-	stateAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.State))
-	localPortAt   = int(unsafe.Offsetof(programs.DumpRevskSocket{}.LocalPort))
-	peerPortAt    = int(unsafe.Offsetof(programs.DumpRevskSocket{}.PeerPort))
-	localAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Local))
-	peerAt        = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Peer))
+	idAt           = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Id))
+	cookieAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Cookie))
+	inodeAt        = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Inode))
+	netnsCookieAt  = int(unsafe.Offsetof(programs.DumpRevskSocket{}.NetnsCookie))
+	netnsInodeAt   = int(unsafe.Offsetof(programs.DumpRevskSocket{}.NetnsInode))
+	tuplesAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Tuples))
+	protocolAt     = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Protocol))
+	localPortAt    = int(unsafe.Offsetof(programs.DumpRevskSocket{}.LocalPort))
+	peerPortAt     = int(unsafe.Offsetof(programs.DumpRevskSocket{}.PeerPort))
+	tableVersionAt = int(unsafe.Offsetof(programs.DumpRevskSocket{}.TableVersion))
+	familyAt       = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Family))
+	stateAt        = int(unsafe.Offsetof(programs.DumpRevskSocket{}.State))
+	localAt        = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Local))
+	peerAt         = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Peer))
 )
 
-// recordList is records, one after the other.
-type recordList struct {
-	data  []byte
-	sizes []int32
-}
+// Sizes of a record: that of a socket with a connection, and of one with all slots.
+const (
+	leastRecord = uint64(socketSize + revnat.TupleSize)
+	slotsRecord = socketSize + (wholeTuples+revnat.Slots)*revnat.TupleSize
+)
 
-// record is what a socket has in one map.
-type record struct {
-	socket []byte // struct revsk_socket
-	value  []byte
-}
+// wholeTuples is how many tuples a whole record has before those of its peers: connection and former connection.
+const wholeTuples = 2
 
-func (r record) id() uint64 { return binary.NativeEndian.Uint64(r.socket[idAt:]) }
+// record is a struct revsk_socket, and the tuples that follow it.
+type record []byte
 
-func (l *recordList) add(r []byte) {
-	l.data = append(l.data, r...)
-	l.sizes = append(l.sizes, int32(len(r)))
-}
-
-// reset keeps the memory.
-func (l *recordList) reset() { l.data, l.sizes = l.data[:0], l.sizes[:0] }
-
-func (l *recordList) records() iter.Seq[record] {
-	return func(yield func(record) bool) {
-		data := l.data
-		for _, size := range l.sizes {
-			if !yield(record{data[:socketSize], data[socketSize:size]}) {
+// records are those in a part of the buffer. Each is valid until the next one.
+func records(buffer *ebpf.Memory, from, to int64) iter.Seq2[record, error] {
+	return func(yield func(record, error) bool) {
+		r := make(record, slotsRecord)
+		for from < to {
+			r = r[:min(int64(slotsRecord), to-from)]
+			if _, err := buffer.ReadAt(r, from); err != nil {
+				yield(nil, fmt.Errorf("reading a record: %w", err))
 				return
 			}
-			data = data[size:]
+			if size := r.size(); size > len(r) {
+				have := len(r)
+				r = slices.Grow(r, size-have)[:size]
+				if _, err := buffer.ReadAt(r[have:], from+int64(have)); err != nil {
+					yield(nil, fmt.Errorf("reading a record: %w", err))
+					return
+				}
+			}
+			r = r[:r.size()]
+			if !yield(r, nil) {
+				return
+			}
+			from += int64(len(r))
 		}
 	}
 }
 
-// decode adds what the record says of the socket itself.
-func (r record) decode(s *Socket) {
-	b := r.socket
-	s.Protocol = lbmap.Protocol(binary.NativeEndian.Uint16(b[protocolAt:]))
-	s.Family = Family(binary.NativeEndian.Uint16(b[familyAt:]))
-	s.State = State(b[stateAt])
-	s.Local = netip.AddrPortFrom(address(b[localAt:]), binary.NativeEndian.Uint16(b[localPortAt:]))
-	s.NetNS = NetNS{
-		Inode:  uint64(binary.NativeEndian.Uint32(b[netnsInodeAt:])),
-		Cookie: binary.NativeEndian.Uint64(b[netnsCookieAt:]),
-	}
-	s.Cookie = binary.NativeEndian.Uint64(b[cookieAt:])
-	s.Inode = binary.NativeEndian.Uint64(b[inodeAt:])
+func (r record) id() uint64           { return binary.NativeEndian.Uint64(r[idAt:]) }
+func (r record) tableVersion() uint16 { return binary.NativeEndian.Uint16(r[tableVersionAt:]) }
+func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:])) }
+func (r record) size() int            { return socketSize + r.tupleCount()*revnat.TupleSize }
+
+// socket adds what the record says of the socket itself.
+func (r record) socket(s *Socket) {
+	s.Protocol = lbmap.Protocol(binary.NativeEndian.Uint16(r[protocolAt:]))
+	s.Family = Family(r[familyAt])
+	s.State = State(r[stateAt])
+	s.Local = netip.AddrPortFrom(address(r[localAt:]), binary.NativeEndian.Uint16(r[localPortAt:]))
+	s.NetNS.Inode = uint64(binary.NativeEndian.Uint32(r[netnsInodeAt:]))
+	s.NetNS.Cookie = binary.NativeEndian.Uint64(r[netnsCookieAt:])
+	s.Cookie = binary.NativeEndian.Uint64(r[cookieAt:])
+	s.Inode = binary.NativeEndian.Uint64(r[inodeAt:])
 	// The port is in network byte order, unlike the rest. An aborted or disconnected socket has lost either
 	// its port or its address too.
-	if port := binary.BigEndian.Uint16(b[peerPortAt:]); port != 0 {
-		s.Peer = netip.AddrPortFrom(address(b[peerAt:]), port)
+	if port := binary.BigEndian.Uint16(r[peerPortAt:]); port != 0 {
+		s.Peer = netip.AddrPortFrom(address(r[peerAt:]), port)
 	}
 }
 
@@ -90,45 +102,41 @@ func address(wire []byte) netip.Addr {
 	return netip.AddrFrom16([16]byte(wire)).Unmap()
 }
 
-// conn is the tuple of a value of revsk_conn, nil if there is none.
-func (r record) conn() (*revnat.Tuple, error) {
-	v := new(revnat.ConnValue)
-	if err := v.UnmarshalBinary(r.value); err != nil {
+// tuple is the one with this number, nil if it is none.
+func (r record) tuple(i int) (*revnat.Tuple, error) {
+	b := r[socketSize+i*revnat.TupleSize:][:revnat.TupleSize]
+	if [2]byte(b[32:34]) == [2]byte{} {
+		return nil, nil
+	}
+	t := new(revnat.Tuple)
+	if err := t.UnmarshalBinary(b); err != nil {
 		return nil, fmt.Errorf("decoding a record: %w", err)
 	}
-	return inUse(&v.Tuple), nil
+	return t, nil
 }
 
-// former is the tuple of a value of revsk_former, nil if there is none.
-func (r record) former() (*revnat.Tuple, error) {
-	v := new(revnat.FormerValue)
-	if err := v.UnmarshalBinary(r.value); err != nil {
-		return nil, fmt.Errorf("decoding a record: %w", err)
+// tuples are those from a number on.
+func (r record) tuples(from int) ([]revnat.Tuple, error) {
+	if r.tupleCount() <= from {
+		return nil, nil
 	}
-	return inUse(&v.Tuple), nil
-}
-
-func inUse(t *revnat.Tuple) *revnat.Tuple {
-	if t.Peer.Port() == 0 {
-		return nil
-	}
-	return t
-}
-
-// peers are the tuples of a value of revsk_peers.
-func (r record) peers() ([]revnat.Tuple, error) {
-	var v revnat.PeersValue
-	if err := v.UnmarshalBinary(r.value); err != nil {
-		return nil, fmt.Errorf("decoding a record: %w", err)
-	}
-	return v.Tuples(), nil
-}
-
-// table is the tuples of a table.
-func (r record) table() ([]revnat.Tuple, error) {
-	tuples, err := revnat.DecodeTable(r.value)
+	tuples, err := revnat.DecodeTable(r[socketSize+from*revnat.TupleSize:])
 	if err != nil {
 		return nil, fmt.Errorf("decoding a record: %w", err)
 	}
 	return tuples, nil
+}
+
+// whole is the socket of a record that has all that it holds.
+func (r record) whole() (s Socket, err error) {
+	r.socket(&s)
+	if s.Conn, err = r.tuple(0); err != nil || r.tupleCount() == 1 {
+		return s, err
+	}
+	if s.Former, err = r.tuple(1); err != nil {
+		return s, err
+	}
+	s.Peers, err = r.tuples(wholeTuples)
+	slices.SortFunc(s.Peers, comparePeers)
+	return s, err
 }

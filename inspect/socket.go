@@ -39,7 +39,8 @@ type Socket struct {
 	Peers []revnat.Tuple
 	// Owners are the processes that have the socket open, sorted by id. Those that have not got a
 	// process id in the caller's namespace are missing, and so are those that hold the socket
-	// other than by a file descriptor (in flight in a message, in an io_uring).
+	// other than by a file descriptor (in flight in a message, in an io_uring). The slice may be that of
+	// other sockets, too.
 	Owners []Process
 }
 

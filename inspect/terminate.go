@@ -48,32 +48,6 @@ type TerminateOptions struct {
 	destroyers []destroyer // for tests; default: all of them, the best one first
 }
 
-// ServiceFilter tells the connections of a service from others.
-type ServiceFilter struct {
-	// AddrPort is what applications connected to. The address 0.0.0.0 or [::], as of a NodePort service,
-	// stands for every address of the family.
-	AddrPort netip.AddrPort
-	// Protocol is that of the sockets. [lbmap.ProtocolAny] stands for every one.
-	Protocol lbmap.Protocol
-	// Except are addresses that 0.0.0.0 or [::] does not stand for: they are those of other services.
-	Except []netip.AddrPort
-}
-
-// Matches says whether a socket of this protocol that is connected to this service is meant.
-func (f *ServiceFilter) Matches(service netip.AddrPort, protocol lbmap.Protocol) bool {
-	if !f.AddrPort.IsValid() {
-		return true
-	}
-	if f.Protocol != lbmap.ProtocolAny && f.Protocol != protocol {
-		return false
-	}
-	if !f.AddrPort.Addr().IsUnspecified() {
-		return f.AddrPort == service
-	}
-	return f.AddrPort.Port() == service.Port() && f.AddrPort.Addr().Is4() == service.Addr().Is4() &&
-		!slices.Contains(f.Except, service)
-}
-
 // Report is what [Terminate] has done.
 type Report struct {
 	// Mechanism is how sockets are destroyed: "bpf_sock_destroy" or "sock_diag". Empty: none was

@@ -3,19 +3,15 @@
 package inspect
 
 import (
-	"errors"
 	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -48,22 +44,17 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 			}
 		})
 
-		p, err := loadDump(d.Maps, 16<<20, []variant{v})
+		r, err := openReader(d.Maps, Options{SkipOwners: true}, []variant{v})
 		require.NoError(t, err)
-		defer p.close()
+		defer r.Close()
 		seen := make(map[revnat.Tuple]int)
-		for _, r := range p.readOften(t, p.passes[0].iter, revnat.ConnValueSize) {
-			var v revnat.ConnValue
-			require.NoError(t, v.UnmarshalBinary(r))
-			v.Tuple.Time = 0
-			seen[v.Tuple]++
-		}
-		for _, r := range p.readOften(t, p.passes[len(p.passes)-1].iter, revnat.PeersValueSize) {
-			var v revnat.PeersValue
-			require.NoError(t, v.UnmarshalBinary(r))
-			for _, tuple := range v.Tuples() {
-				tuple.Time = 0
-				seen[tuple]++
+		for end := time.Now().Add(time.Second); time.Now().Before(end); {
+			for s, err := range r.Sockets(t.Context(), Filter{}) {
+				require.NoError(t, err)
+				for _, tuple := range s.Tuples() {
+					tuple.Time = 0
+					seen[*tuple]++
+				}
 			}
 		}
 		want := map[revnat.Tuple]bool{}
@@ -77,26 +68,6 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 		}
 		assert.Len(t, seen, len(want), "every tuple is seen")
 	})
-}
-
-// readOften runs a program for a second, and returns the values that it has emitted then.
-func (p *dumpPrograms) readOften(t *testing.T, it *link.Iter, size int) [][]byte {
-	t.Helper()
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
-		_, err := bpfiter.Run(t.Context(), it)
-		require.NoError(t, err)
-	}
-	require.NoError(t, p.ring.Flush())
-	var values [][]byte
-	for {
-		r, err := p.ring.Read()
-		if errors.Is(err, ringbuf.ErrFlushed) {
-			return values
-		}
-		require.NoError(t, err)
-		require.Len(t, r.RawSample, socketSize+size)
-		values = append(values, r.RawSample[socketSize:])
-	}
 }
 
 // addSharing adds a service whose backend other services may have too.

@@ -193,13 +193,9 @@ func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 // eachSocket calls f with a descriptor of each socket that is in a file table, once for each socket. Those in
 // done, by inode, are left out, and the others added to it.
 func (d *descriptors) eachSocket(ctx context.Context, done map[uint64]bool, f func(fd int) error) error {
-	files, err := openfiles.Sockets(ctx)
-	if err != nil {
-		return err
-	}
 	last := 0
-	for _, file := range files {
-		if err := ctx.Err(); err != nil {
+	for file, err := range openfiles.Sockets(ctx) {
+		if err != nil {
 			return err
 		}
 		if file.PID != last {

@@ -31,15 +31,14 @@ func (p *programs) seeQueued(ctx context.Context) error {
 	}
 	defer it.Close()
 	return eachNamespace(ctx, func() error {
-		output, err := bpfiter.Output(ctx, it)
-		if err != nil {
-			return err
-		}
 		const size = 16 // struct revsk_queued_socket
-		for ; len(output) >= size; output = output[size:] {
-			cookie := binary.NativeEndian.Uint64(output[0:8])
-			family := binary.NativeEndian.Uint16(output[8:10])
-			protocol := lbmap.Protocol(binary.NativeEndian.Uint16(output[10:12]))
+		for r, err := range bpfiter.Records(ctx, it, size) {
+			if err != nil {
+				return err
+			}
+			cookie := binary.NativeEndian.Uint64(r[0:8])
+			family := binary.NativeEndian.Uint16(r[8:10])
+			protocol := lbmap.Protocol(binary.NativeEndian.Uint16(r[10:12]))
 			if p.sockets[cookie] != nil && p.seen[cookie] == nil && protocol != lbmap.ProtocolTCP {
 				p.seen[cookie] = &sighting{family: family, protocol: protocol}
 			}

@@ -45,13 +45,8 @@ static __always_inline bool is_in_use(struct sock_common *sk_common)
 {
 	struct socket *socket = NULL;
 
-	switch (sk_common->skc_state) {
-	case TCP_CLOSE:
-	case TCP_TIME_WAIT:
-	case TCP_LISTEN:
-	case TCP_NEW_SYN_RECV:
+	if (!is_connected(sk_common))
 		return false;
-	}
 	/* A whole socket, but the verifier does not know that. */
 	bpf_probe_read_kernel(&socket, sizeof(socket), &((struct sock *)sk_common)->sk_socket);
 	return socket;

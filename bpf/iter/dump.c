@@ -12,9 +12,11 @@
  * dump_*_unlocked. The loader takes one or the other.
  */
 #include "record.h"
+#include "wanted.h"
 
 /* For bpf2go, which generates the Go side of the types that the programs use. */
 const struct revsk_socket *unused_socket __attribute__((unused));
+const enum revsk_wanted *unused_wanted __attribute__((unused));
 
 /*
  * The last reference to the socket is gone: its memory may be about to be used for another.
@@ -27,90 +29,36 @@ static __always_inline bool is_dying(struct sock *sk)
 	return !sk->__sk_common.skc_refcnt.refs.counter;
 }
 
-/* Nobody waits for a record: user space reads when the iterator has finished. */
-static __always_inline void record_submit(void *record)
-{
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
-}
+/* A copy of a tuple that nobody is just writing. */
+#define COPY_LOCKED(to, from, lock)                                                                \
+	do {                                                                                       \
+		bpf_spin_lock(lock);                                                               \
+		to = from;                                                                         \
+		bpf_spin_unlock(lock);                                                             \
+	} while (0)
 
-SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	struct revsk_conn_record *record;
-	struct sock *sk = ctx->sk;
-	struct revsk_conn_value *v;
-
-	if (!sk || !record_is_wanted(sk) || is_dying(sk))
-		return 0;
-	v = bpf_sk_storage_get(&revsk_conn, sk, NULL, 0);
-	if (!v)
-		return 0;
-	record = record_reserve(sizeof(*record));
-	if (!record)
-		return 0;
-	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
-	record->value.lock.val = 0;
-	record->value.bits = v->bits;
-	bpf_spin_lock(&v->lock);
-	record->value.tuple = v->tuple;
-	bpf_spin_unlock(&v->lock);
-	record_submit(record);
-	return 0;
-}
-
-SEC("iter/bpf_sk_storage_map") int dump_former(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	struct revsk_former_record *record;
-	struct sock *sk = ctx->sk;
-	struct revsk_former_value *v;
-
-	if (!sk || !record_is_wanted(sk) || is_dying(sk))
-		return 0;
-	v = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
-	if (!v)
-		return 0;
-	record = record_reserve(sizeof(*record));
-	if (!record)
-		return 0;
-	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
-	record->value.lock.val = 0;
-	record->value.reserved = 0;
-	bpf_spin_lock(&v->lock);
-	record->value.tuple = v->tuple;
-	bpf_spin_unlock(&v->lock);
-	record_submit(record);
-	return 0;
-}
-
-static __always_inline int finish(void *record, bool whole)
-{
-	if (whole) {
-		record_submit(record);
-	} else {
-		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
-		__sync_fetch_and_add(&revsk_records_torn, 1);
-	}
-	return 0;
-}
+static const struct revsk_tuple no_tuple = {};
 
 /*
- * Emits the tuples of a table, under its lock. What it emits twice, because tuples move to another
- * table at the same time, is of a socket whose record of revsk_peers is lost.
+ * Adds the tuples of a table at @end, under its lock, and moves @end. Leaves the function if there is
+ * no room.
  */
 #define DUMP_TABLE(map, class)                                                                     \
 	do {                                                                                       \
-		__u64 size = sizeof(struct revsk_socket) +                                         \
-			     TABLE_TUPLES(class) * sizeof(struct revsk_tuple);                     \
 		struct revsk_table_8k_value *v = bpf_sk_storage_get(&map, sk, NULL, 0);            \
-		struct revsk_table_record *record = v ? record_reserve(size) : NULL;               \
+		struct revsk_tuple *to;                                                            \
                                                                                                    \
-		if (!record)                                                                       \
+		if (!v)                                                                            \
 			break;                                                                     \
-		record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));                     \
+		end = unknown(end);                                                                \
+		to = room_at(end, TABLE_TUPLES(class) * sizeof(*to));                              \
+		if (!to)                                                                           \
+			return 0;                                                                  \
 		bpf_spin_lock(&v->lock);                                                           \
 		for (int i = 0; i < TABLE_TUPLES(class); i++)                                      \
-			record->tuples[i] = v->tuples[i];                                          \
+			to[i] = v->tuples[i];                                                      \
 		bpf_spin_unlock(&v->lock);                                                         \
-		record_submit(record);                                                             \
+		end += TABLE_TUPLES(class) * sizeof(*to);                                          \
 	} while (0)
 
 #define DUMP_MAP(n)                                                                                \
@@ -119,23 +67,25 @@ static __always_inline int finish(void *record, bool whole)
 			DUMP_TABLE(revsk_tab_8k_##n, TABLE_CLASSES);                               \
 	} while (0)
 
-static __always_inline void dump_tables(struct sock *sk, const struct revsk_peers_value *p)
+/* Returns the new @end; 0 if there is no room. */
+static __always_inline __u64 dump_tables(struct sock *sk, const struct revsk_peers_value *p,
+					 __u64 end)
 {
 	switch (p->table_class) {
 	case 0:
-		return;
+		return end;
 	case 1:
 		DUMP_TABLE(revsk_tab_512, 1);
-		return;
+		return end;
 	case 2:
 		DUMP_TABLE(revsk_tab_1k, 2);
-		return;
+		return end;
 	case 3:
 		DUMP_TABLE(revsk_tab_2k, 3);
-		return;
+		return end;
 	case 4:
 		DUMP_TABLE(revsk_tab_4k, 4);
-		return;
+		return end;
 	}
 	DUMP_MAP(0);
 	DUMP_MAP(1);
@@ -153,50 +103,112 @@ static __always_inline void dump_tables(struct sock *sk, const struct revsk_peer
 	DUMP_MAP(13);
 	DUMP_MAP(14);
 	DUMP_MAP(15);
+	return end;
 }
 
-/* What is beside the slots; the hooks change that one aligned word at a time. */
-static __always_inline void copy_control(struct revsk_peers_value *to,
-					 const struct revsk_peers_value *from)
+/* What the socket is connected to, and was before. Returns whether there is a former connection. */
+static __always_inline bool dump_connection(struct sock *sk, struct revsk_tuple *to)
 {
-	to->lock.val = 0;
-	to->table_maps = from->table_maps;
-	to->has_conn = from->has_conn;
-	to->slots_tried = from->slots_tried;
-	to->table_version = *(volatile const __u32 *)&from->table_version;
-	to->table_count = from->table_count;
-	to->table_class = from->table_class;
-	__builtin_memset(to->reserved, 0, sizeof(to->reserved));
+	struct revsk_conn_value *conn = bpf_sk_storage_get(&revsk_conn, sk, NULL, 0);
+	struct revsk_former_value *former = NULL;
+
+	if (!conn) {
+		to[0] = no_tuple;
+		return false;
+	}
+	COPY_LOCKED(to[0], conn->tuple, &conn->lock);
+	if (!(conn->bits & REVSK_CONN_HAS_FORMER))
+		return false;
+	former = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
+	if (!former)
+		return false;
+	COPY_LOCKED(to[1], former->tuple, &former->lock);
+	return true;
 }
 
-/* The tables of the socket first, then its slots. */
+/* Sockets that have been connected, and have no value in revsk_peers. */
+SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct revsk_record *r;
+	struct endpoint peer;
+	__u64 begin;
+	bool former;
+
+	if (!sk || !is_in_part(sk) || !socket_is_wanted(sk) || is_dying(sk))
+		return 0;
+	if (bpf_sk_storage_get(&revsk_peers, sk, NULL, 0))
+		return 0;
+	begin = unknown(revsk_position);
+	r = room_at(begin, RECORD_SIZE(2));
+	if (!r)
+		return 0;
+	former = dump_connection(sk, r->tuples);
+	peer = actual_peer(&sk->__sk_common);
+	if (tuples_matter() && !tuple_is_wanted(&r->tuples[0], &peer, sk->sk_protocol) &&
+	    !(former && tuple_is_wanted(&r->tuples[1], &peer, sk->sk_protocol)))
+		return 0;
+	record_socket(&r->socket, sk, bpf_get_socket_cookie(sk));
+	record_keep(&r->socket, begin, 1 + former);
+	return 0;
+}
+
+/* Whether one of the tuples is wanted, of a socket without a table. */
+static __always_inline bool record_is_wanted(const struct revsk_record *r, struct sock *sk)
+{
+	const struct endpoint peer = actual_peer(&sk->__sk_common);
+
+	if (!tuples_matter())
+		return true;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 2 + REVSK_SLOTS; i++)
+		if (tuple_is_wanted(&r->tuples[i], &peer, sk->sk_protocol))
+			return true;
+	return false;
+}
+
+/* Sockets that have sent, and all that they hold. */
 SEC("iter/bpf_sk_storage_map") int dump_peers(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
-	struct revsk_peers_record *record;
 	struct sock *sk = ctx->sk;
-	struct revsk_peers_value *v;
-	__u32 version;
+	struct revsk_peers_value *p;
+	struct revsk_record *r;
+	__u32 version, now;
+	__u64 begin, end;
 
-	if (!sk || !record_is_wanted(sk) || is_dying(sk))
+	if (!sk || !is_in_part(sk) || !socket_is_wanted(sk) || is_dying(sk))
 		return 0;
-	v = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
-	if (!v)
+	p = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
+	if (!p)
 		return 0;
-	bpf_spin_lock(&v->lock);
-	version = v->table_version;
-	bpf_spin_unlock(&v->lock);
-	dump_tables(sk, v);
-	record = record_reserve(sizeof(*record));
-	if (!record)
+	bpf_spin_lock(&p->lock);
+	version = p->table_version;
+	bpf_spin_unlock(&p->lock);
+	begin = unknown(revsk_position);
+	r = room_at(begin, sizeof(*r));
+	if (!r)
 		return 0;
-	record_socket(&record->socket, sk, bpf_get_socket_cookie(sk));
-	bpf_spin_lock(&v->lock);
-	copy_control(&record->value, v);
+	if (!dump_connection(sk, r->tuples))
+		r->tuples[1] = no_tuple;
+	end = dump_tables(sk, p, begin + sizeof(*r));
+	if (!end)
+		return 0;
+	/* After the tables: a tuple that has moved from one to another changes the version. */
+	bpf_spin_lock(&p->lock);
 #pragma unroll
 	for (int i = 0; i < REVSK_SLOTS; i++)
-		record->value.slots[i] = v->slots[i];
-	bpf_spin_unlock(&v->lock);
-	return finish(record, !(version & 1) && record->value.table_version == version);
+		r->tuples[2 + i] = p->slots[i];
+	now = p->table_version;
+	bpf_spin_unlock(&p->lock);
+	if ((version & 1) || now != version) {
+		__sync_fetch_and_add(&revsk_records_torn, 1);
+		return 0;
+	}
+	if (end == begin + sizeof(*r) && !record_is_wanted(r, sk))
+		return 0;
+	record_socket(&r->socket, sk, bpf_get_socket_cookie(sk));
+	record_keep(&r->socket, begin, (end - begin - sizeof(r->socket)) / sizeof(struct revsk_tuple));
+	return 0;
 }
 
 /*
@@ -229,100 +241,46 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 	return differ;
 }
 
-SEC("iter/bpf_sk_storage_map") int dump_conn_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	const struct revsk_conn_value *v = ctx->value;
-	struct revsk_conn_record *record;
-	struct sock *sk = ctx->sk;
-	__u64 torn = 1;
-
-	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
-		return 0;
-	record = record_reserve(sizeof(*record));
-	if (!record)
-		return 0;
-	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
-	record->value.lock.val = 0;
-	record->value.bits = v->bits;
-	for (int i = 0; torn && i < ATTEMPTS; i++)
-		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
-	return finish(record, !torn);
-}
-
-SEC("iter/bpf_sk_storage_map") int dump_former_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	const struct revsk_former_value *v = ctx->value;
-	struct revsk_former_record *record;
-	struct sock *sk = ctx->sk;
-	__u64 torn = 1;
-
-	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
-		return 0;
-	record = record_reserve(sizeof(*record));
-	if (!record)
-		return 0;
-	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
-	record->value.lock.val = 0;
-	record->value.reserved = 0;
-	for (int i = 0; torn && i < ATTEMPTS; i++)
-		torn = copy_tuple(&record->value.tuple, &v->tuple, &v->lock);
-	return finish(record, !torn);
-}
-
-SEC("iter/bpf_sk_storage_map") int dump_peers_unlocked(struct bpf_iter__bpf_sk_storage_map *ctx)
-{
-	const struct revsk_peers_value *v = ctx->value;
-	struct revsk_peers_record *record;
-	struct sock *sk = ctx->sk;
-	__u64 torn = 1;
-
-	if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))
-		return 0;
-	record = record_reserve(sizeof(*record));
-	if (!record)
-		return 0;
-	record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);
-	copy_control(&record->value, v);
-	for (int i = 0; torn && i < ATTEMPTS; i++) {
-		torn = 0;
-#pragma unroll
-		for (int slot = 0; slot < REVSK_SLOTS; slot++)
-			torn |= copy_tuple(&record->value.slots[slot], &v->slots[slot], &v->lock);
-	}
-	return finish(record, !torn);
-}
-
 /*
- * Over a table of one class. That tuples have moved to other tables in between is noticed by who reads
- * revsk_peers before and after.
+ * Over one map. A socket has a record for each of its maps, which user space puts together; that tuples have moved
+ * from one table to another in between is noticed by who reads revsk_peers before and after.
  */
-#define DUMP_TABLE_UNLOCKED(name, class)                                                           \
+#define DUMP_UNLOCKED(name, type, first, n, version)                                               \
 	SEC("iter/bpf_sk_storage_map") int name(struct bpf_iter__bpf_sk_storage_map *ctx)          \
 	{                                                                                          \
-		const struct revsk_table_##class##_value *v = ctx->value;                          \
-		const int tuples = sizeof(v->tuples) / sizeof(v->tuples[0]);                       \
-		struct revsk_table_record *record;                                                 \
+		const struct type *v = ctx->value;                                                 \
 		struct sock *sk = ctx->sk;                                                         \
-		__u64 torn = 1;                                                                    \
+		struct revsk_record *r;                                                            \
+		__u64 begin, torn = 1;                                                             \
                                                                                                    \
-		if (!sk || !v || !record_is_wanted(sk) || is_dying(sk))                            \
+		if (!sk || !v || !is_in_part(sk) || !socket_is_wanted(sk) || is_dying(sk))         \
 			return 0;                                                                  \
-		record = record_reserve(sizeof(record->socket) + sizeof(v->tuples));               \
-		if (!record)                                                                       \
+		begin = unknown(revsk_position);                                                   \
+		r = room_at(begin, RECORD_SIZE(n));                                                \
+		if (!r)                                                                            \
 			return 0;                                                                  \
-		record_socket(&record->socket, sk, sk->__sk_common.skc_cookie.counter);            \
+		record_socket(&r->socket, sk, sk->__sk_common.skc_cookie.counter);                 \
+		r->socket.table_version = version;                                                 \
 		for (int i = 0; torn && i < ATTEMPTS; i++) {                                       \
 			torn = 0;                                                                  \
-			for (int j = 0; j < tuples; j++)                                           \
-				torn |= copy_tuple(&record->tuples[j], &v->tuples[j], &v->lock);   \
+			for (int j = 0; j < (n); j++)                                              \
+				torn |= copy_tuple(&r->tuples[j], &(&v->first)[j], &v->lock);      \
 		}                                                                                  \
-		return finish(record, !torn);                                                      \
+		if (torn)                                                                          \
+			__sync_fetch_and_add(&revsk_records_torn, 1);                              \
+		else                                                                               \
+			record_keep(&r->socket, begin, n);                                         \
+		return 0;                                                                          \
 	}
 
-DUMP_TABLE_UNLOCKED(dump_512_unlocked, 512)
-DUMP_TABLE_UNLOCKED(dump_1k_unlocked, 1k)
-DUMP_TABLE_UNLOCKED(dump_2k_unlocked, 2k)
-DUMP_TABLE_UNLOCKED(dump_4k_unlocked, 4k)
-DUMP_TABLE_UNLOCKED(dump_8k_unlocked, 8k)
+DUMP_UNLOCKED(dump_conn_unlocked, revsk_conn_value, tuple, 1, 0)
+DUMP_UNLOCKED(dump_former_unlocked, revsk_former_value, tuple, 1, 0)
+DUMP_UNLOCKED(dump_peers_unlocked, revsk_peers_value, slots[0], REVSK_SLOTS,
+	      *(volatile const __u32 *)&v->table_version)
+DUMP_UNLOCKED(dump_512_unlocked, revsk_table_512_value, tuples[0], TABLE_TUPLES(1), 0)
+DUMP_UNLOCKED(dump_1k_unlocked, revsk_table_1k_value, tuples[0], TABLE_TUPLES(2), 0)
+DUMP_UNLOCKED(dump_2k_unlocked, revsk_table_2k_value, tuples[0], TABLE_TUPLES(3), 0)
+DUMP_UNLOCKED(dump_4k_unlocked, revsk_table_4k_value, tuples[0], TABLE_TUPLES(4), 0)
+DUMP_UNLOCKED(dump_8k_unlocked, revsk_table_8k_value, tuples[0], TABLE_TUPLES(5), 0)
 
 char _license[] SEC("license") = "Dual BSD/GPL";

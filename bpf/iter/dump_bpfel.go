@@ -14,20 +14,20 @@ import (
 )
 
 type DumpRevskSocket struct {
-	_           structs.HostLayout
-	Id          uint64
-	Cookie      uint64
-	Inode       uint64
-	NetnsCookie uint64
-	NetnsInode  uint32
-	Family      uint16
-	Type        uint16
-	Protocol    uint16
-	State       uint8
-	Pad         uint8
-	LocalPort   uint16
-	PeerPort    uint16
-	Local       struct {
+	_            structs.HostLayout
+	Id           uint64
+	Cookie       uint64
+	Inode        uint64
+	NetnsCookie  uint64
+	NetnsInode   uint32
+	Tuples       uint16
+	Protocol     uint16
+	LocalPort    uint16
+	PeerPort     uint16
+	TableVersion uint16
+	Family       uint8
+	State        uint8
+	Local        struct {
 		_     structs.HostLayout
 		Bytes [16]uint8
 	}
@@ -37,55 +37,92 @@ type DumpRevskSocket struct {
 	}
 }
 
+type DumpRevskWanted uint32
+
+const (
+	DumpRevskWantedREVSK_WANTED_ALL   DumpRevskWanted = 0
+	DumpRevskWantedREVSK_WANTED_THESE DumpRevskWanted = 1
+	DumpRevskWantedREVSK_WANTED_ALIKE DumpRevskWanted = 2
+)
+
+type DumpRevskWantedBackend struct {
+	_    structs.HostLayout
+	Addr struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Port     uint16
+	Protocol uint16
+	Pad      uint32
+}
+
+type DumpRevskWantedService struct {
+	_    structs.HostLayout
+	Addr struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Port uint16
+	How  uint8
+	Pad  [5]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DumpMapRevskConn           = "revsk_conn"
-	DumpMapRevskFormer         = "revsk_former"
-	DumpMapRevskPeers          = "revsk_peers"
-	DumpMapRevskRecords        = "revsk_records"
-	DumpMapRevskTab1k          = "revsk_tab_1k"
-	DumpMapRevskTab2k          = "revsk_tab_2k"
-	DumpMapRevskTab4k          = "revsk_tab_4k"
-	DumpMapRevskTab512         = "revsk_tab_512"
-	DumpMapRevskTab8k0         = "revsk_tab_8k_0"
-	DumpMapRevskTab8k1         = "revsk_tab_8k_1"
-	DumpMapRevskTab8k10        = "revsk_tab_8k_10"
-	DumpMapRevskTab8k11        = "revsk_tab_8k_11"
-	DumpMapRevskTab8k12        = "revsk_tab_8k_12"
-	DumpMapRevskTab8k13        = "revsk_tab_8k_13"
-	DumpMapRevskTab8k14        = "revsk_tab_8k_14"
-	DumpMapRevskTab8k15        = "revsk_tab_8k_15"
-	DumpMapRevskTab8k2         = "revsk_tab_8k_2"
-	DumpMapRevskTab8k3         = "revsk_tab_8k_3"
-	DumpMapRevskTab8k4         = "revsk_tab_8k_4"
-	DumpMapRevskTab8k5         = "revsk_tab_8k_5"
-	DumpMapRevskTab8k6         = "revsk_tab_8k_6"
-	DumpMapRevskTab8k7         = "revsk_tab_8k_7"
-	DumpMapRevskTab8k8         = "revsk_tab_8k_8"
-	DumpMapRevskTab8k9         = "revsk_tab_8k_9"
-	DumpProgDump1kUnlocked     = "dump_1k_unlocked"
-	DumpProgDump2kUnlocked     = "dump_2k_unlocked"
-	DumpProgDump4kUnlocked     = "dump_4k_unlocked"
-	DumpProgDump512Unlocked    = "dump_512_unlocked"
-	DumpProgDump8kUnlocked     = "dump_8k_unlocked"
-	DumpProgDumpConn           = "dump_conn"
-	DumpProgDumpConnUnlocked   = "dump_conn_unlocked"
-	DumpProgDumpFormer         = "dump_former"
-	DumpProgDumpFormerUnlocked = "dump_former_unlocked"
-	DumpProgDumpPeers          = "dump_peers"
-	DumpProgDumpPeersUnlocked  = "dump_peers_unlocked"
-	DumpVarCfgTableClasses     = "cfg_table_classes"
-	DumpVarCfgTableMaps        = "cfg_table_maps"
-	DumpVarRevskAddress        = "revsk_address"
-	DumpVarRevskPartFirst      = "revsk_part_first"
-	DumpVarRevskPartLast       = "revsk_part_last"
-	DumpVarRevskRecordsLost    = "revsk_records_lost"
-	DumpVarRevskRecordsTorn    = "revsk_records_torn"
-	DumpVarRevskWantedNetns    = "revsk_wanted_netns"
-	DumpVarRevskWantedProtocol = "revsk_wanted_protocol"
-	DumpVarUnusedSocket        = "unused_socket"
+	DumpMapRevskConn              = "revsk_conn"
+	DumpMapRevskFormer            = "revsk_former"
+	DumpMapRevskPeers             = "revsk_peers"
+	DumpMapRevskRecords           = "revsk_records"
+	DumpMapRevskTab1k             = "revsk_tab_1k"
+	DumpMapRevskTab2k             = "revsk_tab_2k"
+	DumpMapRevskTab4k             = "revsk_tab_4k"
+	DumpMapRevskTab512            = "revsk_tab_512"
+	DumpMapRevskTab8k0            = "revsk_tab_8k_0"
+	DumpMapRevskTab8k1            = "revsk_tab_8k_1"
+	DumpMapRevskTab8k10           = "revsk_tab_8k_10"
+	DumpMapRevskTab8k11           = "revsk_tab_8k_11"
+	DumpMapRevskTab8k12           = "revsk_tab_8k_12"
+	DumpMapRevskTab8k13           = "revsk_tab_8k_13"
+	DumpMapRevskTab8k14           = "revsk_tab_8k_14"
+	DumpMapRevskTab8k15           = "revsk_tab_8k_15"
+	DumpMapRevskTab8k2            = "revsk_tab_8k_2"
+	DumpMapRevskTab8k3            = "revsk_tab_8k_3"
+	DumpMapRevskTab8k4            = "revsk_tab_8k_4"
+	DumpMapRevskTab8k5            = "revsk_tab_8k_5"
+	DumpMapRevskTab8k6            = "revsk_tab_8k_6"
+	DumpMapRevskTab8k7            = "revsk_tab_8k_7"
+	DumpMapRevskTab8k8            = "revsk_tab_8k_8"
+	DumpMapRevskTab8k9            = "revsk_tab_8k_9"
+	DumpMapRevskWantedBackends    = "revsk_wanted_backends"
+	DumpProgDump1kUnlocked        = "dump_1k_unlocked"
+	DumpProgDump2kUnlocked        = "dump_2k_unlocked"
+	DumpProgDump4kUnlocked        = "dump_4k_unlocked"
+	DumpProgDump512Unlocked       = "dump_512_unlocked"
+	DumpProgDump8kUnlocked        = "dump_8k_unlocked"
+	DumpProgDumpConn              = "dump_conn"
+	DumpProgDumpConnUnlocked      = "dump_conn_unlocked"
+	DumpProgDumpFormerUnlocked    = "dump_former_unlocked"
+	DumpProgDumpPeers             = "dump_peers"
+	DumpProgDumpPeersUnlocked     = "dump_peers_unlocked"
+	DumpVarCfgBufferSize          = "cfg_buffer_size"
+	DumpVarCfgTableClasses        = "cfg_table_classes"
+	DumpVarCfgTableMaps           = "cfg_table_maps"
+	DumpVarRevskPartFirst         = "revsk_part_first"
+	DumpVarRevskPartLast          = "revsk_part_last"
+	DumpVarRevskPosition          = "revsk_position"
+	DumpVarRevskRecordsLost       = "revsk_records_lost"
+	DumpVarRevskRecordsTorn       = "revsk_records_torn"
+	DumpVarRevskScratch           = "revsk_scratch"
+	DumpVarRevskWantedBackendsHow = "revsk_wanted_backends_how"
+	DumpVarRevskWantedConnected   = "revsk_wanted_connected"
+	DumpVarRevskWantedCookie      = "revsk_wanted_cookie"
+	DumpVarRevskWantedFrontend    = "revsk_wanted_frontend"
+	DumpVarRevskWantedNetns       = "revsk_wanted_netns"
+	DumpVarRevskWantedProtocol    = "revsk_wanted_protocol"
+	DumpVarUnusedSocket           = "unused_socket"
+	DumpVarUnusedWanted           = "unused_wanted"
 )
 
 // LoadDump returns the embedded CollectionSpec for Dump.
@@ -137,7 +174,6 @@ type DumpProgramSpecs struct {
 	Dump8kUnlocked     *ebpf.ProgramSpec `ebpf:"dump_8k_unlocked"`
 	DumpConn           *ebpf.ProgramSpec `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.ProgramSpec `ebpf:"dump_conn_unlocked"`
-	DumpFormer         *ebpf.ProgramSpec `ebpf:"dump_former"`
 	DumpFormerUnlocked *ebpf.ProgramSpec `ebpf:"dump_former_unlocked"`
 	DumpPeers          *ebpf.ProgramSpec `ebpf:"dump_peers"`
 	DumpPeersUnlocked  *ebpf.ProgramSpec `ebpf:"dump_peers_unlocked"`
@@ -147,46 +183,54 @@ type DumpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpMapSpecs struct {
-	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
-	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
-	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskRecords *ebpf.MapSpec `ebpf:"revsk_records"`
-	RevskTab1k   *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
-	RevskTab2k   *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
-	RevskTab4k   *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
-	RevskTab512  *ebpf.MapSpec `ebpf:"revsk_tab_512"`
-	RevskTab8k0  *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
-	RevskTab8k1  *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
-	RevskTab8k10 *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
-	RevskTab8k11 *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
-	RevskTab8k12 *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
-	RevskTab8k13 *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
-	RevskTab8k14 *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
-	RevskTab8k15 *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
-	RevskTab8k2  *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
-	RevskTab8k3  *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
-	RevskTab8k4  *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
-	RevskTab8k5  *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
-	RevskTab8k6  *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
-	RevskTab8k7  *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
-	RevskTab8k8  *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
-	RevskTab8k9  *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
+	RevskConn           *ebpf.MapSpec `ebpf:"revsk_conn"`
+	RevskFormer         *ebpf.MapSpec `ebpf:"revsk_former"`
+	RevskPeers          *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskRecords        *ebpf.MapSpec `ebpf:"revsk_records"`
+	RevskTab1k          *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k          *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k          *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512         *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0         *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1         *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10        *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11        *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12        *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13        *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14        *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15        *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2         *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3         *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4         *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5         *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6         *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7         *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8         *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9         *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
+	RevskWantedBackends *ebpf.MapSpec `ebpf:"revsk_wanted_backends"`
 }
 
 // DumpVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DumpVariableSpecs struct {
-	CfgTableClasses     *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
-	CfgTableMaps        *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
-	RevskAddress        *ebpf.VariableSpec `ebpf:"revsk_address"`
-	RevskPartFirst      *ebpf.VariableSpec `ebpf:"revsk_part_first"`
-	RevskPartLast       *ebpf.VariableSpec `ebpf:"revsk_part_last"`
-	RevskRecordsLost    *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
-	RevskRecordsTorn    *ebpf.VariableSpec `ebpf:"revsk_records_torn"`
-	RevskWantedNetns    *ebpf.VariableSpec `ebpf:"revsk_wanted_netns"`
-	RevskWantedProtocol *ebpf.VariableSpec `ebpf:"revsk_wanted_protocol"`
-	UnusedSocket        *ebpf.VariableSpec `ebpf:"unused_socket"`
+	CfgBufferSize          *ebpf.VariableSpec `ebpf:"cfg_buffer_size"`
+	CfgTableClasses        *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps           *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
+	RevskPartFirst         *ebpf.VariableSpec `ebpf:"revsk_part_first"`
+	RevskPartLast          *ebpf.VariableSpec `ebpf:"revsk_part_last"`
+	RevskPosition          *ebpf.VariableSpec `ebpf:"revsk_position"`
+	RevskRecordsLost       *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
+	RevskRecordsTorn       *ebpf.VariableSpec `ebpf:"revsk_records_torn"`
+	RevskScratch           *ebpf.VariableSpec `ebpf:"revsk_scratch"`
+	RevskWantedBackendsHow *ebpf.VariableSpec `ebpf:"revsk_wanted_backends_how"`
+	RevskWantedConnected   *ebpf.VariableSpec `ebpf:"revsk_wanted_connected"`
+	RevskWantedCookie      *ebpf.VariableSpec `ebpf:"revsk_wanted_cookie"`
+	RevskWantedFrontend    *ebpf.VariableSpec `ebpf:"revsk_wanted_frontend"`
+	RevskWantedNetns       *ebpf.VariableSpec `ebpf:"revsk_wanted_netns"`
+	RevskWantedProtocol    *ebpf.VariableSpec `ebpf:"revsk_wanted_protocol"`
+	UnusedSocket           *ebpf.VariableSpec `ebpf:"unused_socket"`
+	UnusedWanted           *ebpf.VariableSpec `ebpf:"unused_wanted"`
 }
 
 // DumpObjects contains all objects after they have been loaded into the kernel.
@@ -209,30 +253,31 @@ func (o *DumpObjects) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpMaps struct {
-	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
-	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
-	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
-	RevskRecords *ebpf.Map `ebpf:"revsk_records"`
-	RevskTab1k   *ebpf.Map `ebpf:"revsk_tab_1k"`
-	RevskTab2k   *ebpf.Map `ebpf:"revsk_tab_2k"`
-	RevskTab4k   *ebpf.Map `ebpf:"revsk_tab_4k"`
-	RevskTab512  *ebpf.Map `ebpf:"revsk_tab_512"`
-	RevskTab8k0  *ebpf.Map `ebpf:"revsk_tab_8k_0"`
-	RevskTab8k1  *ebpf.Map `ebpf:"revsk_tab_8k_1"`
-	RevskTab8k10 *ebpf.Map `ebpf:"revsk_tab_8k_10"`
-	RevskTab8k11 *ebpf.Map `ebpf:"revsk_tab_8k_11"`
-	RevskTab8k12 *ebpf.Map `ebpf:"revsk_tab_8k_12"`
-	RevskTab8k13 *ebpf.Map `ebpf:"revsk_tab_8k_13"`
-	RevskTab8k14 *ebpf.Map `ebpf:"revsk_tab_8k_14"`
-	RevskTab8k15 *ebpf.Map `ebpf:"revsk_tab_8k_15"`
-	RevskTab8k2  *ebpf.Map `ebpf:"revsk_tab_8k_2"`
-	RevskTab8k3  *ebpf.Map `ebpf:"revsk_tab_8k_3"`
-	RevskTab8k4  *ebpf.Map `ebpf:"revsk_tab_8k_4"`
-	RevskTab8k5  *ebpf.Map `ebpf:"revsk_tab_8k_5"`
-	RevskTab8k6  *ebpf.Map `ebpf:"revsk_tab_8k_6"`
-	RevskTab8k7  *ebpf.Map `ebpf:"revsk_tab_8k_7"`
-	RevskTab8k8  *ebpf.Map `ebpf:"revsk_tab_8k_8"`
-	RevskTab8k9  *ebpf.Map `ebpf:"revsk_tab_8k_9"`
+	RevskConn           *ebpf.Map `ebpf:"revsk_conn"`
+	RevskFormer         *ebpf.Map `ebpf:"revsk_former"`
+	RevskPeers          *ebpf.Map `ebpf:"revsk_peers"`
+	RevskRecords        *ebpf.Map `ebpf:"revsk_records"`
+	RevskTab1k          *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k          *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k          *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512         *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0         *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1         *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10        *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11        *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12        *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13        *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14        *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15        *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2         *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3         *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4         *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5         *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6         *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7         *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8         *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9         *ebpf.Map `ebpf:"revsk_tab_8k_9"`
+	RevskWantedBackends *ebpf.Map `ebpf:"revsk_wanted_backends"`
 }
 
 func (m *DumpMaps) Close() error {
@@ -261,6 +306,7 @@ func (m *DumpMaps) Close() error {
 		m.RevskTab8k7,
 		m.RevskTab8k8,
 		m.RevskTab8k9,
+		m.RevskWantedBackends,
 	)
 }
 
@@ -268,16 +314,23 @@ func (m *DumpMaps) Close() error {
 //
 // It can be passed to LoadDumpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DumpVariables struct {
-	CfgTableClasses     *ebpf.Variable `ebpf:"cfg_table_classes"`
-	CfgTableMaps        *ebpf.Variable `ebpf:"cfg_table_maps"`
-	RevskAddress        *ebpf.Variable `ebpf:"revsk_address"`
-	RevskPartFirst      *ebpf.Variable `ebpf:"revsk_part_first"`
-	RevskPartLast       *ebpf.Variable `ebpf:"revsk_part_last"`
-	RevskRecordsLost    *ebpf.Variable `ebpf:"revsk_records_lost"`
-	RevskRecordsTorn    *ebpf.Variable `ebpf:"revsk_records_torn"`
-	RevskWantedNetns    *ebpf.Variable `ebpf:"revsk_wanted_netns"`
-	RevskWantedProtocol *ebpf.Variable `ebpf:"revsk_wanted_protocol"`
-	UnusedSocket        *ebpf.Variable `ebpf:"unused_socket"`
+	CfgBufferSize          *ebpf.Variable `ebpf:"cfg_buffer_size"`
+	CfgTableClasses        *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps           *ebpf.Variable `ebpf:"cfg_table_maps"`
+	RevskPartFirst         *ebpf.Variable `ebpf:"revsk_part_first"`
+	RevskPartLast          *ebpf.Variable `ebpf:"revsk_part_last"`
+	RevskPosition          *ebpf.Variable `ebpf:"revsk_position"`
+	RevskRecordsLost       *ebpf.Variable `ebpf:"revsk_records_lost"`
+	RevskRecordsTorn       *ebpf.Variable `ebpf:"revsk_records_torn"`
+	RevskScratch           *ebpf.Variable `ebpf:"revsk_scratch"`
+	RevskWantedBackendsHow *ebpf.Variable `ebpf:"revsk_wanted_backends_how"`
+	RevskWantedConnected   *ebpf.Variable `ebpf:"revsk_wanted_connected"`
+	RevskWantedCookie      *ebpf.Variable `ebpf:"revsk_wanted_cookie"`
+	RevskWantedFrontend    *ebpf.Variable `ebpf:"revsk_wanted_frontend"`
+	RevskWantedNetns       *ebpf.Variable `ebpf:"revsk_wanted_netns"`
+	RevskWantedProtocol    *ebpf.Variable `ebpf:"revsk_wanted_protocol"`
+	UnusedSocket           *ebpf.Variable `ebpf:"unused_socket"`
+	UnusedWanted           *ebpf.Variable `ebpf:"unused_wanted"`
 }
 
 // DumpPrograms contains all programs after they have been loaded into the kernel.
@@ -291,7 +344,6 @@ type DumpPrograms struct {
 	Dump8kUnlocked     *ebpf.Program `ebpf:"dump_8k_unlocked"`
 	DumpConn           *ebpf.Program `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.Program `ebpf:"dump_conn_unlocked"`
-	DumpFormer         *ebpf.Program `ebpf:"dump_former"`
 	DumpFormerUnlocked *ebpf.Program `ebpf:"dump_former_unlocked"`
 	DumpPeers          *ebpf.Program `ebpf:"dump_peers"`
 	DumpPeersUnlocked  *ebpf.Program `ebpf:"dump_peers_unlocked"`
@@ -306,7 +358,6 @@ func (p *DumpPrograms) Close() error {
 		p.Dump8kUnlocked,
 		p.DumpConn,
 		p.DumpConnUnlocked,
-		p.DumpFormer,
 		p.DumpFormerUnlocked,
 		p.DumpPeers,
 		p.DumpPeersUnlocked,

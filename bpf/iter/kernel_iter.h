@@ -202,6 +202,19 @@ static __always_inline bool is_closed(struct sock *sk)
 	return BPF_CORE_READ(file, f_count.counter) <= 0;
 }
 
+/* Connected, or about to be, of any protocol. */
+static __always_inline bool is_connected(const struct sock_common *c)
+{
+	switch (c->skc_state) {
+	case TCP_CLOSE:
+	case TCP_TIME_WAIT:
+	case TCP_LISTEN:
+	case TCP_NEW_SYN_RECV:
+		return false;
+	}
+	return true;
+}
+
 static __always_inline union ip_addr local_address(const struct sock_common *c)
 {
 	union ip_addr a = ip_from_v4(c->skc_rcv_saddr);

@@ -17,6 +17,7 @@ import (
 // The values of --output.
 const (
 	outputTable = "table"
+	outputWide  = "wide" // a table that may be wider than usual
 	outputJSON  = "json"
 	outputLines = "jsonl" // of list only
 )
@@ -87,7 +88,7 @@ func unlimitMemory() error {
 	return nil
 }
 
-func (e *env) json() bool { return e.output != outputTable }
+func (e *env) json() bool { return e.output == outputJSON || e.output == outputLines }
 
 // printJSON writes a document, indented, to Stdout.
 func (e *env) printJSON(doc any) error {

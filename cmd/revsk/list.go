@@ -34,7 +34,10 @@ for each.
             sent: a datagram socket has sent to PEER
   AGE       since it connected, connected elsewhere, or last sent; - if unknown
   NETNS     name as of "ip netns", or inode number
-  PROCESS   every process that has the socket open, as PID/COMMAND
+  PROCESS   a process that has the socket open, as PID/COMMAND; +N: and N others
+
+-o wide also shows the local address, the reverse-NAT index, the id of the
+backend, what was brought from the legacy maps, cookies, inodes and all processes.
 
 Flags that filter can be combined; a line is listed if all of them match.
 
@@ -47,6 +50,7 @@ kept in the legacy maps (modes dual and legacy) is not listed.`,
 		Example: `  revsk list
   revsk list --service 10.96.0.10:53/udp --state established
   revsk list --gone --count-by process
+  revsk list -o wide
   revsk list -o json | jq '.sockets[].connected.service'
   revsk list -o jsonl | grep 10.96.0.10:53`,
 		Args: cobra.NoArgs,
@@ -56,7 +60,7 @@ kept in the legacy maps (modes dual and legacy) is not listed.`,
 	flags.SortFlags = false
 	only.add(flags)
 	addChoice(cmd, flags, &countBy, countBys, "count-by", "", "count sockets instead of listing them")
-	addChoice(cmd, flags, &env.output, []string{outputTable, outputJSON, outputLines}, "output", "o", "output format")
+	addChoice(cmd, flags, &env.output, []string{outputTable, outputWide, outputJSON, outputLines}, "output", "o", "output format")
 	return cmd
 }
 
@@ -74,7 +78,7 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 		return err
 	}
 	maps := dp.InspectMaps()
-	filter, wanted, err := only.filters(ctx, env, maps)
+	filter, err := only.filter(ctx, env, maps)
 	if err != nil {
 		return err
 	}
@@ -94,13 +98,13 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	out := bufio.NewWriterSize(env.Stdout, 64<<10)
 	switch {
 	case countBy != "":
-		return printCounts(env, sockets, countBy, wanted)
+		return printCounts(env, sockets, countBy, &filter)
 	case env.output == outputLines:
-		err = writeLines(out, sockets, now, wanted)
+		err = writeLines(out, sockets, now, &filter)
 	case env.json():
-		err = writeSockets(out, sockets, now, wanted)
+		err = writeSockets(out, sockets, now, &filter)
 	default:
-		err = printSockets(out, sockets, now, wanted)
+		err = printSockets(out, sockets, now, &filter, env.output == outputWide)
 	}
 	if err != nil {
 		return err
@@ -119,7 +123,7 @@ func ownedBy(sockets iter.Seq2[inspect.Socket, error], only listFlags) iter.Seq2
 	}
 }
 
-func printCounts(env *env, sockets iter.Seq2[inspect.Socket, error], by string, wanted tupleFilter) error {
+func printCounts(env *env, sockets iter.Seq2[inspect.Socket, error], by string, wanted *inspect.Filter) error {
 	counts, err := countSockets(sockets, by, wanted)
 	if err != nil {
 		return err

@@ -42,7 +42,13 @@ func TestList(t *testing.T) {
 	golden(t, "list.txt", replace(table,
 		regexp.QuoteMeta(backend), "127.0.0.1:BACKEND",
 		`(127\.0\.0\.1|0\.0\.0\.0):[0-9]{5}\b`, "$1:PORT",
-		`\d+s +\d+ +\d+ +\d+/\S+`, "AGE NETNS COOKIE PID/COMMAND",
+		`\d+s +\d+ +\d+/\S+`, "AGE NETNS PID/COMMAND",
+		` {2,}`, "  ",
+	))
+	golden(t, "list-wide.txt", replace(p.run("list", "-o", "wide").ok().stdout,
+		regexp.QuoteMeta(backend), "127.0.0.1:BACKEND",
+		`(127\.0\.0\.1|0\.0\.0\.0):[0-9]{5}\b`, "$1:PORT",
+		`\d+s +no +\d+ +\d+ +\d+ +\d+/\S+`, "AGE no NETNS COOKIE INODE PID/COMMAND",
 		` {2,}`, "  ",
 	))
 	golden(t, "list.json", replace(p.run("list", "-o", "json").ok().stdout,
@@ -159,6 +165,6 @@ func TestProcessNamesCannotForgeOutput(t *testing.T) {
 	require.Equal(t, "a?[2J b", printable("a\x1b[2J b"))
 	require.Equal(t, "a?b", printable("a\u202eb"))
 	s := inspect.Socket{Owners: []inspect.Process{{ID: 1, Command: "a  2/x,3/\u202ey"}}}
-	require.Equal(t, "1/a??2/x?3/?y", ownersText(s.Owners))
-	require.Equal(t, "a  2/x,3/?y", newSocketDocument(&s, 0, everyTuple).Processes[0].Command)
+	require.Equal(t, "1/a??2/x?3/?y", ownersText(s.Owners, true))
+	require.Equal(t, "a  2/x,3/?y", newSocketDocument(&s, 0, &inspect.Filter{}).Processes[0].Command)
 }

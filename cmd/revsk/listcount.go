@@ -37,7 +37,7 @@ type countDocument struct {
 }
 
 // countSockets counts each socket once for each name that it has.
-func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted tupleFilter) ([]countDocument, error) {
+func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *inspect.Filter) ([]countDocument, error) {
 	counts := make(map[string]*countDocument)
 	for s, err := range sockets {
 		if err != nil {
@@ -45,7 +45,7 @@ func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted tu
 		}
 		connected := make(map[string]bool) // by name
 		for role, t := range s.Tuples() {
-			if !wanted(&s, role, t) {
+			if !wanted.WantsTuple(&s, role, t) {
 				continue
 			}
 			var names []string

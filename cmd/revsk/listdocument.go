@@ -14,12 +14,12 @@ import (
 )
 
 // writeLines writes a document a line.
-func writeLines(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted tupleFilter) error {
+func writeLines(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
 	return writeDocuments(out, sockets, now, wanted, "", "")
 }
 
 // writeSockets writes one document, with one line for each socket, while the sockets are read.
-func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted tupleFilter) error {
+func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
 	head, err := json.MarshalIndent(newHeader("revsk/sockets/v1"), "", "  ")
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], n
 
 // writeDocuments writes each socket after before, and between two of them between; without any they end
 // with their lines.
-func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted tupleFilter, before, between string) error {
+func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, before, between string) error {
 	first := true
 	for s, err := range sockets {
 		if err != nil {
@@ -105,7 +105,7 @@ type processDocument struct {
 	Command string `json:"command"`
 }
 
-func newSocketDocument(s *inspect.Socket, now time.Duration, wanted tupleFilter) socketDocument {
+func newSocketDocument(s *inspect.Socket, now time.Duration, wanted *inspect.Filter) socketDocument {
 	d := socketDocument{
 		Protocol:  s.Protocol,
 		Family:    s.Family.String(),
@@ -121,10 +121,10 @@ func newSocketDocument(s *inspect.Socket, now time.Duration, wanted tupleFilter)
 		d.Peer = s.Peer.String()
 	}
 	for role, tuple := range s.Tuples() {
-		if !wanted(s, role, tuple) {
+		if !wanted.WantsTuple(s, role, tuple) {
 			continue
 		}
-		t := newTupleDocument(*tuple, now)
+		t := newTupleDocument(tuple, now)
 		switch role {
 		case inspect.RoleConnected:
 			d.Connected = &t
@@ -142,7 +142,7 @@ func newSocketDocument(s *inspect.Socket, now time.Duration, wanted tupleFilter)
 	return d
 }
 
-func newTupleDocument(t revnat.Tuple, now time.Duration) tupleDocument {
+func newTupleDocument(t *revnat.Tuple, now time.Duration) tupleDocument {
 	d := tupleDocument{
 		Peer:      t.Peer.String(),
 		Service:   t.Service.String(),

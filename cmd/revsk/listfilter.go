@@ -13,7 +13,6 @@ import (
 
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
-	"github.com/revsk/revsk/revnat"
 )
 
 // listFlags say which tuples are listed.
@@ -33,18 +32,13 @@ func (l *listFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&l.state, "state", "", "only sockets in this `state`, such as established, close-wait or unconnected")
 }
 
-// tupleFilter says whether a tuple of a socket is wanted.
-type tupleFilter func(*inspect.Socket, inspect.Role, *revnat.Tuple) bool
-
-func everyTuple(*inspect.Socket, inspect.Role, *revnat.Tuple) bool { return true }
-
-// filters are for the reader of sockets, and for the tuples of those that it returns.
-func (l *listFlags) filters(ctx context.Context, env *env, maps inspect.Maps) (f inspect.Filter, wanted tupleFilter, err error) {
+// filter is for the reader of sockets. What it says of tuples is for those of a socket that are listed, too.
+func (l *listFlags) filter(ctx context.Context, env *env, maps inspect.Maps) (f inspect.Filter, err error) {
 	if l.protocol != "" {
 		// An address goes with it, or it is no service.
 		p, err := lbmap.ParseFrontend("0.0.0.0:1/" + l.protocol)
 		if err != nil {
-			return f, nil, usageError(fmt.Errorf("protocol %q: use tcp or udp", l.protocol))
+			return f, usageError(fmt.Errorf("protocol %q: use tcp or udp", l.protocol))
 		}
 		f.Protocol = p.Protocol
 	}
@@ -52,56 +46,38 @@ func (l *listFlags) filters(ctx context.Context, env *env, maps inspect.Maps) (f
 	if l.netns != "" && notInode == nil {
 		f.NetNS = inode
 	}
-	var service inspect.ServiceFilter
 	if l.service != "" {
 		frontend, err := parseService(l.service)
 		if err != nil {
-			return f, nil, err
+			return f, err
 		}
 		services, err := servicesIfThere(ctx, env)
 		if err != nil {
-			return f, nil, err
+			return f, err
 		}
-		service = serviceFilter(frontend, services)
+		f.Service = serviceFilter(frontend, services)
 	}
-	var backends map[inspect.Backend]bool
 	if l.backend != "" {
 		b, err := parseService(l.backend)
 		if err != nil {
-			return f, nil, err
+			return f, err
 		}
-		backends = map[inspect.Backend]bool{{AddrPort: b.AddrPort, Protocol: b.Protocol}: true}
+		f.Backends = inspect.NewBackendSet(inspect.Backend{AddrPort: b.AddrPort, Protocol: b.Protocol})
 	}
 	if l.gone {
 		if l.backend != "" {
-			return f, nil, usageError(errors.New("--gone finds the backends: use it without --backend"))
+			return f, usageError(errors.New("--gone finds the backends: use it without --backend"))
 		}
 		gone, err := goneBackends(ctx, env, maps)
 		if err != nil {
-			return f, nil, err
+			return f, err
 		}
-		backends = make(map[inspect.Backend]bool)
-		for _, b := range gone {
-			backends[b] = true
-		}
-	}
-	wanted = func(s *inspect.Socket, role inspect.Role, t *revnat.Tuple) bool {
-		return service.Matches(t.Service, s.Protocol) && (!l.gone || role == inspect.RoleConnected) &&
-			(backends == nil || backends[inspect.Backend{AddrPort: t.Peer, Protocol: s.Protocol}] ||
-				backends[inspect.Backend{AddrPort: t.Peer, Protocol: lbmap.ProtocolAny}])
+		f.Backends, f.Connected = inspect.NewBackendSet(gone...), true
 	}
 	f.Match = func(s *inspect.Socket) bool {
-		if l.state != "" && s.StateName() != l.state || l.netns != "" && notInode != nil && s.NetNS.Name != l.netns {
-			return false
-		}
-		for role, t := range s.Tuples() {
-			if wanted(s, role, t) {
-				return true
-			}
-		}
-		return false
+		return (l.state == "" || s.StateName() == l.state) && (l.netns == "" || notInode == nil || s.NetNS.Name == l.netns)
 	}
-	return f, wanted, nil
+	return f, nil
 }
 
 // owns says whether the process of --pid has the socket open.

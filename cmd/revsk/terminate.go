@@ -224,7 +224,7 @@ func printTerminated(env *env, dryRun bool, report inspect.Report) error {
 				outcome += ": " + oneLine(s.Err.Error())
 			}
 			t.row(s.Socket.Protocol, s.Socket.StateName(), s.Socket.Local, s.Connection.Peer, s.Connection.Service,
-				netnsText(s.Socket.NetNS), cookieText(s.Socket.Cookie), ownersText(s.Socket.Owners), outcome)
+				netnsText(s.Socket.NetNS), cookieText(s.Socket.Cookie), ownersText(s.Socket.Owners, false), outcome)
 		}
 		if err := t.print(env.Stdout); err != nil {
 			return err
@@ -283,7 +283,7 @@ func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Du
 	}
 	for _, s := range report.Sockets {
 		d := terminatedDocument{
-			socketDocument: newSocketDocument(&s.Socket, now, everyTuple),
+			socketDocument: newSocketDocument(&s.Socket, now, &inspect.Filter{}),
 			Outcome:        s.Outcome,
 		}
 		if s.Err != nil {

@@ -4,11 +4,11 @@
 package bpfiter
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -48,16 +48,46 @@ func Run(ctx context.Context, it *link.Iter) (whole bool, err error) {
 	return Drain(ctx, r)
 }
 
-// Output runs an iterator once and returns what it writes.
-func Output(ctx context.Context, it *link.Iter) ([]byte, error) {
-	r, err := it.Open()
-	if err != nil {
-		return nil, fmt.Errorf("opening iterator: %w", err)
+// Records runs an iterator once, and returns what it writes: records of a size in bytes. Each is valid until the
+// next one. The sequence ends after an error.
+func Records(ctx context.Context, it *link.Iter, size int) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		r, err := it.Open()
+		if err != nil {
+			yield(nil, fmt.Errorf("opening iterator: %w", err))
+			return
+		}
+		defer r.Close()
+		w := &recordWriter{size: size, yield: yield}
+		if _, err := copyAll(ctx, w, r); err != nil && !w.stopped {
+			yield(nil, err)
+		}
 	}
-	defer r.Close()
-	var output bytes.Buffer
-	_, err = copyAll(ctx, &output, r)
-	return output.Bytes(), err
+}
+
+// recordWriter yields what is written to it, a record at a time.
+type recordWriter struct {
+	size    int
+	yield   func([]byte, error) bool
+	begun   []byte // of a record
+	stopped bool
+}
+
+var errStopped = errors.New("nobody wants more")
+
+func (w *recordWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	if len(w.begun) > 0 {
+		p = append(w.begun, p...)
+	}
+	for ; len(p) >= w.size; p = p[w.size:] {
+		if !w.yield(p[:w.size], nil) {
+			w.stopped = true
+			return 0, errStopped
+		}
+	}
+	w.begun = append([]byte(nil), p...)
+	return n, nil
 }
 
 // Drain reads an iterator to its end. For whole see [Run].

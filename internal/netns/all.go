@@ -45,11 +45,10 @@ func (f *finder) find(ctx context.Context) error {
 		return err
 	}
 	f.add("/proc/thread-self/ns/net")
-	files, err := openfiles.NetworkNamespaces(ctx)
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
+	for file, err := range openfiles.NetworkNamespaces(ctx) {
+		if err != nil {
+			return err
+		}
 		if f.byInode[file.Inode] == nil {
 			f.add(proc.Path(file.PID, "fd", strconv.Itoa(file.FD)))
 		}

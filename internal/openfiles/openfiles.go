@@ -7,12 +7,13 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"os"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/bpf/iter"
+	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/proc"
 )
@@ -25,30 +26,33 @@ type File struct {
 }
 
 // Sockets returns the descriptors that lead to sockets, of whatever family, those of a process side by
-// side. What processes open and close meanwhile may be missing, or gone.
+// side. What processes open and close meanwhile may be missing, or gone. The sequence ends after an error.
 //
 // A BPF iterator finds them (Linux 5.8 with BTF; needs CAP_BPF and CAP_PERFMON), in about 1 microsecond for
 // each. /proc, which is read where that does not work, takes 5, and shows what the caller may look at:
 // what others have open to those with CAP_SYS_PTRACE.
-func Sockets(ctx context.Context) ([]File, error) {
+func Sockets(ctx context.Context) iter.Seq2[File, error] {
 	return open(ctx, unix.SOCKFS_MAGIC, "socket")
 }
 
 // NetworkNamespaces is like [Sockets] for descriptors that lead to network namespaces. There may be some of
 // other namespaces among them.
-func NetworkNamespaces(ctx context.Context) ([]File, error) {
+func NetworkNamespaces(ctx context.Context) iter.Seq2[File, error] {
 	return open(ctx, unix.NSFS_MAGIC, "net")
 }
 
 // open returns the descriptors of files of a kind, as /proc names it, or of the file system that it is of.
-func open(ctx context.Context, magic uint32, kind string) ([]File, error) {
-	if inFirstPIDNamespace() {
-		if it := newIterator(magic); it != nil {
-			defer it.Close()
-			return fromIterator(ctx, it)
+func open(ctx context.Context, magic uint32, kind string) iter.Seq2[File, error] {
+	return func(yield func(File, error) bool) {
+		if inFirstPIDNamespace() {
+			if it := newIterator(magic); it != nil {
+				defer it.Close()
+				fromIterator(ctx, it)(yield)
+				return
+			}
 		}
+		fromProc(ctx, kind)(yield)
 	}
-	return fromProc(ctx, kind)
 }
 
 // inFirstPIDNamespace tells whether the kernel's own numbers of processes are those of the caller.
@@ -61,54 +65,59 @@ func inFirstPIDNamespace() bool {
 
 // newIterator returns nil if the kernel, or what the caller may do, does not allow it.
 func newIterator(magic uint32) *link.Iter {
-	spec, err := iter.LoadFiles()
-	if err != nil || spec.Variables[iter.FilesVarCfgMagic].Set(magic) != nil {
+	spec, err := programs.LoadFiles()
+	if err != nil || spec.Variables[programs.FilesVarCfgMagic].Set(magic) != nil {
 		return nil
 	}
-	var programs iter.FilesPrograms
-	if spec.LoadAndAssign(&programs, nil) != nil {
+	var loaded programs.FilesPrograms
+	if spec.LoadAndAssign(&loaded, nil) != nil {
 		return nil
 	}
-	defer programs.Close()
-	it, err := bpfiter.Attach(programs.ListFiles, nil)
+	defer loaded.Close()
+	it, err := bpfiter.Attach(loaded.ListFiles, nil)
 	if err != nil {
 		return nil
 	}
 	return it
 }
 
-func fromIterator(ctx context.Context, it *link.Iter) ([]File, error) {
-	output, err := bpfiter.Output(ctx, it)
-	if err != nil {
-		return nil, fmt.Errorf("looking for open files: %w", err)
-	}
-	const size = 16 // struct revsk_open_file
-	files := make([]File, 0, len(output)/size)
-	for ; len(output) >= size; output = output[size:] {
-		files = append(files, File{
-			Inode: binary.NativeEndian.Uint64(output[0:8]),
-			PID:   int(binary.NativeEndian.Uint32(output[8:12])),
-			FD:    int(binary.NativeEndian.Uint32(output[12:16])),
-		})
-	}
-	return files, nil
-}
-
-func fromProc(ctx context.Context, kind string) ([]File, error) {
-	pids, err := proc.Processes()
-	if err != nil {
-		return nil, fmt.Errorf("looking for open files: %w", err)
-	}
-	var files []File
-	for _, pid := range pids {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		for fd, target := range proc.Files(pid) {
-			if inode, ok := proc.Inode(target, kind); ok {
-				files = append(files, File{pid, fd, inode})
+func fromIterator(ctx context.Context, it *link.Iter) iter.Seq2[File, error] {
+	return func(yield func(File, error) bool) {
+		const size = 16 // struct revsk_open_file
+		for r, err := range bpfiter.Records(ctx, it, size) {
+			if err != nil {
+				yield(File{}, fmt.Errorf("looking for open files: %w", err))
+				return
+			}
+			f := File{
+				Inode: binary.NativeEndian.Uint64(r[0:8]),
+				PID:   int(binary.NativeEndian.Uint32(r[8:12])),
+				FD:    int(binary.NativeEndian.Uint32(r[12:16])),
+			}
+			if !yield(f, nil) {
+				return
 			}
 		}
 	}
-	return files, nil
+}
+
+func fromProc(ctx context.Context, kind string) iter.Seq2[File, error] {
+	return func(yield func(File, error) bool) {
+		pids, err := proc.Processes()
+		if err != nil {
+			yield(File{}, fmt.Errorf("looking for open files: %w", err))
+			return
+		}
+		for _, pid := range pids {
+			if err := ctx.Err(); err != nil {
+				yield(File{}, err)
+				return
+			}
+			for fd, target := range proc.Files(pid) {
+				if inode, ok := proc.Inode(target, kind); ok && !yield(File{pid, fd, inode}, nil) {
+					return
+				}
+			}
+		}
+	}
 }

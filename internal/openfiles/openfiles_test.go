@@ -5,6 +5,7 @@ package openfiles
 import (
 	"context"
 	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"testing"
@@ -30,17 +31,30 @@ func TestMain(m *testing.M) {
 
 type finder func(context.Context) ([]File, error)
 
+// collect is a finder of a sequence.
+func collect(all func(context.Context) iter.Seq2[File, error]) finder {
+	return func(ctx context.Context) (files []File, err error) {
+		for f, err := range all(ctx) {
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, f)
+		}
+		return files, nil
+	}
+}
+
 // ways are those to the same answer.
 func ways(t *testing.T, all finder, magic uint32, kind string) map[string]finder {
 	t.Helper()
 	require.NoError(t, rlimit.RemoveMemlock(), "these tests need root")
 	ways := map[string]finder{
 		"all":  all,
-		"proc": func(ctx context.Context) ([]File, error) { return fromProc(ctx, kind) },
+		"proc": collect(func(ctx context.Context) iter.Seq2[File, error] { return fromProc(ctx, kind) }),
 	}
 	if it := newIterator(magic); it != nil {
 		t.Cleanup(func() { it.Close() })
-		ways["iterator"] = func(ctx context.Context) ([]File, error) { return fromIterator(ctx, it) }
+		ways["iterator"] = collect(func(ctx context.Context) iter.Seq2[File, error] { return fromIterator(ctx, it) })
 	} else {
 		_, err := os.Stat("/sys/kernel/btf/vmlinux")
 		require.ErrorIs(t, err, os.ErrNotExist, "the kernel has its types, and no iterator")
@@ -74,7 +88,7 @@ func TestFindsSocketsOfProcesses(t *testing.T) {
 		stdin.Close()
 		assert.NoError(t, child.Wait())
 	}()
-	for name, find := range ways(t, Sockets, unix.SOCKFS_MAGIC, "socket") {
+	for name, find := range ways(t, collect(Sockets), unix.SOCKFS_MAGIC, "socket") {
 		t.Run(name, func(t *testing.T) {
 			files, err := find(t.Context())
 			require.NoError(t, err)
@@ -95,7 +109,7 @@ func TestFindsNamespacesOfProcesses(t *testing.T) {
 	require.NoError(t, err)
 	defer ns.Close()
 	fd := int(ns.Fd())
-	for name, find := range ways(t, NetworkNamespaces, unix.NSFS_MAGIC, "net") {
+	for name, find := range ways(t, collect(NetworkNamespaces), unix.NSFS_MAGIC, "net") {
 		files, err := find(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, []File{{os.Getpid(), fd, inode(t, fd)}}, of(files, os.Getpid()), name)
@@ -112,8 +126,19 @@ func inode(t *testing.T, fd int) uint64 {
 func TestEndsWithTheContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for name, find := range ways(t, Sockets, unix.SOCKFS_MAGIC, "socket") {
+	for name, find := range ways(t, collect(Sockets), unix.SOCKFS_MAGIC, "socket") {
 		_, err := find(ctx)
 		assert.ErrorIs(t, err, context.Canceled, name)
+	}
+}
+
+func TestStopsWhenNobodyWantsMore(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	for f, err := range Sockets(t.Context()) {
+		require.NoError(t, err)
+		require.NotZero(t, f.PID)
+		break
 	}
 }
