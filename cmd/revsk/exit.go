@@ -76,7 +76,7 @@ var advice = []struct {
 	{loader.ErrNothingToTakeOver, exitFailed, "run revsk load without --takeover"},
 	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
 	{loader.ErrNotTakenOver, exitFailed, "use revsk unload without --hand-back"},
-	{loader.ErrUnsafeMode, exitFailed, "run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; or use --force and let them forget it"},
+	{loader.ErrUnsafeMode, exitFailed, "run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; or use --force, by which those sockets lose their service"},
 
 	{migrate.ErrUnresolved, exitPartly, "nothing is lost; see what is listed, and run the same command again later"},
 	{migrate.ErrEngine, exitNotSupported, "use --engine auto; revsk features says what is missing and which kernel has it"},

@@ -15,12 +15,12 @@ func newFeaturesCommand(env *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "features",
 		Short: "Show what this kernel can do, and what needs it",
-		Long: `Tries every feature of the kernel that revsk makes use of, and shows whether it is
-there, what needs it, and the first kernel that has it. Nothing on the machine
-changes. Kernels are not judged by their version: distributions bring features
-to older ones, and leave others out.
+		Long: `Tries every kernel feature that revsk uses, and shows whether it is available, what
+needs it, and the first kernel that has it. Changes nothing on the machine. The
+version of the kernel does not decide: distributions add features to older
+kernels, and leave others out.
 
-Exits with 4 if something is missing that revsk cannot do without.`,
+Exits with 4 if a feature is missing that revsk cannot work without.`,
 		Example: `  revsk features
   revsk features -o json | jq -r '.features[] | select(.available|not) | .name'`,
 		Args: cobra.NoArgs,

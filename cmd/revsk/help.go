@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -35,14 +36,24 @@ func reflow(text string) string {
 			out = append(out, "")
 		case strings.HasPrefix(line, " "):
 			end()
-			indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
-			out = append(out, breakLine(line, indent+"  ")...)
+			out = append(out, breakLine(line, hangingIndent(line))...)
 		default:
 			paragraph = append(paragraph, line)
 		}
 	}
 	end()
 	return strings.Join(out, "\n")
+}
+
+// listTerm is the first column of a list of terms and what they mean.
+var listTerm = regexp.MustCompile(`^ +\S+  +`)
+
+// hangingIndent is where the text of an item goes on after its first line.
+func hangingIndent(item string) string {
+	if t := listTerm.FindString(item); t != "" {
+		return strings.Repeat(" ", len(t))
+	}
+	return strings.Repeat(" ", len(item)-len(strings.TrimLeft(item, " "))+2)
 }
 
 // breakLine breaks a line at spaces. Lines after the first are indented.

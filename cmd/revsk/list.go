@@ -23,8 +23,7 @@ func newListCommand(env *env) *cobra.Command {
 		Use:   "list",
 		Short: "List the sockets that talk to a service",
 		Long: `Lists every socket that holds a tuple, in all network namespaces: what it is
-connected to and, for datagram sockets, whom it has sent to. A socket has a line
-for each.
+connected to and, for datagram sockets, what it has sent to. Each tuple has a line.
 
   PEER      the backend
   SERVICE   the address that the application used
@@ -33,20 +32,20 @@ for each.
             former: a datagram socket was connected to PEER before
             sent: a datagram socket has sent to PEER
   AGE       since it connected, connected elsewhere, or last sent; - if unknown
-  NETNS     name as of "ip netns", or inode number
+  NETNS     name as in "ip netns", or inode number
   PROCESS   a process that has the socket open, as PID/COMMAND; +N: and N others
 
 -o wide also shows the local address, the reverse-NAT index, the id of the
-backend, what was brought from the legacy maps, cookies, inodes and all processes.
+backend, whether the tuple was migrated, cookies, inodes and all processes.
 
-Flags that filter can be combined; a line is listed if all of them match.
+Filters can be combined: a line is listed if it matches all of them.
 
-The table is sorted. With -o json and -o jsonl sockets are written while they are
-read, in no order: use these for many. jsonl has one document for each socket, on
-a line of its own; json has one document, with the sockets in an array.
+The table is sorted. With -o json and -o jsonl sockets are printed as they are
+read, unsorted: use these for many sockets. jsonl prints one document for each
+socket, on a line of its own. json prints one document with all sockets.
 
-Programs go on meanwhile: sockets that come or go may be listed or not. What is
-kept in the legacy maps (modes dual and legacy) is not listed.`,
+Applications run meanwhile: sockets that are opened or closed may be missing.
+Entries of the legacy maps (modes dual and legacy) are not listed.`,
 		Example: `  revsk list
   revsk list --service 10.96.0.10:53/udp --state established
   revsk list --gone --count-by process

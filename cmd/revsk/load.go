@@ -26,28 +26,27 @@ func newLoadCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "load",
 		Short: "Start the datapath, or replace a running version of it",
-		Long: `Opens the pinned service, backend and legacy maps with the size they have, creates
-those that are missing, loads the programs and attaches them to the cgroup. What
-already runs is replaced hook by hook, each in one atomic step; running it again
-is harmless. If anything fails, everything is as it was before.
+		Long: `Opens the pinned service, backend and legacy maps, whatever their size, and
+creates those that are missing. Loads the programs and attaches them to the
+cgroup. Programs that already run are replaced one by one, each in one atomic
+step. You can run it again at any time. If it fails, everything is as before.
 
 Without --mode a running datapath keeps its mode. A first load chooses storage,
-or dual where the legacy maps have entries.
+or dual if the legacy maps have entries.
 
-Where another agent (Cilium) runs on the cgroup, load refuses to run beside it.
-With --takeover its programs are replaced by revsk's, each in one atomic step:
-those in its links, wherever it has pinned them, and those that it has attached
-without a link. They are kept, and revsk unload --hand-back puts them back. Then
-what live sockets need is moved onto them, as revsk migrate does, and the mode is
-mirror: the hash is kept, too, by which the agent ends sockets, and in which its
-programs find them when it restarts. --mode storage gives that up; with --mode
-dual nothing is moved yet. Later loads find the hooks again, with or without the
-flag; --takeover is needed once more if the agent has started anew and taken its
-hooks back.
+load refuses to run beside another agent (Cilium) on the same cgroup. With
+--takeover it replaces the agent's programs, each in one atomic step: those in
+its links, wherever these are pinned, and those that are attached without a link.
+It keeps them, and revsk unload --hand-back puts them back. It then migrates, as
+revsk migrate does, and ends in mode mirror. In this mode the hash is kept up to
+date: the agent ends sockets by it, and its programs find live sockets in it when
+the agent restarts. --mode storage ends in mode storage, without these; --mode dual
+does not migrate. Later loads do not need --takeover, unless the agent
+has restarted and taken its hooks back.
 
-Sizes count only for maps that do not exist yet. Features are kept: a load changes
-those whose flags it is given, and leaves the others as they are. --reset-features
-begins with the defaults. One that is on is turned off by --NAME=false.`,
+Sizes apply only to maps that load creates. Features are saved with the datapath:
+a load changes those whose flags you give, and keeps the others.
+--reset-features starts from the defaults. --NAME=false turns a feature off.`,
 		Example: `  revsk load
   revsk load --dry-run                        # check everything, change nothing
   revsk load --mode dual                      # keep the legacy maps current
@@ -85,9 +84,9 @@ begins with the defaults. One that is on is turned off by --NAME=false.`,
 	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
 	flags.BoolVar(&takeover, "takeover", false, "take over from another agent that runs on the cgroup")
-	flags.StringVar(&links, "takeover-links", "", "the same, if its links are pinned in another `directory` than usual")
-	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
-	flags.BoolVar(&reset, "reset-features", false, "begin with the default features")
+	flags.StringVar(&links, "takeover-links", "", "the same, with the `directory` in which the agent pins its links, if not the usual one")
+	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of a legacy map that has to be created (default 262144)")
+	flags.BoolVar(&reset, "reset-features", false, "start from the default features")
 	addFeatureFlags(flags, &features)
 	return cmd
 }
@@ -149,13 +148,13 @@ func runLoad(ctx context.Context, env *env, opts loader.Options, then *migrate.O
 }
 
 func addForceFlag(flags *pflag.FlagSet, force *bool) {
-	flags.BoolVar(force, "force", false, "switch the mode even if live sockets forget their service address by it")
+	flags.BoolVar(force, "force", false, "switch the mode even if live sockets lose their service")
 }
 
 func addDryRunFlag(flags *pflag.FlagSet, dryRun *bool) {
-	flags.BoolVar(dryRun, "dry-run", false, "check everything and say what would be done, but change nothing")
+	flags.BoolVar(dryRun, "dry-run", false, "check everything and print the changes, but make none")
 }
 
 func addWaitFlag(flags *pflag.FlagSet, wait *time.Duration) {
-	flags.DurationVar(wait, "wait", 0, "wait so long for another process that is changing the same datapath")
+	flags.DurationVar(wait, "wait", 0, "how long to wait for another process that is changing the datapath")
 }

@@ -21,33 +21,30 @@ func newMigrateCommand(env *env) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "migrate",
-		Short: "Move what live sockets need from the legacy maps onto the sockets",
-		Long: `Moves the entries of the legacy maps (the hash) onto their sockets while
-applications go on, verifies that, switches to mode storage, and deletes what was
-moved and what was leaked. Applications never see a backend address. The hooks
-must be attached: run revsk load first, which begins in mode dual where the hash
-has entries.
+		Short: "Move the entries of the legacy maps onto their sockets",
+		Long: `Moves the entries of the legacy maps (the hash) onto their sockets, verifies that,
+switches to mode storage, and empties the hash. Applications keep running, and never see a backend address. The hooks must be attached: run revsk
+load first, which starts in mode dual if the hash has entries.
 
-On a node that was taken over from another agent (revsk load --takeover) it ends
-in mode mirror: only what was leaked is deleted, and the hash gets what sockets
-hold. The agent ends sockets by what is in the hash, and its programs know no
-other sockets when it restarts. With --to storage none of this works any more. In
-mirror the agent also ends sockets that have only sent to a deleted backend.
+On a node that was taken over from another agent (revsk load --takeover) the mode
+at the end is mirror: the hash keeps the entries of live sockets, and the
+others are deleted. The agent ends sockets by the hash, and its programs need
+it when the agent restarts. In mode mirror the agent also ends sockets that have
+only sent to a deleted backend. --to storage gives all this up.
 
-With --dry-run it is an audit, which needs no hooks: on any node with such maps it
-says how many entries belong to live sockets, how many are leaked, how full the
-maps are and which sockets have lost their entry. It says what to do next.
+--dry-run is an audit. It needs no hooks and works on any node with these maps. It
+counts the entries of live sockets and the leaked ones, shows how full the maps
+are and which sockets have lost their entry, and names the next command.
 
-Every entry is accounted for. If some cannot be moved, they are listed, the mode
-stays dual, in which they are still read, and the exit code is 3. A run that is
-interrupted, at whatever point, is continued by running the same command again.
+The report accounts for every entry. Entries that cannot be moved are listed; the
+mode then stays dual, in which the hooks still read them, and the exit code is 3.
+After an interruption, run the same command again: it continues.
 
-Engines, that is, ways to come to the sockets:
+Engines, which are ways to reach the sockets:
 
   iter   iterators in the kernel; needs Linux 6.5
-  pidfd  the descriptors of all processes, one by one; slower, and does not reach
-         sockets in no process, such as those in flight in a message
-  auto   iter where the kernel can, else pidfd`,
+  pidfd  the descriptors of all processes, one by one; slower, and does not reach sockets that no process has, such as those in flight in a message
+  auto   iter if the kernel has what it needs, else pidfd`,
 		Example: `  revsk migrate --dry-run                     # audit: what is leaked?
   revsk migrate
   revsk migrate -o json | jq .counts
@@ -69,12 +66,12 @@ Engines, that is, ways to come to the sockets:
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	addChoice(cmd, flags, &engine,
-		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to come to the sockets")
+		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to reach the sockets")
 	addChoice(cmd, flags, &to, []string{loader.ModeStorage.String(), loader.ModeMirror.String()}, "to", "",
-		"mode in which to end; without it mirror on a node that was taken over, else storage")
+		"mode at the end (default: mirror on a node that was taken over, else storage)")
 	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "leave entries in the hash whose service is gone")
 	flags.BoolVar(&opts.UnpinSource, "unpin-source", false, "remove the pins of the legacy maps once they are empty")
-	flags.BoolVar(&dryRun, "dry-run", false, "audit: say what would become of every entry, but change nothing")
+	flags.BoolVar(&dryRun, "dry-run", false, "audit: print what would become of every entry, but change nothing")
 	addWaitFlag(flags, &wait)
 	return cmd
 }

@@ -23,18 +23,17 @@ func newModeCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mode [storage|mirror|dual|legacy]",
 		Short: "Show the mode, or switch to another",
-		Long: `The mode says where the hooks keep what sockets have to remember:
+		Long: `The mode says where the hooks keep the services of sockets:
 
-  storage  on the socket: the normal mode
-  mirror   on the socket, and also in the legacy maps: where another agent
-           uses those, which then ends sockets that have only sent, too
-  dual     on the socket and in the legacy maps; reads either: for upgrades
+  storage  on the socket; for normal running
+  mirror   on the socket and in the legacy maps; for nodes where another agent ends sockets by the legacy maps, or runs its own programs again when it restarts
+  dual     on the socket and in the legacy maps, and reads both; for upgrades
   legacy   in the legacy maps only
 
-Switching takes effect at once, without reloading. When the command returns, no
-hook works in the old mode any more. A switch after which live sockets would
-forget their service address is refused without --force: to storage while the
-legacy maps have entries, to legacy while sockets hold tuples.`,
+A switch takes effect at once, without a load. When the command returns, no hook
+works in the old mode any more. Without --force it refuses a switch by which live
+sockets lose their service: to storage while the legacy maps have entries, and to
+legacy while sockets hold tuples.`,
 		Example: `  revsk mode
   revsk mode dual
   revsk mode storage --dry-run`,

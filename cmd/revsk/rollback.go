@@ -19,18 +19,17 @@ func newRollbackCommand(env *env) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "rollback",
-		Short: "Write what sockets hold into the legacy maps; mode legacy",
-		Long: `The way back from revsk migrate: writes what live sockets hold into the legacy maps
-(the hash) while applications go on, verifies that, and switches to mode legacy,
-in which the hooks work as those did that came before. After that the programs of
-another agent can take over without any socket losing its service.
+		Short: "Write what sockets hold into the legacy maps (mode legacy)",
+		Long: `Undoes revsk migrate: writes what live sockets hold into the legacy maps (the
+hash), verifies that, and switches to mode legacy, in which the hooks work with the
+hash only. Applications keep running. After that the programs of another agent can
+take over, and no socket loses its service.
 
-If the legacy maps have no room for everything, nothing is changed and it says
-so. With --force it goes on: what does not fit is evicted, and those sockets show
-their backend's address from then on.
+If the legacy maps have too little room, it changes nothing and says so. With
+--force it goes on: entries that do not fit are evicted, and those sockets
+show their backend's address from then on.
 
-A run that is interrupted, at whatever point, is continued by running the same
-command again.`,
+After an interruption, run the same command again: it continues.`,
 		Example: `  revsk rollback --dry-run                    # does everything fit?
   revsk rollback
   revsk rollback -o json | jq .missing`,
@@ -40,7 +39,7 @@ command again.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&opts.Force, "force", false, "go on even if sockets lose their service for want of room in the legacy maps")
+	flags.BoolVar(&opts.Force, "force", false, "go on even if the legacy maps have too little room, and sockets lose their service")
 	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
 	return cmd

@@ -15,18 +15,19 @@ func newRootCommand(env *env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "revsk",
 		Short: "Socket-local reverse NAT for socket-level load balancing",
-		Long: `revsk runs programs on the sockets of a cgroup that send what goes to a service
-to one of its backends, and show the service's address to the application. What
-a socket needs for that is kept on the socket, not in a global table: nothing
-leaks, nothing is evicted.
+		Long: `revsk translates connections and datagrams that go to a service: it sends them to
+one of the service's backends, and shows the service's address to the
+application. It does this in BPF programs on the sockets of a cgroup. They keep
+what they need to know of a socket on the socket itself, and not in a global hash:
+nothing leaks, and no socket loses its service because of others.
 
 All state is in the BPF file system; there is no daemon. Commands that read
-(status, list, features) change nothing. Commands that change something take
---dry-run, which checks everything and says what would be done.
+(status, list, features) change nothing. Commands that change something have
+--dry-run, which checks everything and prints the changes without making them.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 not supported by
 this kernel. Data goes to standard output, messages to standard error. JSON
-output names its schema and version in the field "schema".`,
+output has a field "schema" with the name and version of its format.`,
 		Example: `  revsk features                  # can this kernel do it?
   revsk load                      # start, or replace a running version
   revsk service add 10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080
@@ -50,7 +51,7 @@ output names its schema and version in the field "schema".`,
 	flags.StringVar(&env.pins, "pins", "", "`directory` of revsk's own pins (default <bpffs>/revsk)")
 	env.output = outputTable
 	addChoice(root, flags, &env.output, []string{outputTable, outputJSON}, "output", "o", "output format")
-	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say on standard error what is done")
+	flags.BoolVarP(&env.verbose, "verbose", "v", false, "print each step on standard error")
 	flags.BoolVar(&env.quiet, "quiet", false, "print data and errors only, no confirmations")
 	root.MarkFlagsMutuallyExclusive("verbose", "quiet")
 

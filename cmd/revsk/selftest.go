@@ -23,18 +23,18 @@ func newSelftestCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "selftest",
 		Short: "Show what leaks with a global hash and not with storage",
-		Long: `selftest runs on this kernel, with real sockets, every way for a socket to end:
-first with the global hash (mode legacy), then with the state on the socket
-(mode storage). It counts what the maps hold before and after.
+		Long: `Runs every way for a socket to end on this kernel, with real sockets: first with
+the global hash (mode legacy), then with storage on the socket (mode storage).
+It counts what the maps hold before and after.
 
-It does that in a cgroup, network namespace and BPF file system of its own,
+It runs in a cgroup, network namespace and BPF file system of its own,
 whatever else runs on the machine, and leaves nothing behind. Of the global
-flags only --output and --verbose have a meaning here.
+flags it uses only --output and --verbose.
 
-It fails if something is left under storage, or if under legacy a case does not
-leak, or leaks, where the kernel is known to make it do so. Cases that this
-kernel cannot run are shown as such and make no difference, unless it can run
-none (exit code 4).`,
+It fails if anything is left in mode storage, or if a case in mode legacy does not
+leak on a kernel on which it must, or leaks where it must not. It shows the cases
+that this kernel cannot run, and ignores them. If it can run none, the exit code
+is 4.`,
 		Example: `  revsk selftest
   revsk selftest -o json | jq '.cases[] | select(.legacy.cleaned | not) | .name'`,
 		Args: cobra.NoArgs,

@@ -16,10 +16,10 @@ func newServiceCommand(env *env) *cobra.Command {
 		Short: "Add, delete and list services",
 		Long: `Reads and writes the service and backend maps, for machines where no control
 plane fills them. Where one does, use "service list" only: the control plane does
-not notice what else writes its maps.
+not notice changes by others.
 
-"service add" and "service delete" can be repeated, also after they were killed:
-the same command finishes the work.`,
+After an interruption, run the same "service add" or "service delete" again: it
+finishes the work.`,
 		Example: `  revsk service add 10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080
   revsk service list
   revsk service delete 10.96.0.1:80/tcp`,

@@ -82,16 +82,16 @@ func newServiceAddCommand(env *env) *cobra.Command {
 		Use:   "add ADDR:PORT/PROTO --backend ADDR:PORT[,ADDR:PORT...]",
 		Short: "Add a service, or replace the one with this address",
 		Long: `Writes a service with its backends. PROTO is tcp, udp, udplite, any or a number.
-A service that exists is replaced: connections that are open keep their backend.
-Programs that run meanwhile see either the old service or the new one.
+If the service exists, it is replaced; open connections keep their backend. The
+hooks see either the old service or the new one.
 
-Backends are of the service's address family and protocol. ADDR:PORT/STATE gives
-one a state: active (the default), terminating, quarantined or maintenance. Its
-state is the same for all services with this backend.
+Backends have the address family and the protocol of the service.
+ADDR:PORT/STATE sets the state of a backend: active (the default), terminating,
+quarantined or maintenance. A backend has one state for all services.
 
-Flags can be given under the names that "service list" shows, too.
+You can also use the names of flags that "service list" prints.
 
-Nothing is written if anything about the service is wrong or does not fit.`,
+If anything about the service is wrong or does not fit, nothing is written.`,
 		Example: `  revsk service add 10.96.0.1:80/tcp --backend 10.0.1.1:8080,10.0.1.2:8080
   revsk service add '[fd00::1]:53/udp' --backend '[fd00:1::1]:53' --affinity 300
   revsk service add 0.0.0.0:30080/tcp --nodeport --backend 10.0.1.1:8080

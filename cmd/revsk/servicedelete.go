@@ -17,10 +17,9 @@ func newServiceDeleteCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete ADDR:PORT/PROTO",
 		Short: "Delete a service",
-		Long: `Deletes a service, and those of its backends that no other service has.
-Connections that are open go on, but sockets no longer show the service's
-address. To delete the entry in the internal scope, append /internal to the
-protocol.
+		Long: `Deletes a service, and those of its backends that no other service has. Open
+connections go on. To delete the entry in the internal scope, append /internal to
+the protocol.
 
 If there is no such service, the command says so and exits with 0.`,
 		Example: `  revsk service delete 10.96.0.1:80/tcp

@@ -18,9 +18,9 @@ func newServiceListCommand(env *env) *cobra.Command {
 		Use:   "list",
 		Short: "List services with their flags and backends",
 		Long: `Lists every service of both address families, sorted by address, with its flags,
-its reverse-NAT index and its backends in the order of their slots. A backend
-that is not active shows its state; one without an entry in the backend map
-shows its id only.`,
+its reverse-NAT index and its backends in the order of their slots. A backend that
+is not active has its state beside it. A backend without an entry in the backend
+map is shown by its id only.`,
 		Example: `  revsk service list
   revsk service list -o json | jq '.services[] | select(.backends == [])'`,
 		Args: cobra.NoArgs,

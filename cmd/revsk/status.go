@@ -22,16 +22,15 @@ func newStatusCommand(env *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show what is attached, the maps and the counters",
 		Long: `Shows the mode, the program on every hook, the maps with their number of entries,
-and the counters since the first load. At any moment "stored" is the sum of
+and the counters since the first load. "stored" is always the sum of
 "released", the three "dropped", and the tuples that live sockets hold.
 
-A hook that only a feature needs is "off" where that feature is. One that was
-taken over from another agent shows what the agent had there, which is what
-revsk unload --hand-back puts back, and whether the agent has put a program of its
-own there since.
+A hook is "off" if the feature that needs it is off. For a hook that was taken
+over from another agent it shows the agent's program, which revsk unload
+--hand-back puts back, and whether the agent has attached its own program again.
 
-Lists what is not as it has to be, each problem with its code and the command that
-mends it, and says on stderr what is the case. Exits with 3 if there is one.`,
+Lists problems, each with its code and the command that mends it, and explains
+them on standard error. Exits with 3 if there is one.`,
 		Example: `  revsk status
   revsk status -o json | jq .counters`,
 		Args: cobra.NoArgs,

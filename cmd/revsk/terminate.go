@@ -33,28 +33,28 @@ func newTerminateCommand(env *env) *cobra.Command {
 		Use:   "terminate {ADDR:PORT/PROTO... | --all-gone}",
 		Short: "Destroy the sockets that are connected to a backend that is gone",
 		Long: `Destroys sockets that are connected to a backend through a service, in all network
-namespaces, so that applications find out that the backend is gone instead of
-waiting for it: their next call fails with ECONNABORTED, or with EDESTADDRREQ if
+namespaces. Applications then get an error instead of waiting for a backend that
+is gone: their next call fails with ECONNABORTED, or with EDESTADDRREQ if
 it sends a datagram. PROTO is tcp or udp, or any for both.
 
-What counts is that the socket is connected now, and through a service: sockets
-that have only sent datagrams to the backend, have disconnected or connected
-elsewhere, or are connected to the backend's own address are left alone.
+Only sockets that are connected now, and through a service, are destroyed.
+Sockets that have only sent datagrams to the backend, have disconnected or
+connected elsewhere, or are connected to the backend's own address are left alone.
 
---all-gone takes every backend that sockets are connected to and that is not in
-the backend maps any more: after a control plane has crashed, for example. It is
-refused while the maps have no backend at all. Let the control plane write its
-services first: what it has not written yet looks gone.
+--all-gone destroys the sockets of every backend that is not in the backend maps
+any more, for example after a control plane has crashed. It is refused while the
+maps have no backend at all. Let the control plane write its services first: a
+backend that it has not written yet looks gone.
 
-Stop sending new connections to the backend first (service add, or the control
-plane): a socket that connects again at once cannot be ended for good.
+First stop new connections to the backend (service add, or the control plane).
+Otherwise a socket can connect to it again at once.
 
-  OUTCOME   destroyed; left: disconnected or reconnected before it could be destroyed; or failed,
-            with the reason
+  OUTCOME  destroyed; left: disconnected or reconnected before it could be destroyed; or failed, with the reason
 
-Exits with 0 if none is connected any more, also when none was, and with 3 if some
-could not be destroyed. Not in mode legacy, whose hash is no proof that a socket is
-connected; sockets that connected in that mode are not found.`,
+Exits with 0 if no socket is connected to the backend any more, even if none was,
+and with 3 if some could not be destroyed. Refuses in mode legacy, whose hash does
+not prove that a socket is connected. Does not find sockets that connected in that
+mode.`,
 		Example: `  revsk terminate 10.0.1.7:53/udp --dry-run
   revsk terminate 10.0.1.7:53/udp 10.0.1.7:53/tcp
   revsk terminate '[fd00:1::7]:443/tcp' --service '[fd00::1]:443'

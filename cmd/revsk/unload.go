@@ -19,24 +19,23 @@ func newUnloadCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "unload",
 		Short: "Detach the datapath",
-		Long: `Detaches all programs. New connections to a service are no longer translated;
-those that exist go on, but replies show the backend's address until the next
+		Long: `Detaches all programs. New connections to a service are no longer translated.
+Existing connections go on, but replies show the backend's address until the next
 load.
 
-The maps stay pinned, so that sockets keep what they remember and the next load
-goes on with it. With --purge revsk's own maps go too: every live socket forgets
-its service address for good, and shows its backend's from then on. --purge is
-not asked about again. The service, backend and legacy maps stay in either case.
+The maps stay pinned: sockets keep what they hold, and the next load uses it.
+--purge also removes revsk's own maps. Every live socket then loses its service
+address for good, and shows its backend's. --purge does not ask for confirmation.
+The service, backend and legacy maps stay in either case.
 
-Hooks that were taken over from another agent (load --takeover) are not
-detached, but given back with --hand-back: the programs that the agent had there
-are put back in place, each in one atomic step, and revsk's own maps and pins are
-removed. Those programs know the legacy maps only. So --hand-back is refused
-where those maps lack what live sockets remember, such as after mode storage: run
-revsk rollback first. A hook on which the agent has put a new program since is
-left alone.`,
+Hooks that were taken over from another agent (load --takeover) are not detached.
+--hand-back gives them back: it puts the agent's former programs back, each in
+one atomic step, and removes revsk's own maps and pins. Those programs read the
+legacy maps only. So --hand-back is refused if those maps lack what live
+sockets hold, for example in mode storage: run revsk rollback first. It leaves
+hooks alone on which the agent has attached a new program.`,
 		Example: `  revsk unload
-  revsk unload --purge --dry-run     # how many sockets would forget?
+  revsk unload --purge --dry-run     # how many sockets would lose a service?
   revsk unload --purge
   revsk unload --hand-back`,
 		Args: cobra.NoArgs,
@@ -57,9 +56,9 @@ left alone.`,
 			return runUnload(ctx, env, opts, purge, dryRun)
 		},
 	}
-	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets forget their service address")
-	cmd.Flags().BoolVar(&handBack, "hand-back", false, "put the programs back that load --takeover has replaced")
-	cmd.Flags().BoolVar(&force, "force", false, "hand back even if live sockets forget by it; without --hand-back: detach what was taken over, too")
+	cmd.Flags().BoolVar(&purge, "purge", false, "also remove revsk's own maps: live sockets lose their service")
+	cmd.Flags().BoolVar(&handBack, "hand-back", false, "put back the programs that load --takeover has replaced")
+	cmd.Flags().BoolVar(&force, "force", false, "with --hand-back: hand back even if live sockets lose their service; without: also detach hooks that were taken over")
 	cmd.MarkFlagsMutuallyExclusive("purge", "hand-back")
 	addDryRunFlag(cmd.Flags(), &dryRun)
 	addWaitFlag(cmd.Flags(), &wait)
