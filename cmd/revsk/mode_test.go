@@ -37,7 +37,7 @@ func TestModeThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	connectUDP(t, p)
 	message := "revsk: mode would forget live sockets: 1 tuples are on sockets only: " +
 		"run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; " +
-		"or use --force and let them forget it"
+		"or use --force, by which those sockets lose their service"
 	require.Equal(t, message, p.run("mode", "legacy").fails(exitFailed))
 	require.Equal(t, message, p.run("mode", "legacy", "--dry-run").fails(exitFailed))
 	require.Equal(t, message, p.load("--mode", "legacy").fails(exitFailed))
