@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -104,8 +105,8 @@ func (d *bpfDestroyer) destroyBatch(ctx context.Context, sockets []*Termination)
 
 func victim(s *Termination) programs.DestroyRevskVictim {
 	v := programs.DestroyRevskVictim{
-		PeerPort:    networkOrder(s.Connection.Peer),
-		ServicePort: networkOrder(s.Connection.Service),
+		PeerPort:    byteorder.Net16(s.Connection.Peer.Port()),
+		ServicePort: byteorder.Net16(s.Connection.Service.Port()),
 	}
 	v.Peer.Bytes = s.Connection.Peer.Addr().As16()
 	v.Service.Bytes = s.Connection.Service.Addr().As16()

@@ -3,13 +3,13 @@
 package inspect
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -111,7 +111,7 @@ func (f *Filter) wants(s *Socket) bool {
 func (p *dumpPrograms) want(f *Filter) error {
 	var frontend programs.DumpRevskWantedService
 	if service := f.Service.AddrPort; service.IsValid() {
-		frontend.Addr.Bytes, frontend.Port = service.Addr().As16(), networkOrder(service)
+		frontend.Addr.Bytes, frontend.Port = service.Addr().As16(), byteorder.Net16(service.Port())
 		frontend.How = uint8(programs.DumpRevskWantedREVSK_WANTED_THESE)
 		if service.Addr().IsUnspecified() {
 			frontend.How = uint8(programs.DumpRevskWantedREVSK_WANTED_ALIKE)
@@ -122,7 +122,7 @@ func (p *dumpPrograms) want(f *Filter) error {
 		how = programs.DumpRevskWantedREVSK_WANTED_THESE
 	}
 	for b := range f.Backends {
-		key := programs.DumpRevskWantedBackend{Port: networkOrder(b.AddrPort), Protocol: uint16(b.Protocol)}
+		key := programs.DumpRevskWantedBackend{Port: byteorder.Net16(b.AddrPort.Port()), Protocol: uint16(b.Protocol)}
 		key.Addr.Bytes = b.AddrPort.Addr().As16()
 		keys = append(keys, key)
 		if b.Protocol == lbmap.ProtocolAny {
@@ -151,9 +151,4 @@ func (p *dumpPrograms) want(f *Filter) error {
 		programs.DumpVarRevskWantedFrontend:    frontend,
 		programs.DumpVarRevskWantedBackendsHow: uint8(how),
 	})
-}
-
-// networkOrder is a port as it is to lie in memory.
-func networkOrder(a netip.AddrPort) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, a.Port()))
 }

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"github.com/revsk/revsk/internal/byteorder"
 )
 
 // ServiceKey is a key of cilium_lb{4,6}_services_v2: 12 bytes for IPv4, 24 for
@@ -120,20 +122,12 @@ func (v *ServiceValue) SetAffinity(timeout time.Duration, a Algorithm) error {
 	return nil
 }
 
-// L7ProxyPort returns the port of the local L7 proxy.
-func (v ServiceValue) L7ProxyPort() uint16 { return swapNet16(uint16(v.Union)) }
+// L7ProxyPort returns the port of the local L7 proxy. It is the low half of a number in host byte order, and
+// itself in network byte order.
+func (v ServiceValue) L7ProxyPort() uint16 { return byteorder.Net16(uint16(v.Union)) }
 
 // SetL7ProxyPort sets what [ServiceValue.L7ProxyPort] returns.
-func (v *ServiceValue) SetL7ProxyPort(port uint16) { v.Union = uint32(swapNet16(port)) }
-
-// swapNet16 converts between host and network byte order. The proxy port is the
-// only number here that needs it: the low half of a number in host byte order
-// that, taken by itself, is in network byte order.
-func swapNet16(v uint16) uint16 {
-	var b [2]byte
-	binary.BigEndian.PutUint16(b[:], v)
-	return binary.NativeEndian.Uint16(b[:])
-}
+func (v *ServiceValue) SetL7ProxyPort(port uint16) { v.Union = uint32(byteorder.Net16(port)) }
 
 // MarshalBinary returns the value as it is in the map.
 func (v ServiceValue) MarshalBinary() ([]byte, error) { return v.encode(binary.NativeEndian) }

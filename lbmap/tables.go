@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/internal/maplayout"
 )
 
 // Tables are the maps that services are kept in. A field may be nil, for a map
@@ -90,11 +92,9 @@ func openMap(dir, name string) (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := MapSpec(name)
-	if m.Type() != want.Type || m.KeySize() != want.KeySize || m.ValueSize() != want.ValueSize {
+	if err := maplayout.Check(m, MapSpec(name), ErrLayout); err != nil {
 		_ = m.Close()
-		return nil, fmt.Errorf("%v with key %d, value %d, expected %v with key %d, value %d: %w",
-			m.Type(), m.KeySize(), m.ValueSize(), want.Type, want.KeySize, want.ValueSize, ErrLayout)
+		return nil, err
 	}
 	return m, nil
 }

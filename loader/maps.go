@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/maplayout"
 )
 
 const (
@@ -67,9 +68,8 @@ func openMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 // checkLayout compares what the programs rely on: type, sizes, and for the maps of this datapath,
 // whose values are ours to define, every field of the value.
 func checkLayout(m *ebpf.Map, spec *ebpf.MapSpec) error {
-	if m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
-		return fmt.Errorf("%w: is %v with keys of %d and values of %d bytes, needed is %v with %d and %d",
-			ErrLayout, m.Type(), m.KeySize(), m.ValueSize(), spec.Type, spec.KeySize, spec.ValueSize)
+	if err := maplayout.Check(m, spec, ErrLayout); err != nil {
+		return err
 	}
 	if !ownMap(spec.Name) || spec.Value == nil {
 		return nil

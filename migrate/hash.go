@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/maplayout"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -40,11 +41,9 @@ func openHash(dir string) (hash, error) {
 			return hash{}, fmt.Errorf("opening %s: %w", path, err)
 		}
 		*m = opened
-		want := lbmap.MapSpec(name)
-		if opened.Type() != want.Type || opened.KeySize() != want.KeySize || opened.ValueSize() != want.ValueSize {
+		if err := maplayout.Check(opened, lbmap.MapSpec(name), ErrLayout); err != nil {
 			h.close()
-			return hash{}, fmt.Errorf("%s: %w: is %v with keys of %d and values of %d bytes, needed is %v with %d and %d", path,
-				ErrLayout, opened.Type(), opened.KeySize(), opened.ValueSize(), want.Type, want.KeySize, want.ValueSize)
+			return hash{}, fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	if h.v4 == nil && h.v6 == nil {

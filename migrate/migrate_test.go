@@ -210,13 +210,6 @@ func TestEnded(t *testing.T) {
 	assert.False(t, is(front, 0))
 }
 
-func TestNetworkOrder(t *testing.T) {
-	var wire [2]byte
-	binary.NativeEndian.PutUint16(wire[:], networkOrder(0x1234))
-	assert.Equal(t, [2]byte{0x12, 0x34}, wire)
-	assert.Equal(t, uint16(0x1234), networkOrder(networkOrder(0x1234)))
-}
-
 func TestParseEngine(t *testing.T) {
 	for _, e := range []Engine{EngineAuto, EngineIter, EnginePidfd} {
 		got, err := ParseEngine(string(e))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/revnat"
@@ -232,7 +233,7 @@ func leakCounts(entries []*entry) []ServiceCount {
 	}
 	var all []ServiceCount
 	for v, n := range counts {
-		all = append(all, ServiceCount{v.service(), networkOrder(v.RevNat), n})
+		all = append(all, ServiceCount{v.service(), byteorder.Net16(v.RevNat), n})
 	}
 	slices.SortFunc(all, func(a, b ServiceCount) int {
 		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Service.Compare(b.Service), cmp.Compare(a.RevNat, b.RevNat))

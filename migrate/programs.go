@@ -14,6 +14,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -168,7 +169,7 @@ func (p *programs) fill(backends []backendKey) error {
 	}
 	keys := make([]iter.FillRevskBackendKey, len(backends))
 	for i, b := range backends {
-		keys[i].Addr.Bytes, keys[i].Port = b.addr.Addr().As16(), networkOrder(b.addr.Port())
+		keys[i].Addr.Bytes, keys[i].Port = b.addr.Addr().As16(), byteorder.Net16(b.addr.Port())
 		keys[i].Protocol = uint8(b.protocol)
 	}
 	if len(keys) == 0 {
@@ -231,7 +232,7 @@ func (p *programs) withoutEntry() (map[backendKey]int, error) {
 	all := make(map[backendKey]int)
 	for i, k := range keys {
 		if counts[i] > 0 {
-			at := netip.AddrPortFrom(netip.AddrFrom16(k.Addr.Bytes).Unmap(), networkOrder(k.Port))
+			at := netip.AddrPortFrom(netip.AddrFrom16(k.Addr.Bytes).Unmap(), byteorder.Net16(k.Port))
 			all[backendKey{at, lbmap.Protocol(k.Protocol)}] = int(counts[i])
 		}
 	}

@@ -3,9 +3,9 @@
 package migrate
 
 import (
-	"encoding/binary"
 	"net/netip"
 
+	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -70,11 +70,11 @@ func (v *hashValue4) value() hashValue {
 }
 
 func (k *hashKey) backend() netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom16(k.Addr).Unmap(), networkOrder(k.Port))
+	return netip.AddrPortFrom(netip.AddrFrom16(k.Addr).Unmap(), byteorder.Net16(k.Port))
 }
 
 func (v *hashValue) service() netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom16(v.Addr).Unmap(), networkOrder(v.Port))
+	return netip.AddrPortFrom(netip.AddrFrom16(v.Addr).Unmap(), byteorder.Net16(v.Port))
 }
 
 func (k *hashKey) exported() lbmap.ReverseSKKey {
@@ -82,18 +82,11 @@ func (k *hashKey) exported() lbmap.ReverseSKKey {
 }
 
 func (v *hashValue) exported() lbmap.ReverseSKValue {
-	return lbmap.ReverseSKValue{Service: v.service(), RevNat: networkOrder(v.RevNat)}
+	return lbmap.ReverseSKValue{Service: v.service(), RevNat: byteorder.Net16(v.RevNat)}
 }
 
 // ofTuple is the entry that the hash would have of a tuple.
 func ofTuple(cookie uint64, t *revnat.Tuple) (hashKey, hashValue) {
-	return hashKey{Cookie: cookie, Addr: t.Peer.Addr().As16(), Port: networkOrder(t.Peer.Port())},
-		hashValue{Addr: t.Service.Addr().As16(), Port: networkOrder(t.Service.Port()), RevNat: networkOrder(t.RevNATIndex)}
-}
-
-// networkOrder converts between host and network byte order, either way.
-func networkOrder(v uint16) uint16 {
-	var b [2]byte
-	binary.NativeEndian.PutUint16(b[:], v)
-	return binary.BigEndian.Uint16(b[:])
+	return hashKey{Cookie: cookie, Addr: t.Peer.Addr().As16(), Port: byteorder.Net16(t.Peer.Port())},
+		hashValue{Addr: t.Service.Addr().As16(), Port: byteorder.Net16(t.Service.Port()), RevNat: byteorder.Net16(t.RevNATIndex)}
 }

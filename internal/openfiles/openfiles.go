@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"os"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -44,7 +43,8 @@ func NetworkNamespaces(ctx context.Context) iter.Seq2[File, error] {
 // open returns the descriptors of files of a kind, as /proc names it, or of the file system that it is of.
 func open(ctx context.Context, magic uint32, kind string) iter.Seq2[File, error] {
 	return func(yield func(File, error) bool) {
-		if inFirstPIDNamespace() {
+		// An iterator says the kernel's own numbers of processes.
+		if first, err := proc.InFirstPIDNamespace(); err == nil && first {
 			if it := newIterator(magic); it != nil {
 				defer it.Close()
 				fromIterator(ctx, it)(yield)
@@ -53,14 +53,6 @@ func open(ctx context.Context, magic uint32, kind string) iter.Seq2[File, error]
 		}
 		fromProc(ctx, kind)(yield)
 	}
-}
-
-// inFirstPIDNamespace tells whether the kernel's own numbers of processes are those of the caller.
-func inFirstPIDNamespace() bool {
-	const first = 0xeffffffc // PROC_PID_INIT_INO
-	target, err := os.Readlink("/proc/self/ns/pid")
-	inode, ok := proc.Inode(target, "pid")
-	return err == nil && ok && inode == first
 }
 
 // newIterator returns nil if the kernel, or what the caller may do, does not allow it.

@@ -91,3 +91,14 @@ func numbers(dir *os.File) ([]int, error) {
 	}
 	return all, err
 }
+
+// InFirstPIDNamespace tells whether the calling thread is in the kernel's first pid namespace, in which all processes are seen
+// under the kernel's own numbers.
+func InFirstPIDNamespace() (bool, error) {
+	const first = 0xeffffffc // PROC_PID_INIT_INO
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/pid", &st); err != nil {
+		return false, fmt.Errorf("looking for the pid namespace: %w", err)
+	}
+	return st.Ino == first, nil
+}
