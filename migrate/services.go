@@ -41,7 +41,7 @@ func (c *staleCache) stale(value hashValue) bool {
 	return stale
 }
 
-// stale follows tuple_is_current in bpf/lib/current.h, and where that depends on what only the socket knows
+// stale follows service_stands in bpf/lib/current.h, and where that depends on what only the socket knows
 // (its protocol, its namespace) takes the entry for current: the hooks have the last word.
 func (s services) stale(value lbmap.ReverseSKValue) bool {
 	for _, svc := range s[value.RevNat] {

@@ -148,33 +148,26 @@ static __always_inline bool ctx_has_tables(struct sock_ref *s)
 	return s->ctx;
 }
 
-/* Making room is grow_descriptor's. */
-static __always_inline int ctx_table_attempts(void)
-{
-	return 0;
-}
-
 static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
 {
-	struct revsk_peers_value *p = peers_get(s);
-
-	return p ? table_position(table_get(s->sk, p, peer_hash(peer)), peer) : -ENOENT;
+	return table_position(s, peer);
 }
 
-static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash)
+static __always_inline int ctx_table_remove(struct sock_ref *s, const struct endpoint *peer)
 {
-	struct revsk_peers_value *p = peers_get(s);
+	return table_remove(s, peer);
+}
+
+static __always_inline __u64 ctx_bucket_choose(struct sock_ref *s, __u32 number, __u32 bucket)
+{
 	const struct endpoint none = {};
 
-	return p ? table_choose(table_get(s->sk, p, hash), hash, &none) : TABLE_NONE;
+	return bucket_choose(s->sk, number, bucket, &none);
 }
 
-static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash)
-{
-	return -ENOENT;
-}
+/* What only grow_descriptor does, and what an import never does. */
 
-static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash)
+static __always_inline int ctx_table_make_room(struct sock_ref *s, __u32 hash)
 {
 	return -ENOENT;
 }
@@ -184,15 +177,40 @@ static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32
 	return -ENOENT;
 }
 
+static __always_inline __u64 ctx_table_way_out(struct sock_ref *s, __u32 number, __u32 position)
+{
+	return table_way_out(s->sk, number, position);
+}
+
+static __always_inline int ctx_table_move(struct sock_ref *s, __u32 number, __u32 from, __u32 to)
+{
+	return table_move(s->sk, peers_get(s), number, from, to);
+}
+
+__noinline int grow_double_part(struct bpf_sockopt *ctx, __u32 class, __u32 first)
+{
+	return ctx->sk ? table_double_part(ctx->sk, class, first) : -ENOENT;
+}
+
+static __always_inline int ctx_table_double_part(struct sock_ref *s, __u32 class, __u32 first)
+{
+	return grow_double_part(s->ctx, class, first);
+}
+
 __noinline int grow_split_part(struct bpf_sockopt *ctx, __u32 number, __u32 depth, __u32 first)
 {
 	return ctx->sk ? table_split_part(ctx->sk, number, depth, first) : -ENOENT;
 }
 
-static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+static __always_inline int ctx_table_split_part(struct sock_ref *s, __u32 number, __u32 depth,
 						__u32 first)
 {
-	return grow_split_part(ctx, number, depth, first);
+	return grow_split_part(s->ctx, number, depth, first);
+}
+
+static __always_inline bool ctx_legacy_is_newer(struct sock_ref *s, const struct endpoint *peer)
+{
+	return legacy_is_newer(s, peer);
 }
 
 static __always_inline __u64 ctx_netns_cookie(void *ctx)
@@ -413,7 +431,7 @@ static __always_inline bool call_counts(struct bpf_sockopt *ctx, struct call *c)
 /* Before fill_descriptor, about the same entry: makes room for it if the socket is out of slots. */
 SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
 {
-	const struct endpoint none = {};
+	struct sock_ref s = { .ctx = ctx };
 	struct revsk_import_entry *e;
 	struct revsk_peers_value *p;
 	struct call c;
@@ -421,8 +439,9 @@ SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
 
 	if (!call_counts(ctx, &c))
 		return 1;
+	s.sk = ctx->sk;
 	e = bpf_map_lookup_elem(&revsk_import, &c.entry);
-	p = bpf_sk_storage_get(&revsk_peers, ctx->sk, NULL, 0);
+	p = peers_get(&s);
 	if (!e || !p || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
 		return 1;
 #pragma unroll
@@ -430,10 +449,8 @@ SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
 		if (!p->slots[i].peer_port)
 			return 1;
 	hash = hash_words(e->peer.halves[0], e->peer.halves[1], e->peer_port);
-	if (table_choose(table_get(ctx->sk, p, hash), hash, &none) < TABLE_TAKEN)
-		return 1;
-	if (table_relocate(p, table_get(ctx->sk, p, hash), hash))
-		table_grow(ctx, ctx->sk, p, hash);
+	if (table_choose(&s, p, hash) >= TABLE_TAKEN)
+		table_make_room(&s, hash);
 	return 1;
 }
 

@@ -64,23 +64,27 @@ static __always_inline struct revsk_tuple *connection_find(struct sock_ref *s,
  * and the entry says something else than each of the socket's tuples for that peer. (It has one entry for
  * what may be several tuples.) For tuples up to the mark only: later ones are in the hash as they are here.
  */
-static __noinline bool legacy_is_newer(struct sock_ref *s, struct revsk_peers_value *p,
-				       const struct endpoint *peer)
+static __always_inline bool legacy_is_newer(struct sock_ref *s, const struct endpoint *peer)
 {
+	struct revsk_peers_value *p;
 	struct revsk_conn_value *conn = conn_get(s);
 	struct revsk_former_value *former;
 	struct revsk_tuple entry = {}, *sent;
 
-	if (!peer || !current_mark() || !legacy_find(sock_cookie(s), peer, &entry))
+	if (!current_mark() || !legacy_find(sock_cookie(s), peer, &entry))
 		return false;
 	if (conn_is(conn, peer) && tuple_same_frontend(&conn->tuple, &entry))
 		return false;
 	former = former_get(s, conn);
 	if (former_is(former, peer) && tuple_same_frontend(&former->tuple, &entry))
 		return false;
+	p = peers_get(s);
 	sent = p ? peers_find(s, p, peer) : NULL;
 	return !sent || !tuple_same_frontend(sent, &entry);
 }
+
+/* legacy_is_newer, as a function of its own. */
+static __always_inline bool ctx_legacy_is_newer(struct sock_ref *s, const struct endpoint *peer);
 
 static __always_inline void conn_write(struct revsk_conn_value *conn, const struct revsk_tuple *t)
 {
@@ -99,13 +103,11 @@ static __always_inline __u32 ended_bit(const struct endpoint *peer)
  * read the entry before can tell it from one that the LRU has evicted, whose socket still needs it. Without memory
  * for that it cannot; nothing else depends on it.
  */
-static __noinline int conn_note_ended(struct sock_ref *s, const struct endpoint *peer)
+static __always_inline int conn_note_ended(struct sock_ref *s, const struct endpoint *peer)
 {
 	struct revsk_conn_value *conn;
 	struct revsk_peers_value *p;
 
-	if (!peer)
-		return -EINVAL;
 	conn = bpf_sk_storage_get(&revsk_conn, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn)
 		return -ENOMEM;

@@ -3,22 +3,16 @@
 #pragma once
 
 #include "service.h"
-#include "tuple.h"
-
-static __always_inline bool service_is_of(const struct lb_service *svc, const struct revsk_tuple *t)
-{
-	return svc->rev_nat_index == t->rev_nat_index && (svc->count || service_has_proxy(svc));
-}
 
 /*
- * The service that a tuple names still stands for its peer: it exists, with the same reverse-NAT
- * index, and has backends.
+ * The service of this frontend still stands for the peers that were reached by it: it exists, with the same
+ * reverse-NAT index, and has backends.
  */
-static __always_inline bool tuple_is_current(struct sock_ref *s, const struct revsk_tuple *t,
-					     __u8 protocol)
+static __always_inline bool service_stands(struct sock_ref *s, const struct endpoint *frontend,
+					   __be16 rev_nat_index, __u8 protocol)
 {
-	struct service_key key = { .frontend = tuple_service(t), .protocol = protocol };
+	struct service_key key = { .frontend = *frontend, .protocol = protocol };
 	struct lb_service *svc = service_lookup(s, &key);
 
-	return svc && service_is_of(svc, t);
+	return svc && svc->rev_nat_index == rev_nat_index && (svc->count || service_has_proxy(svc));
 }

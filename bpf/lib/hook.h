@@ -4,7 +4,6 @@
 
 #include "endpoint.h"
 #include "netns.h"
-#include "peers.h"
 #include "sock_ref.h"
 #include "tuple.h"
 
@@ -79,106 +78,4 @@ static __always_inline void hook_set_address(struct bpf_sock_addr *ctx, const st
 		ctx->user_ip4 = ip_to_v4(&ep->addr);
 	}
 	ctx->user_port = ep->port;
-}
-
-/* What peers.h wants: global functions, which the verifier walks once for all their callers. */
-
-__noinline int hook_table_position(struct bpf_sock_addr *ctx, __u64 first, __u64 last, __u32 port)
-{
-	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	struct revsk_peers_value *p = s.sk ? peers_get(&s) : NULL;
-	struct endpoint peer = { .addr.halves = { first, last }, .port = port };
-
-	return p ? table_position(table_get(s.sk, p, peer_hash(&peer)), &peer) : -ENOENT;
-}
-
-__noinline __u64 hook_table_choose(struct bpf_sock_addr *ctx, __u32 hash)
-{
-	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	struct revsk_peers_value *p;
-	struct endpoint actual;
-
-	if (!s.sk)
-		return TABLE_NONE;
-	p = peers_get(&s);
-	if (!p)
-		return TABLE_NONE;
-	actual = sock_peer(s.sk);
-	return table_choose(table_get(s.sk, p, hash), hash, &actual);
-}
-
-__noinline int hook_table_relocate(struct bpf_sock_addr *ctx, __u32 hash)
-{
-	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	struct revsk_peers_value *p = s.sk ? peers_get(&s) : NULL;
-
-	return p ? table_relocate(p, table_get(s.sk, p, hash), hash) : -ENOENT;
-}
-
-__noinline int hook_table_split_part(struct bpf_sock_addr *ctx, __u32 number, __u32 depth,
-				     __u32 first)
-{
-	return ctx->sk ? table_split_part(ctx->sk, number, depth, first) : -ENOENT;
-}
-
-static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
-						__u32 first)
-{
-	return hook_table_split_part(ctx, number, depth, first);
-}
-
-__noinline int hook_table_grow(struct bpf_sock_addr *ctx, __u32 hash)
-{
-	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	struct revsk_peers_value *p = s.sk ? peers_get(&s) : NULL;
-
-	return p ? table_grow(ctx, s.sk, p, hash) : -ENOENT;
-}
-
-__noinline int hook_table_evict(struct bpf_sock_addr *ctx, __u32 hash, __u32 position)
-{
-	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	struct revsk_peers_value *p = s.sk ? peers_get(&s) : NULL;
-
-	return p ? table_evict(&s, p, hash, position) : -ENOENT;
-}
-
-static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
-{
-	return hook_table_position(s->ctx, peer->addr.halves[0], peer->addr.halves[1], peer->port);
-}
-
-static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash)
-{
-	return hook_table_choose(s->ctx, hash);
-}
-
-static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash)
-{
-	return hook_table_relocate(s->ctx, hash);
-}
-
-static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash)
-{
-	return hook_table_grow(s->ctx, hash);
-}
-
-static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)
-{
-	return hook_table_evict(s->ctx, hash, position);
-}
-
-static __always_inline bool ctx_has_tables(struct sock_ref *s)
-{
-	return true;
-}
-
-static __always_inline int ctx_table_attempts(void)
-{
-	return 8;
-}
-
-static __always_inline bool ctx_may_evict(void)
-{
-	return true;
 }

@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "revnat.h"
+#include "conn.h"
 
 /* What has become of an entry. The values are the interface to package migrate. */
 enum revsk_fate {
@@ -61,7 +61,7 @@ static __noinline bool import_is_present(struct sock_ref *s, const struct endpoi
 {
 	struct revsk_peers_value *p = peers_get(s);
 
-	if (!peer || legacy_is_newer(s, p, peer))
+	if (!peer || ctx_legacy_is_newer(s, peer))
 		return false;
 	return connection_find(s, peer) || (p && peers_find(s, p, peer));
 }

@@ -7,21 +7,20 @@
 #include "service.h"
 #include "tuple.h"
 
-enum {
-	LB_UNTRANSLATED = 0,
-	LB_TRANSLATED = 1,
-	/* below 0: -errno, the call is to be rejected */
-};
+/*
+ * What is chosen for a destination, in one number, which is what a global function can return: the backend's id in the
+ * high half, then the index of the service, then, if the backend is a proxy on this host, which has no id, its
+ * port. Or one of these.
+ */
+#define LB_UNTRANSLATED 0ULL
+#define LB_UNREACHABLE (~0ULL) /* the call is to be rejected */
+#define LB_CHOICE(backend_id, rev_nat_index, proxy_port)                                           \
+	((__u64)(backend_id) << 32 | (__u32)(rev_nat_index) << 16 | (proxy_port))
 
 static __always_inline bool translatable(__u32 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
 }
-
-struct lb_request {
-	struct endpoint dst; /* what the application asked for */
-	__u8 protocol;
-};
 
 /* A local-redirect service that this namespace is told to bypass. */
 static __always_inline bool local_redirect_skipped(struct sock_ref *s, const union ip_addr *addr,
@@ -60,8 +59,9 @@ static __always_inline bool left_to_packet_path(const struct lb_service *svc,
 	return (svc->flags & SVC_HOST_PORT) && !ip_is_loopback(dst) && !ip_is_host(dst);
 }
 
-/* What lb_choose chooses for, once the service is found. */
+/* What is chosen for, once the service is found. */
 struct lb_found {
+	struct lb_service service;
 	union ip_addr addr; /* what the application asked for */
 	__be16 port;
 	__u8 protocol;
@@ -75,8 +75,7 @@ struct lb_found {
  * One of the service's active backends: by random for TCP; by socket cookie otherwise, so that one
  * socket keeps to one backend. Quarantined slots follow the active ones and are never chosen.
  */
-static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_service *svc,
-					    const struct lb_found *f)
+static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_found *f)
 {
 	const struct service_key key = {
 		.frontend = {
@@ -86,7 +85,7 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 		.protocol = f->key_protocol,
 		.scope = f->scope,
 	};
-	__u32 backends = svc->count;
+	__u32 backends = f->service.count;
 	struct lb_service *slot;
 	__u32 n;
 
@@ -102,26 +101,23 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 }
 
 /*
- * Chooses the backend of the service and fills @t with the tuple to remember. The service recorded is what
- * the application asked for, not the wildcard address that the service was found under.
+ * Chooses the backend of the service.
  *
  * Out of line: most connects go to no service, and need none of the stack and the registers.
  *
- * The service is copied and the address read again at each step (forget_memory), or the verifier would walk
- * each step once for each family and for each map that the service may be from.
+ * The address is read again at each step (forget_memory), or the verifier would walk each step once for each family.
  */
-static __noinline int lb_choose(struct sock_ref *s, const struct lb_service *found_service,
-				const struct lb_found *f, struct revsk_tuple *t)
+static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_found *f)
 {
-	const struct lb_service service = *found_service, *svc = &service;
-	struct endpoint backend = {};
-	bool sticky, chosen = false;
+	const struct lb_service *svc = &f->service;
+	struct endpoint backend;
 	__u32 backend_id = 0;
+	bool sticky;
 
 	if (!svc->count && !service_has_proxy(svc)) {
 		if (!cfg_reject_no_backend && !service_is_local(svc))
 			return LB_UNTRANSLATED;
-		return -EHOSTUNREACH;
+		return LB_UNREACHABLE;
 	}
 	if (service_is_l7_delegate(svc) || left_to_packet_path(svc, &f->addr))
 		return LB_UNTRANSLATED;
@@ -135,64 +131,91 @@ static __noinline int lb_choose(struct sock_ref *s, const struct lb_service *fou
 		/* Elsewhere the packet path hands the traffic to the proxy. */
 		if (!netns_is_host(s))
 			return LB_UNTRANSLATED;
-		backend.addr = ip_loopback(&f->addr);
-		backend.port = service_proxy_port(svc);
-	} else {
-		sticky = cfg_session_affinity && (svc->flags & SVC_AFFINITY);
-		if (sticky)
-			backend_id = affinity_backend(svc, &f->addr, ctx_netns_cookie(s->ctx));
+		return LB_CHOICE(0, svc->rev_nat_index, service_proxy_port(svc));
+	}
+	sticky = cfg_session_affinity && (svc->flags & SVC_AFFINITY);
+	if (sticky) {
+		backend_id = affinity_backend(svc, &f->addr, ctx_netns_cookie(s->ctx));
 		forget_memory();
-		if (!backend_id || !backend_lookup(backend_id, &f->addr, &backend)) {
-			forget_memory();
-			backend_id = select_backend(s, svc, f);
-			forget_memory();
-			if (!backend_id || !backend_lookup(backend_id, &f->addr, &backend))
-				return -EHOSTUNREACH;
-			chosen = true;
-		}
+		if (backend_id && !backend_lookup(backend_id, &f->addr, &backend))
+			backend_id = 0;
 		forget_memory();
-		if (sticky && chosen)
+	}
+	if (!backend_id) {
+		backend_id = select_backend(s, f);
+		if (!backend_id)
+			return LB_UNREACHABLE;
+		forget_memory();
+		if (sticky && backend_lookup(backend_id, &f->addr, &backend))
 			affinity_store(svc, &f->addr, ctx_netns_cookie(s->ctx), backend_id);
 	}
-
-	forget_memory();
-	t->peer = backend.addr;
-	t->peer_port = backend.port;
-	t->service = f->addr;
-	t->service_port = f->port;
-	t->rev_nat_index = svc->rev_nat_index;
-	t->backend_id = backend_id;
-	return LB_TRANSLATED;
+	return LB_CHOICE(backend_id, svc->rev_nat_index, 0);
 }
 
-/* The service that answers for @req, if any, and in @found what lb_choose is to know of it. */
-static __always_inline struct lb_service *
-lb_lookup(struct sock_ref *s, const struct lb_request *req, struct lb_found *found)
+/* The choice for a destination: LB_UNTRANSLATED if no service answers for it. */
+static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint *dst,
+				       __u8 protocol)
 {
-	struct service_key key = { .frontend = req->dst, .protocol = req->protocol };
+	struct service_key key = { .frontend = *dst, .protocol = protocol };
 	const struct revsk_config_value *cfg;
-	struct lb_service *svc;
+	const struct lb_service *svc;
+	struct lb_found found;
 
-	if (ip_is_v4(&req->dst.addr) ? !cfg_ipv4 : !cfg_ipv6)
-		return NULL;
+	if (ip_is_v4(&dst->addr) ? !cfg_ipv4 : !cfg_ipv6)
+		return LB_UNTRANSLATED;
 	if (cfg_host_netns_only && !netns_is_host(s))
-		return NULL;
+		return LB_UNTRANSLATED;
 	svc = service_lookup_ordinary(s, &key);
 	if (!svc)
-		return NULL;
-	*found = (struct lb_found){
-		.addr = req->dst.addr,
-		.port = req->dst.port,
-		.protocol = req->protocol,
+		return LB_UNTRANSLATED;
+	found = (struct lb_found){
+		.service = *svc,
+		.addr = dst->addr,
+		.port = dst->port,
+		.protocol = protocol,
 		.key_protocol = key.protocol,
 		.scope = key.scope,
-		.any_address = !ip_equal(&key.frontend.addr, &req->dst.addr),
+		.any_address = !ip_equal(&key.frontend.addr, &dst->addr),
 	};
 	if (cfg_imprecise_verifier) {
 		cfg = current_config();
 		if (!cfg)
-			return NULL;
-		found->addr = ip_unknown(&req->dst.addr, cfg);
+			return LB_UNTRANSLATED;
+		found.addr = ip_unknown(&dst->addr, cfg);
 	}
-	return svc;
+	return lb_choose_backend(s, &found);
+}
+
+/*
+ * Fills @t with the tuple to remember of a choice; false if the backend does not exist. The service recorded is what
+ * the application asked for, not the wildcard address that the service was found under.
+ */
+static __always_inline bool lb_tuple(__u64 choice, const struct endpoint *dst,
+				     struct revsk_tuple *t)
+{
+	__u32 backend_id = choice >> 32;
+	const struct revsk_config_value *cfg;
+	struct endpoint backend;
+
+	if (!backend_id) {
+		backend.addr = ip_loopback(&dst->addr);
+		backend.port = choice;
+	} else if (!backend_lookup(backend_id, &dst->addr, &backend)) {
+		return false;
+	}
+	t->peer = backend.addr;
+	if (cfg_imprecise_verifier) {
+		cfg = current_config();
+		if (!cfg)
+			return false;
+		t->peer = ip_unknown(&backend.addr, cfg);
+	}
+	t->peer_port = backend.port;
+	t->service = dst->addr;
+	t->service_port = dst->port;
+	t->rev_nat_index = choice >> 16;
+	t->backend_id = backend_id;
+	/* Nothing of it needs a register, or another place on the stack. */
+	forget_memory();
+	return true;
 }

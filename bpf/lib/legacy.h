@@ -102,11 +102,14 @@ static __always_inline int legacy_store(__u64 cookie, const struct revsk_tuple *
 }
 
 /* As legacy_store. In mode mirror the socket can do without the hash: what that does not take is counted. */
-static __always_inline int hash_store(struct sock_ref *s, const struct revsk_tuple *t,
-				      enum revsk_mode mode)
+static __noinline int hash_store(struct sock_ref *s, const struct revsk_tuple *t,
+				 enum revsk_mode mode)
 {
-	int err = legacy_store(sock_cookie(s), t);
+	int err;
 
+	if (!t)
+		return -EINVAL;
+	err = legacy_store(sock_cookie(s), t);
 	if (!err || mode != REVSK_MODE_MIRROR)
 		return err;
 	count(REVSK_HASH_NOT_WRITTEN);

@@ -16,20 +16,21 @@
 #include "table.h"
 
 /*
- * What is to be done with a table, by hash and position: table_position, and the steps of making room. The
- * program that includes the library defines them, as functions that the verifier walks once.
+ * Steps that are functions of their own for the verifier (apart.h), each of NAME below as ctx_NAME: what they do
+ * with a table it would walk in every place where it is wanted, for each of the maps.
  */
 static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer);
-static __always_inline __u64 ctx_table_choose(struct sock_ref *s, __u32 hash);
-static __always_inline int ctx_table_relocate(struct sock_ref *s, __u32 hash);
-static __always_inline int ctx_table_grow(struct sock_ref *s, __u32 hash);
-static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
+static __always_inline int ctx_table_remove(struct sock_ref *s, const struct endpoint *peer);
+static __always_inline __u64 ctx_bucket_choose(struct sock_ref *s, __u32 number, __u32 bucket);
+static __always_inline __u64 ctx_table_way_out(struct sock_ref *s, __u32 number, __u32 position);
+static __always_inline int ctx_table_move(struct sock_ref *s, __u32 number, __u32 from, __u32 to);
+static __always_inline int ctx_table_make_room(struct sock_ref *s, __u32 hash);
+static __always_inline int ctx_table_double_part(struct sock_ref *s, __u32 class, __u32 first);
+static __always_inline int ctx_table_split_part(struct sock_ref *s, __u32 number, __u32 depth,
 						__u32 first);
 static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position);
 /* Whether this program looks into tables. */
 static __always_inline bool ctx_has_tables(struct sock_ref *s);
-/* How often the table may grow for one tuple; more than once is rare. */
-static __always_inline int ctx_table_attempts(void);
 /* Whether a tuple may make room for another. */
 static __always_inline bool ctx_may_evict(void);
 
@@ -39,7 +40,7 @@ static __always_inline struct revsk_peers_value *peers_get(struct sock_ref *s)
 }
 
 /* Splits the map of the last class that @hash is in. Returns 0, or -ENOMEM with nothing changed. */
-static __always_inline int table_grow_maps(void *ctx, void *sk, struct revsk_peers_value *p,
+static __always_inline int table_grow_maps(struct sock_ref *s, struct revsk_peers_value *p,
 					   __u32 hash)
 {
 	__u32 number = table_number(p, hash), depth = 0, other;
@@ -59,7 +60,7 @@ static __always_inline int table_grow_maps(void *ctx, void *sk, struct revsk_pee
 	/* The first part says whether there is memory for the other map. */
 #pragma clang loop unroll(disable)
 	for (__u32 first = 0; first < TABLE_TUPLES(TABLE_CLASSES) && !err; first += TABLE_PART)
-		err = ctx_table_split_part(ctx, sk, number, depth, first);
+		err = ctx_table_split_part(s, number, depth, first);
 	if (!err)
 		p->table_maps |= 1 << other;
 	table_changes(p);
@@ -67,46 +68,42 @@ static __always_inline int table_grow_maps(void *ctx, void *sk, struct revsk_pee
 }
 
 /* Makes the table for @hash larger. Returns 0, or -ENOMEM with nothing changed. */
-static __always_inline int table_grow(void *ctx, void *sk, struct revsk_peers_value *p, __u32 hash)
+static __always_inline int table_grow(struct sock_ref *s, struct revsk_peers_value *p, __u32 hash)
 {
-	void *to = NULL;
+	__u32 class = p->table_class;
+	int err = 0;
 
-	if (p->table_class >= TABLE_CLASSES)
-		return table_grow_maps(ctx, sk, p, hash);
-	if (p->table_class >= cfg_table_classes)
+	if (class >= TABLE_CLASSES)
+		return table_grow_maps(s, p, hash);
+	if (class >= cfg_table_classes)
 		return -ENOMEM;
-	switch (p->table_class) {
-	case 0:
-		if (!bpf_sk_storage_get(&revsk_tab_512, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
+	if (!class) {
+		if (!bpf_sk_storage_get(&revsk_tab_512, s->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
 			return -ENOMEM;
 		p->table_class = 1;
 		return 0;
-#define TABLE_DOUBLE(class, small, large)                                                          \
-	case class: {                                                                              \
-		struct revsk_table_512_value *from = bpf_sk_storage_get(&small, sk, NULL, 0);      \
-                                                                                                   \
-		if (!from)                                                                         \
-			return -ENOMEM;                                                            \
-		to = bpf_sk_storage_get(&large, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);            \
-		if (!to)                                                                           \
-			return -ENOMEM;                                                            \
-		table_changes(p);                                                                  \
-		table_double(to, from, 1 << class);                                                \
-		bpf_sk_storage_delete(&small, sk);                                                 \
-		break;                                                                             \
 	}
-		TABLE_DOUBLE(1, revsk_tab_512, revsk_tab_1k)
-		TABLE_DOUBLE(2, revsk_tab_1k, revsk_tab_2k)
-		TABLE_DOUBLE(3, revsk_tab_2k, revsk_tab_4k)
-		TABLE_DOUBLE(4, revsk_tab_4k, revsk_tab_8k_0)
-#undef TABLE_DOUBLE
-	default:
-		return -ENOMEM;
-	}
-	p->table_class++;
-	p->table_maps = 1; /* of the last class; of others it says nothing */
 	table_changes(p);
-	return 0;
+#pragma clang loop unroll(disable)
+	for (__u32 first = 0; first < TABLE_TUPLES(TABLE_CLASSES - 1) && !err; first += TABLE_PART)
+		if (first < TABLE_TUPLES(class))
+			err = ctx_table_double_part(s, class, first);
+	if (!err) {
+		table_delete(s->sk, class);
+		p->table_class++;
+		p->table_maps = 1; /* of the last class; of others it says nothing */
+	}
+	table_changes(p);
+	return err;
+}
+
+/* The position of the tuple for @peer in the table, or -ENOENT. */
+static __always_inline int table_position(struct sock_ref *s, const struct endpoint *peer)
+{
+	__u32 hash = peer_hash(peer);
+	struct revsk_peers_value *p = peers_get(s);
+
+	return p ? position_in(table_get(s->sk, p, hash), hash, peer) : -ENOENT;
 }
 
 /* The tuple for @peer, or NULL. */
@@ -221,31 +218,86 @@ static __noinline int slots_evict(struct sock_ref *s, struct revsk_peers_value *
 }
 
 /* The tuple at a position of the table makes room. */
-static __always_inline int table_evict(struct sock_ref *s, struct revsk_peers_value *p, __u64 hash,
-				       __u64 position)
+static __always_inline int table_evict(struct sock_ref *s, __u64 hash, __u64 position)
 {
-	struct table_ref r = table_get(s->sk, p, hash);
+	struct revsk_peers_value *p = peers_get(s);
+	struct table_ref r;
 
+	if (!p)
+		return -ENOENT;
+	r = table_get(s->sk, p, hash);
 	if (!r.t)
-		return -ENOMEM;
+		return -ENOENT;
 	table_age(r, hash);
 	tuple_evicted(s, table_at(r, position));
 	p->table_count--;
 	return 0;
 }
 
-/* What table_choose says when there is room, or when no more can be made. */
-static __always_inline __u64 table_place(struct sock_ref *s, __u32 hash)
+/* Out of line, for the stack. */
+static __noinline __u32 table_number_apart(const struct revsk_peers_value *p, __u32 hash)
 {
-	__u64 key = TABLE_NONE;
+	return p ? table_number(p, hash) : 0;
+}
 
-	for (int i = 0; i <= ctx_table_attempts(); i++) {
-		key = ctx_table_choose(s, hash);
-		if (key < TABLE_TAKEN || i == ctx_table_attempts())
-			break;
-		if (ctx_table_relocate(s, hash) && ctx_table_grow(s, hash))
-			break;
+static __always_inline __u64 table_choose(struct sock_ref *s, const struct revsk_peers_value *p,
+					  __u64 hash)
+{
+	__u32 number = table_number_apart(p, hash);
+
+	if (!p->table_class)
+		return TABLE_NONE;
+	return smaller(ctx_bucket_choose(s, number, hash),
+		       ctx_bucket_choose(s, number, second_bucket(hash)));
+}
+
+/* Makes room in the buckets of @hash by moving a tuple to its other bucket. Returns 0 or -ENOENT. */
+static __always_inline int table_relocate(struct sock_ref *s, __u32 number, __u64 hash)
+{
+	__u64 best = TABLE_TAKEN;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < TABLE_WAYS; i++) {
+		best = smaller(ctx_table_way_out(s, number, hash * TABLE_WAYS + i), best);
+		best = smaller(ctx_table_way_out(s, number, second_bucket(hash) * TABLE_WAYS + i),
+			       best);
 	}
+	if (best >= TABLE_TAKEN)
+		return -ENOENT;
+	return ctx_table_move(s, number, best >> 8 & 0xff, best & 0xff);
+}
+
+/* Makes room for @hash in the table, or a table. Returns 0, or an error if no more can be made. */
+static __always_inline int table_make_room(struct sock_ref *s, __u32 hash)
+{
+	struct revsk_peers_value *p = peers_get(s);
+
+	if (!p)
+		return -ENOENT;
+	if (p->table_class && !table_relocate(s, table_number(p, hash), hash))
+		return 0;
+	return table_grow(s, p, hash);
+}
+
+/* How often a table may grow for one tuple; more than once is rare. */
+#define TABLE_ATTEMPTS 8
+
+/* What table_choose says when there is room, or when no more can be made. */
+static __always_inline __u64 table_place(struct sock_ref *s, const struct revsk_peers_value *p,
+					 __u32 hash)
+{
+	__u64 key = table_choose(s, p, hash);
+	int attempts = 0;
+
+	if (key < TABLE_TAKEN)
+		return key;
+	/* Linux 6.1 and older refuse a loop that does not end with a jump. */
+#pragma clang loop unroll(disable)
+	do {
+		if (ctx_table_make_room(s, hash))
+			break;
+		key = table_choose(s, p, hash);
+	} while (key >= TABLE_TAKEN && ++attempts < TABLE_ATTEMPTS);
 	return key;
 }
 
@@ -268,7 +320,7 @@ static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 	if (!ctx_has_tables(s))
 		return -ENOMEM;
 	hash = tuple_hash(t);
-	key = table_place(s, hash);
+	key = table_place(s, p, hash);
 	if (key >= TABLE_TAKEN) {
 		if (!ctx_may_evict())
 			return -ENOMEM;
@@ -283,13 +335,25 @@ static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 	return 0;
 }
 
+/* Removes the tuple for @peer from the table. Returns 0 or -ENOENT. */
+static __always_inline int table_remove(struct sock_ref *s, const struct endpoint *peer)
+{
+	struct revsk_peers_value *p = peers_get(s);
+	int position = ctx_table_position(s, peer);
+	const struct revsk_tuple none = {};
+
+	if (!p || position < 0 || table_write(s, p, peer_hash(peer), position, &none))
+		return -ENOENT;
+	p->table_count--;
+	return 0;
+}
+
 /* Removes the tuple for @peer; false if there is none. */
 static __always_inline bool peers_remove(struct sock_ref *s, struct revsk_peers_value *p,
 					 const struct endpoint *peer)
 {
 	struct revsk_tuple *slot = slot_find(p, peer);
 	const struct revsk_tuple none = {};
-	int position;
 
 	if (slot) {
 		slot_write(p, slot, &none);
@@ -297,9 +361,5 @@ static __always_inline bool peers_remove(struct sock_ref *s, struct revsk_peers_
 	}
 	if (!p->table_class || !ctx_has_tables(s))
 		return false;
-	position = ctx_table_position(s, peer);
-	if (position < 0 || table_write(s, p, peer_hash(peer), position, &none))
-		return false;
-	p->table_count--;
-	return true;
+	return !ctx_table_remove(s, peer);
 }

@@ -50,6 +50,21 @@ static __always_inline bool datagram_drop(struct sock_ref *s, const struct endpo
 	return peers_drop(s, peer, why) || dropped;
 }
 
+/* The part of legacy_drop_direct that is about the hash. */
+static __always_inline int legacy_end(struct sock_ref *s, const struct endpoint *dst,
+				      bool was_in_storage)
+{
+	bool was_in_hash = legacy_delete(sock_cookie(s), dst);
+
+	if (current_mode() == REVSK_MODE_DUAL && (was_in_hash || was_in_storage))
+		return conn_note_ended(s, dst);
+	return 0;
+}
+
+/* legacy_end, as a function of its own. */
+static __always_inline void ctx_legacy_end(struct sock_ref *s, const struct endpoint *dst,
+					   bool was_in_storage);
+
 /*
  * What storage has dropped leaves the hash; in mode dual also what only the hash knew. In mode mirror there is no such
  * thing, and the hash is not asked.
@@ -57,13 +72,8 @@ static __always_inline bool datagram_drop(struct sock_ref *s, const struct endpo
 static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct endpoint *dst,
 					       bool was_in_storage, enum revsk_mode mode)
 {
-	bool was_in_hash;
-
-	if (mode != REVSK_MODE_DUAL && !(mode == REVSK_MODE_MIRROR && was_in_storage))
-		return;
-	was_in_hash = legacy_delete(sock_cookie(s), dst);
-	if (mode == REVSK_MODE_DUAL && (was_in_hash || was_in_storage))
-		conn_note_ended(s, dst);
+	if (mode == REVSK_MODE_DUAL || (mode == REVSK_MODE_MIRROR && was_in_storage))
+		ctx_legacy_end(s, dst, was_in_storage);
 }
 
 /*
@@ -84,13 +94,11 @@ static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
 }
 
 /* What the hash says of @peer is to be what the socket has sent to it, if anything. */
-static __noinline int legacy_restore_sent(struct sock_ref *s, struct revsk_peers_value *p,
-					  const struct endpoint *peer)
+static __always_inline int legacy_restore_sent(struct sock_ref *s, const struct endpoint *peer)
 {
+	struct revsk_peers_value *p = peers_get(s);
 	struct revsk_tuple *t, sent;
 
-	if (!peer)
-		return -EINVAL;
 	t = p ? peers_find(s, p, peer) : NULL;
 	if (t) {
 		sent = *t; /* as in revnat_source */
@@ -99,6 +107,9 @@ static __noinline int legacy_restore_sent(struct sock_ref *s, struct revsk_peers
 	legacy_delete(sock_cookie(s), peer);
 	return 0;
 }
+
+/* legacy_restore_sent, as a function of its own. */
+static __always_inline int ctx_legacy_restore_sent(struct sock_ref *s, const struct endpoint *peer);
 
 /* What the hash says of @peer is to be what the socket is connected by, or was before, if it is to that peer. */
 static __noinline int legacy_restore_connection(struct sock_ref *s, const struct endpoint *peer)
@@ -114,11 +125,9 @@ static __noinline int legacy_restore_connection(struct sock_ref *s, const struct
 	return 0;
 }
 
-/*
- * The former connection is the one that the kernel has the socket in. Out of line, because the stack of a
- * whole chain of calls is 512 bytes, and adding a peer needs many.
- */
-static __noinline bool former_is_actual(struct sock_ref *s, const struct revsk_former_value *former)
+/* The former connection is the one that the kernel has the socket in. */
+static __always_inline bool former_is_actual(struct sock_ref *s,
+					     const struct revsk_former_value *former)
 {
 	const struct endpoint actual = sock_peer(s->sk);
 
@@ -126,14 +135,11 @@ static __noinline bool former_is_actual(struct sock_ref *s, const struct revsk_f
 }
 
 /* What the socket has sent to @peer is from now on what it may be connected by, too; false if it has not. */
-static __noinline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
-				       const struct endpoint *peer)
+static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
+					    const struct endpoint *peer)
 {
-	struct revsk_tuple *t;
+	struct revsk_tuple *t = p ? peers_find(s, p, peer) : NULL;
 
-	if (!p || !peer)
-		return false;
-	t = peers_find(s, p, peer);
 	if (t)
 		t->flags |= REVSK_TUPLE_OVERTAKEN;
 	return t;
@@ -144,21 +150,22 @@ static __noinline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_va
  * former one. But if the former one is the socket's still, it stays: then the kernel has rejected the connection,
  * or has not come to it yet, another thread being faster. It is kept among the peers.
  */
-static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *conn,
-				  struct revsk_peers_value *p, const struct endpoint *next,
-				  enum revsk_mode mode)
+static __always_inline int conn_retire(struct sock_ref *s, const struct endpoint *next)
 {
+	struct revsk_conn_value *conn = conn_get(s);
 	struct revsk_former_value *former;
+	struct revsk_peers_value *p;
 	struct endpoint peer;
 
 	if (!conn)
-		return -EINVAL;
+		return -ENOENT;
+	p = peers_get(s);
 	former = former_get(s, conn);
 	if (former && former_is_actual(s, former)) {
 		peer = tuple_peer(&conn->tuple);
 		if (peers_overtaken(s, p, &peer)) {
-			if (mode_has_hash(mode))
-				legacy_restore_sent(s, p, &peer);
+			if (mode_has_hash(current_mode()))
+				ctx_legacy_restore_sent(s, &peer);
 			count(REVSK_DROPPED_REPLACED);
 			return 0;
 		}
@@ -169,12 +176,16 @@ static __noinline int conn_retire(struct sock_ref *s, struct revsk_conn_value *c
 	return former_store(s, conn, p, &conn->tuple, time_of_former(&conn->tuple), next);
 }
 
+/* legacy_delete and conn_retire, as functions of their own. */
+static __always_inline int ctx_legacy_delete(struct sock_ref *s, const struct endpoint *peer);
+static __always_inline int ctx_conn_retire(struct sock_ref *s, const struct endpoint *next);
+
 static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_value *conn,
 					const struct revsk_tuple *t, struct revsk_peers_value *p,
 					bool datagram, enum revsk_mode mode)
 {
-	const struct endpoint old_peer = tuple_peer(&conn->tuple);
 	const struct endpoint peer = tuple_peer(t);
+	const struct endpoint old_peer = tuple_peer(&conn->tuple);
 	int err = 0;
 
 	if (endpoint_equal(&old_peer, &peer)) {
@@ -188,13 +199,13 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 	} else if (!old_peer.port) {
 		count(REVSK_STORED);
 	} else if (datagram) {
-		err = conn_retire(s, conn, p, &peer, mode);
+		err = ctx_conn_retire(s, &peer);
 		if (err)
 			return err;
 		count(REVSK_STORED);
 	} else {
 		if (mode_has_hash(mode))
-			legacy_delete(sock_cookie(s), &old_peer);
+			ctx_legacy_delete(s, &old_peer);
 		count(REVSK_DROPPED_REPLACED);
 		count(REVSK_STORED);
 	}
@@ -339,10 +350,8 @@ static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const stru
  * Whether the service that @t names still stands for its peer. Out of the way of the reads of most tuples,
  * which need not know.
  */
-static __noinline bool tuple_stands(struct sock_ref *s, const struct revsk_tuple *t, __u8 protocol)
-{
-	return t && tuple_is_current(s, t, protocol);
-}
+static __always_inline bool ctx_tuple_stands(struct sock_ref *s, const struct revsk_tuple *t,
+					     __u8 protocol);
 
 /*
  * Which service the application connected to is a fact, whatever becomes of the service. Only what may have
@@ -351,7 +360,7 @@ static __noinline bool tuple_stands(struct sock_ref *s, const struct revsk_tuple
 static __always_inline bool connection_answers(struct sock_ref *s, const struct revsk_tuple *t,
 					       __u8 protocol)
 {
-	return t->time > current_mark() || tuple_stands(s, t, protocol);
+	return t->time > current_mark() || ctx_tuple_stands(s, t, protocol);
 }
 
 /* How long an answer to a datagram can be expected, in the unit of a tuple's time: 5 minutes. */
@@ -367,7 +376,7 @@ static __always_inline bool sent_answers(struct sock_ref *s, const struct revsk_
 	/* Signed: time_now() is a little ahead of the clock just after the mark. */
 	bool expected = (__s32)(ctx_time() - t->time) <= ANSWER_TIME;
 
-	return (expected && t->time > current_mark()) || tuple_stands(s, t, protocol);
+	return (expected && t->time > current_mark()) || ctx_tuple_stands(s, t, protocol);
 }
 
 /*
@@ -384,7 +393,7 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 	if (!legacy_find(sock_cookie(s), peer, &t))
 		return false;
 	*service = tuple_service(&t);
-	if (tuple_is_current(s, &t, protocol))
+	if (ctx_tuple_stands(s, &t, protocol))
 		return true;
 	if (mode == REVSK_MODE_LEGACY)
 		legacy_delete(sock_cookie(s), peer);
@@ -438,8 +447,7 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 	if (!src->port)
 		return false;
 	if (mode_has_storage(mode) && source_find(s, src, protocol, service, &time) &&
-	    !(mode_has_hash(mode) && time <= current_mark() &&
-	      legacy_is_newer(s, peers_get(s), src)))
+	    !(mode_has_hash(mode) && time <= current_mark() && ctx_legacy_is_newer(s, src)))
 		return true;
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
@@ -489,7 +497,7 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 			return false;
 		/* The hash does not tell what was only sent from a connection. */
 		p = peers_get(s);
-		if ((answers || (!t && peers_has(s, p, peer))) && !legacy_is_newer(s, p, peer))
+		if ((answers || (!t && peers_has(s, p, peer))) && !ctx_legacy_is_newer(s, peer))
 			return answers;
 	}
 	return mode_has_hash(mode) && legacy_service(s, peer, protocol, mode, service);

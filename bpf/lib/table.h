@@ -263,10 +263,9 @@ static __always_inline struct revsk_tuple *table_search(struct table_ref r, __u6
 	return t ?: bucket_find(table_tuple(r, second_bucket(hash), 0), peer);
 }
 
-/* The position of the tuple for @peer, or -ENOENT. */
-static __always_inline int table_position(struct table_ref r, const struct endpoint *peer)
+static __always_inline int position_in(struct table_ref r, __u64 hash, const struct endpoint *peer)
 {
-	__u64 hash = peer_hash(peer), bucket;
+	__u64 bucket;
 
 	if (!r.t)
 		return -ENOENT;
@@ -322,28 +321,24 @@ static __always_inline __u64 smaller(__u64 a, __u64 b)
 	return b + (difference & is_less);
 }
 
-/* Returns the key, with the position in its low bits; or TABLE_NONE. */
-static __always_inline __u64 table_choose(struct table_ref r, __u64 hash,
-					  const struct endpoint *actual)
+/* The place in a bucket: its key, with the position in the low bits; or TABLE_NONE. */
+static __always_inline __u64 bucket_choose(void *sk, __u32 number, __u64 bucket,
+					   const struct endpoint *actual)
 {
-	__u64 best = TABLE_NONE >> 1, bucket[2] = { hash & r.mask, second_bucket(hash) & r.mask };
+	struct table_ref r = table_numbered(sk, number);
+	const struct revsk_tuple *t;
+	__u64 best = TABLE_NONE >> 1, used = 0;
 
 	if (!r.t)
 		return TABLE_NONE;
+	bucket &= r.mask;
+	t = table_tuple(r, bucket, 0);
 #pragma unroll
-	for (int side = 0; side < 2; side++) {
-		const struct revsk_tuple *t = table_tuple(r, bucket[side], 0);
-		__u64 used = 0;
-
+	for (int i = 0; i < TABLE_WAYS; i++)
+		used += is_set(t[i].peer_port);
 #pragma unroll
-		for (int i = 0; i < TABLE_WAYS; i++)
-			used += is_set(t[i].peer_port);
-#pragma unroll
-		for (int i = 0; i < TABLE_WAYS; i++)
-			best = smaller(place_key(&t[i], actual, used) |
-					       (bucket[side] * TABLE_WAYS + i),
-				       best);
-	}
+	for (int i = 0; i < TABLE_WAYS; i++)
+		best = smaller(place_key(&t[i], actual, used) | (bucket * TABLE_WAYS + i), best);
 	return best;
 }
 
@@ -373,88 +368,125 @@ static __always_inline void table_changes(struct revsk_peers_value *p)
 }
 
 /*
- * Where one of the tuples in the two buckets of @hash can go: of their other buckets the emptiest with a
- * free place. Returns the position there, above it that of the tuple; TABLE_TAKEN if all are full.
+ * Where a tuple can go in its other bucket. Returns the position there, above it that of the tuple, above it
+ * how full that bucket is; TABLE_TAKEN and more if it is full.
  */
-static __always_inline __u64 table_way_out(struct table_ref r, __u64 hash)
+static __always_inline __u64 table_way_out(void *sk, __u32 number, __u64 position)
 {
-	__u64 best = TABLE_TAKEN, bucket[2] = { hash & r.mask, second_bucket(hash) & r.mask };
-
-#pragma unroll
-	for (int side = 0; side < 2; side++) {
-#pragma unroll
-		for (int i = 0; i < TABLE_WAYS; i++) {
-			const struct revsk_tuple *t = table_tuple(r, bucket[side], i);
-			const struct revsk_tuple *others;
-			__u64 other = tuple_hash(t), used = 0, way = 0, is_free, is_first;
-
-			is_first = (other ^ bucket[side] ^ 1) & 1;
-			opaque(is_first);
-			other = (other ^ ((other >> 8 | 1) & -is_first)) & r.mask;
-			others = table_tuple(r, other, 0);
-#pragma unroll
-			for (int j = 0; j < TABLE_WAYS; j++) {
-				is_free = is_set(others[j].peer_port) ^ 1;
-				opaque(is_free);
-				used += is_free ^ 1;
-				way ^= (way ^ j) & -is_free;
-			}
-			best = smaller((used >> 2) * TABLE_TAKEN | used << 16 |
-					       (bucket[side] * TABLE_WAYS + i) << 8 |
-					       (other * TABLE_WAYS + way),
-				       best);
-		}
-	}
-	return best;
-}
-
-/* Makes room in the buckets of @hash by moving a tuple to its other bucket. Returns 0 or -ENOENT. */
-static __always_inline int table_relocate(struct revsk_peers_value *p, struct table_ref r,
-					  __u64 hash)
-{
-	const struct revsk_tuple none = {};
-	struct revsk_tuple *from, *to;
-	__u64 way;
+	struct table_ref r = table_numbered(sk, number);
+	__u64 other, used = 0, way = 0, is_free, is_first;
+	const struct revsk_tuple *others;
 
 	if (!r.t)
+		return TABLE_NONE;
+	position &= r.mask * TABLE_WAYS + TABLE_WAYS - 1;
+	other = tuple_hash(table_at(r, position));
+	is_first = (other ^ position / TABLE_WAYS ^ 1) & 1;
+	opaque(is_first);
+	other = (other ^ ((other >> 8 | 1) & -is_first)) & r.mask;
+	others = table_tuple(r, other, 0);
+#pragma unroll
+	for (int j = 0; j < TABLE_WAYS; j++) {
+		is_free = is_set(others[j].peer_port) ^ 1;
+		opaque(is_free);
+		used += is_free ^ 1;
+		way ^= (way ^ j) & -is_free;
+	}
+	return (used >> 2) * TABLE_TAKEN | used << 16 | position << 8 | (other * TABLE_WAYS + way);
+}
+
+/* Moves the tuple at @from to the free place @to. */
+static __always_inline int table_move(void *sk, struct revsk_peers_value *p, __u32 number,
+				      __u64 from, __u64 to)
+{
+	struct table_ref r = table_numbered(sk, number);
+	const struct revsk_tuple none = {};
+	struct revsk_tuple *tuple;
+
+	if (!p || !r.t)
 		return -ENOENT;
-	way = table_way_out(r, hash);
-	if (way >= TABLE_TAKEN)
-		return -ENOENT;
-	from = table_at(r, way >> 8);
-	to = table_at(r, way);
+	tuple = table_at(r, from);
 	table_changes(p);
-	*to = *from;
-	*from = none;
+	*table_at(r, to) = *tuple;
+	*tuple = none;
 	table_changes(p);
 	return 0;
 }
 
-/* Moves the tuples of a table of @buckets to one of twice as many, which is empty. */
-static __always_inline void table_double(struct revsk_table_512_value *to,
-					 const struct revsk_table_512_value *from, __u64 buckets)
+/* Tables grow by so many tuples at a time. */
+#define TABLE_PART 4
+
+/* Moves some tuples of a table of @buckets to one of twice as many, which is empty. */
+static __always_inline void tuples_double(struct revsk_table_512_value *to,
+					  const struct revsk_table_512_value *from, __u64 buckets,
+					  __u64 first)
 {
 #pragma clang loop unroll(disable)
-	for (__u64 i = 0; i < buckets * TABLE_WAYS; i++) {
-		const struct revsk_tuple *t = &from->tuples[i];
-		__u64 hash = tuple_hash(t);
-		/* Of the two buckets one is even: that tells which of them this is. */
-		__u64 is_second = (hash ^ i / TABLE_WAYS) & 1;
+	for (__u64 i = 0; i < TABLE_PART; i++) {
+		__u64 place = first + i, hash, is_second;
+		const struct revsk_tuple *t;
 
+		opaque(place);
+		place &= buckets * TABLE_WAYS - 1;
+		t = &from->tuples[place];
+		hash = tuple_hash(t);
+		/* Of the two buckets one is even: that tells which of them this is. */
+		is_second = (hash ^ place / TABLE_WAYS) & 1;
 		opaque(is_second);
 		hash ^= (hash >> 8 | 1) & -is_second;
-		to->tuples[i + (hash & buckets) * TABLE_WAYS] = *t;
+		place += (hash & buckets) * TABLE_WAYS;
+		opaque(place);
+		to->tuples[place & (2 * buckets * TABLE_WAYS - 1)] = *t;
 	}
 }
 
-/* A split moves so many tuples at a time; a program without global functions may want all at once. */
-#define TABLE_PART 8
+/* Copies some of the tuples of the table of a class to one of the next, and makes that first. */
+static __always_inline int table_double_part(void *sk, __u32 class, __u32 first)
+{
+	struct revsk_table_512_value *from;
+	void *to;
+
+	switch (class) {
+#define TABLE_DOUBLE(class, small, large)                                                          \
+	case class:                                                                                \
+		from = bpf_sk_storage_get(&small, sk, NULL, 0);                                    \
+		to = bpf_sk_storage_get(&large, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);            \
+		if (!from || !to)                                                                  \
+			return -ENOMEM;                                                            \
+		tuples_double(to, from, 1 << class, first);                                        \
+		return 0
+		TABLE_DOUBLE(1, revsk_tab_512, revsk_tab_1k);
+		TABLE_DOUBLE(2, revsk_tab_1k, revsk_tab_2k);
+		TABLE_DOUBLE(3, revsk_tab_2k, revsk_tab_4k);
+		TABLE_DOUBLE(4, revsk_tab_4k, revsk_tab_8k_0);
+#undef TABLE_DOUBLE
+	}
+	return -ENOMEM;
+}
+
+static __always_inline void table_delete(void *sk, __u32 class)
+{
+	switch (class) {
+	case 1:
+		bpf_sk_storage_delete(&revsk_tab_512, sk);
+		break;
+	case 2:
+		bpf_sk_storage_delete(&revsk_tab_1k, sk);
+		break;
+	case 3:
+		bpf_sk_storage_delete(&revsk_tab_2k, sk);
+		break;
+	case 4:
+		bpf_sk_storage_delete(&revsk_tab_4k, sk);
+		break;
+	}
+}
 
 /*
  * Moves those of some tuples of which this bit of hash_map_bits is set to the same places of an empty table.
  */
-static __always_inline void table_move(struct revsk_table_8k_value *to,
-				       struct revsk_table_8k_value *from, __u64 bit, __u64 first)
+static __always_inline void tuples_split(struct revsk_table_8k_value *to,
+					 struct revsk_table_8k_value *from, __u64 bit, __u64 first)
 {
 #pragma clang loop unroll(disable)
 	for (__u64 i = 0; i < TABLE_PART; i++) {
@@ -512,7 +544,7 @@ static __always_inline int table_split_part(void *sk, __u32 number, __u32 depth,
 	}
 	if (!from || !to)
 		return -ENOMEM;
-	table_move(to, from, depth, first);
+	tuples_split(to, from, depth, first);
 	return 0;
 }
 

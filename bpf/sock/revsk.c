@@ -2,6 +2,12 @@
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The cgroup entry points. The rules are in bpf/lib: lb.h chooses, revnat.h remembers. */
+/* For apart.h. */
+#define APART_CTX struct bpf_sock_addr
+#define apart_socket(ctx) ((ctx)->sk)
+#define apart_done(sk)
+
+#include "apart.h"
 #include "bind.h"
 #include "config.h"
 #include "hook.h"
@@ -30,7 +36,7 @@ static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_
 	const struct endpoint backend = tuple_peer(t);
 
 	if (err) {
-		count(err == -EHOSTUNREACH ? REVSK_REJECTED_NO_BACKEND : REVSK_REJECTED_NO_MEMORY);
+		count(REVSK_REJECTED_NO_MEMORY);
 		return reject(err);
 	}
 	hook_set_address(ctx, &backend, v6);
@@ -38,26 +44,19 @@ static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_
 	return HOOK_PROCEED;
 }
 
-/*
- * lb_lookup out of line, for connect: the keys are off the stack again when what was chosen is stored, which
- * takes most of the 512 bytes.
- */
-static __noinline struct lb_service *
-lb_lookup_apart(struct sock_ref *s, const struct lb_request *req, struct lb_found *found)
+static __always_inline int unreachable(void)
 {
-	return lb_lookup(s, req, found);
+	count(REVSK_REJECTED_NO_BACKEND);
+	return reject(-EHOSTUNREACH);
 }
 
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	const struct lb_request req = {
-		.dst = hook_address(ctx, v6),
-		.protocol = ctx->protocol,
-	};
-	bool datagram = req.protocol != IPPROTO_TCP;
-	struct lb_service *svc = NULL;
-	struct lb_found found;
+	const struct endpoint dst = hook_address(ctx, v6);
+	bool datagram = ctx->protocol != IPPROTO_TCP;
+	struct revsk_conn_value new = {};
+	__u64 choice = LB_UNTRANSLATED;
 	bool health;
 
 	if (!s.sk)
@@ -66,18 +65,14 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
 	if (!health)
-		svc = lb_lookup_apart(&s, &req, &found);
-	if (svc) {
-		struct revsk_conn_value new = {};
-		int verdict = lb_choose(&s, svc, &found, &new.tuple);
-
-		if (verdict == LB_TRANSLATED)
-			return finish(ctx, &new.tuple, revnat_connect(&s, &new, datagram), v6);
-		if (verdict != LB_UNTRANSLATED)
-			return finish(ctx, &new.tuple, verdict, v6);
+		choice = ctx_choose(&s, &dst, ctx->protocol);
+	if (choice == LB_UNTRANSLATED) {
+		revnat_connect_direct(&s, &dst, datagram);
+		return HOOK_PROCEED;
 	}
-	revnat_connect_direct(&s, &req.dst, datagram);
-	return HOOK_PROCEED;
+	if (choice == LB_UNREACHABLE || !lb_tuple(choice, &dst, &new.tuple))
+		return unreachable();
+	return finish(ctx, &new.tuple, revnat_connect(&s, &new, datagram), v6);
 }
 
 /*
@@ -99,30 +94,23 @@ static __always_inline bool sends_to_own_peer(struct bpf_sock_addr *ctx, const s
 static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
-	const struct lb_request req = {
-		.dst = hook_address(ctx, v6),
-		.protocol = ctx->protocol,
-	};
-	struct lb_service *svc = NULL;
+	const struct endpoint dst = hook_address(ctx, v6);
+	__u64 choice = LB_UNTRANSLATED;
 	struct revsk_peers_value *p;
-	struct lb_found found;
+	struct revsk_tuple t = {};
 
 	if (!s.sk)
 		return HOOK_PROCEED;
 	p = peers_get(&s);
-	if (!sends_to_own_peer(ctx, &req.dst))
-		svc = lb_lookup(&s, &req, &found);
-	if (svc) {
-		struct revsk_tuple t = {};
-		int verdict = lb_choose(&s, svc, &found, &t);
-
-		if (verdict == LB_TRANSLATED)
-			return finish(ctx, &t, revnat_sendmsg(&s, p, &t), v6);
-		if (verdict != LB_UNTRANSLATED)
-			return finish(ctx, &t, verdict, v6);
+	if (!sends_to_own_peer(ctx, &dst))
+		choice = ctx_choose(&s, &dst, ctx->protocol);
+	if (choice == LB_UNTRANSLATED) {
+		revnat_sendmsg_direct(&s, &dst);
+		return HOOK_PROCEED;
 	}
-	revnat_sendmsg_direct(&s, &req.dst);
-	return HOOK_PROCEED;
+	if (choice == LB_UNREACHABLE || !lb_tuple(choice, &dst, &t))
+		return unreachable();
+	return finish(ctx, &t, revnat_sendmsg(&s, p, &t), v6);
 }
 
 static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)

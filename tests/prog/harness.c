@@ -6,9 +6,18 @@
  * takes its arguments from the variable input, calls the function on a socket of the test, which it finds
  * as the kernel finds the receiver of a packet, and leaves what came of it in output.
  */
-#include "bind.h"
 #include "kernel.h"
 #include "kernel_skb.h"
+
+/* For apart.h. A function of its own has no socket but what it finds. */
+#define APART_CTX struct __sk_buff
+#define apart_socket(ctx) find_socket(ctx)
+#define apart_done(sk) bpf_sk_release(sk)
+
+static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb);
+
+#include "apart.h"
+#include "bind.h"
 #include "lb.h"
 #include "release.h"
 #include "revnat.h"
@@ -93,115 +102,6 @@ static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb)
 	if (input.packet_is_tcp)
 		return bpf_sk_lookup_tcp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
 	return bpf_sk_lookup_udp(skb, packet, size, BPF_F_CURRENT_NETNS, 0);
-}
-
-/* As hook.h has them. A function of its own has no socket but what it finds. */
-#define TABLE_STEP(type, name, call, without)                                                      \
-	__noinline type harness_##name(struct __sk_buff *skb, __u32 hash)                          \
-	{                                                                                          \
-		struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };                        \
-		struct revsk_peers_value *p;                                                       \
-		type result = without;                                                             \
-                                                                                                   \
-		if (!s.sk)                                                                         \
-			return without;                                                            \
-		p = peers_get(&s);                                                                 \
-		if (p)                                                                             \
-			result = call;                                                             \
-		bpf_sk_release(s.sk);                                                              \
-		return result;                                                                     \
-	}                                                                                          \
-	static __always_inline type ctx_##name(struct sock_ref *s, __u32 hash)                     \
-	{                                                                                          \
-		return harness_##name(s->ctx, hash);                                               \
-	}
-
-static __always_inline __u64 choose(struct sock_ref *s, struct revsk_peers_value *p, __u32 hash)
-{
-	const struct endpoint actual = sock_peer(s->sk);
-
-	return table_choose(table_get(s->sk, p, hash), hash, &actual);
-}
-
-TABLE_STEP(__u64, table_choose, choose(&s, p, hash), TABLE_NONE)
-TABLE_STEP(int, table_relocate, table_relocate(p, table_get(s.sk, p, hash), hash), -ENOENT)
-
-__noinline int harness_table_split_part(struct __sk_buff *skb, __u32 number, __u32 depth,
-					__u32 first)
-{
-	struct bpf_sock *sk = find_socket(skb);
-	int err;
-
-	if (!sk)
-		return -ENOENT;
-	err = table_split_part(sk, number, depth, first);
-	bpf_sk_release(sk);
-	return err;
-}
-
-static __always_inline int ctx_table_split_part(void *ctx, void *sk, __u32 number, __u32 depth,
-						__u32 first)
-{
-	return harness_table_split_part(ctx, number, depth, first);
-}
-
-TABLE_STEP(int, table_grow, table_grow(skb, s.sk, p, hash), -ENOENT)
-
-__noinline int harness_table_position(struct __sk_buff *skb, __u64 first, __u64 last, __u32 port)
-{
-	struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };
-	struct endpoint peer = { .addr.halves = { first, last }, .port = port };
-	struct revsk_peers_value *p;
-	int position = -ENOENT;
-
-	if (!s.sk)
-		return -ENOENT;
-	p = peers_get(&s);
-	if (p)
-		position = table_position(table_get(s.sk, p, peer_hash(&peer)), &peer);
-	bpf_sk_release(s.sk);
-	return position;
-}
-
-static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer)
-{
-	return harness_table_position(s->ctx, peer->addr.halves[0], peer->addr.halves[1],
-				      peer->port);
-}
-
-__noinline int harness_table_evict(struct __sk_buff *skb, __u32 hash, __u32 position)
-{
-	struct sock_ref s = { .ctx = skb, .sk = find_socket(skb) };
-	struct revsk_peers_value *p;
-	int err = -ENOENT;
-
-	if (!s.sk)
-		return -ENOENT;
-	p = peers_get(&s);
-	if (p)
-		err = table_evict(&s, p, hash, position);
-	bpf_sk_release(s.sk);
-	return err;
-}
-
-static __always_inline int ctx_table_evict(struct sock_ref *s, __u32 hash, __u32 position)
-{
-	return harness_table_evict(s->ctx, hash, position);
-}
-
-static __always_inline bool ctx_has_tables(struct sock_ref *s)
-{
-	return true;
-}
-
-static __always_inline int ctx_table_attempts(void)
-{
-	return 8;
-}
-
-static __always_inline bool ctx_may_evict(void)
-{
-	return true;
 }
 
 __noinline int harness_release_tuple(struct __sk_buff *skb, __u32 number, __u32 position)
@@ -338,7 +238,8 @@ static __always_inline long test_source(struct sock_ref *s)
 	return known;
 }
 
-static __always_inline long test_peername(struct sock_ref *s)
+/* Out of line, for the stack of the program that calls test_connect, too. */
+static __noinline long test_peername(struct sock_ref *s)
 {
 	const struct endpoint peer = input_address();
 	struct endpoint service = {};
@@ -466,24 +367,23 @@ SOCKET_PROGRAM(legacy_store)
 
 static __always_inline long test_lb_select(struct sock_ref *s)
 {
-	const struct lb_request req = {
-		.dst = input_address(),
-		.protocol = input.protocol,
-	};
+	const struct endpoint dst = input_address();
+	__u64 choice = lb_choose(s, &dst, input.protocol);
 	struct revsk_tuple t = {};
-	struct lb_found found;
-	struct lb_service *svc = lb_lookup(s, &req, &found);
-	long verdict = svc ? lb_choose(s, svc, &found, &t) : LB_UNTRANSLATED;
 
+	if (choice == LB_UNTRANSLATED)
+		return false;
+	if (choice == LB_UNREACHABLE || !lb_tuple(choice, &dst, &t))
+		return -EHOSTUNREACH;
 	output.tuple = t;
-	return verdict;
+	return true;
 }
 
-static __always_inline long test_tuple_is_current(struct sock_ref *s)
+static __always_inline long test_service_stands(struct sock_ref *s)
 {
-	const struct revsk_tuple t = input.tuple;
+	const struct endpoint service = tuple_service(&input.tuple);
 
-	return tuple_is_current(s, &t, input.protocol);
+	return service_stands(s, &service, input.tuple.rev_nat_index, input.protocol);
 }
 
 static __always_inline long test_service_lookup(struct sock_ref *s)
@@ -504,7 +404,7 @@ static __always_inline long test_service_lookup(struct sock_ref *s)
 }
 
 SOCKET_PROGRAM(lb_select)
-SOCKET_PROGRAM(tuple_is_current)
+SOCKET_PROGRAM(service_stands)
 SOCKET_PROGRAM(service_lookup)
 
 /* bind.h */

@@ -262,9 +262,9 @@ const (
 	harnessProgRunSendmsgDirect          = "run_sendmsg_direct"
 	harnessProgRunSendmsgSourceOwn       = "run_sendmsg_source_own"
 	harnessProgRunServiceLookup          = "run_service_lookup"
+	harnessProgRunServiceStands          = "run_service_stands"
 	harnessProgRunSource                 = "run_source"
 	harnessProgRunSourceOwn              = "run_source_own"
-	harnessProgRunTupleIsCurrent         = "run_tuple_is_current"
 	harnessVarCfgAffinityHz              = "cfg_affinity_hz"
 	harnessVarCfgAnyProtocol             = "cfg_any_protocol"
 	harnessVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -350,9 +350,9 @@ type harnessProgramSpecs struct {
 	RunSendmsgDirect      *ebpf.ProgramSpec `ebpf:"run_sendmsg_direct"`
 	RunSendmsgSourceOwn   *ebpf.ProgramSpec `ebpf:"run_sendmsg_source_own"`
 	RunServiceLookup      *ebpf.ProgramSpec `ebpf:"run_service_lookup"`
+	RunServiceStands      *ebpf.ProgramSpec `ebpf:"run_service_stands"`
 	RunSource             *ebpf.ProgramSpec `ebpf:"run_source"`
 	RunSourceOwn          *ebpf.ProgramSpec `ebpf:"run_source_own"`
-	RunTupleIsCurrent     *ebpf.ProgramSpec `ebpf:"run_tuple_is_current"`
 }
 
 // harnessMapSpecs contains maps before they are loaded into the kernel.
@@ -587,9 +587,9 @@ type harnessPrograms struct {
 	RunSendmsgDirect      *ebpf.Program `ebpf:"run_sendmsg_direct"`
 	RunSendmsgSourceOwn   *ebpf.Program `ebpf:"run_sendmsg_source_own"`
 	RunServiceLookup      *ebpf.Program `ebpf:"run_service_lookup"`
+	RunServiceStands      *ebpf.Program `ebpf:"run_service_stands"`
 	RunSource             *ebpf.Program `ebpf:"run_source"`
 	RunSourceOwn          *ebpf.Program `ebpf:"run_source_own"`
-	RunTupleIsCurrent     *ebpf.Program `ebpf:"run_tuple_is_current"`
 }
 
 func (p *harnessPrograms) Close() error {
@@ -610,9 +610,9 @@ func (p *harnessPrograms) Close() error {
 		p.RunSendmsgDirect,
 		p.RunSendmsgSourceOwn,
 		p.RunServiceLookup,
+		p.RunServiceStands,
 		p.RunSource,
 		p.RunSourceOwn,
-		p.RunTupleIsCurrent,
 	)
 }
 

@@ -126,7 +126,7 @@ func (s *scene) wantCurrentFor(netns uint64, protocol lbmap.Protocol, t tuple, w
 	in.Protocol = uint8(protocol)
 	in.NetnsCookie = netns
 	in.Tuple = t.wire()
-	if got := s.h.run(s.T, "tuple_is_current", in).Result != 0; got != want {
+	if got := s.h.run(s.T, "service_stands", in).Result != 0; got != want {
 		s.Errorf("%v is current: %v, want %v", t, got, want)
 	}
 }

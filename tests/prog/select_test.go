@@ -32,7 +32,7 @@ func holdForSelection(t *testing.T, selections ...selection) {
 	}
 }
 
-var selectionPrograms = []string{"lb_select", "service_lookup", "tuple_is_current", "bind_would_hijack", "release"}
+var selectionPrograms = []string{"lb_select", "service_lookup", "service_stands", "bind_would_hijack", "release"}
 
 func (sel selection) hold(t *testing.T, h *harness) {
 	for _, f := range families {
