@@ -165,18 +165,18 @@ func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec
 // dropUnwanted frees the hooks that only an earlier load wanted. They have nothing to do with what
 // sockets remember, so that the mode does not matter to who gets them back.
 func (dp *Datapath) dropUnwanted(undo *undoer) error {
-	var unwanted []hook
+	var seats []*seat
 	back := make(map[string]bool)
 	for _, h := range hooks {
 		if h.isWanted(dp.opts.Features) {
 			continue
 		}
-		unwanted = append(unwanted, h)
 		s, err := findSeat(dp.opts, h)
 		if err != nil {
 			return err
 		}
 		undo.hold(s)
+		seats = append(seats, s)
 		if !s.taken() || !s.ours() {
 			continue
 		}
@@ -185,16 +185,58 @@ func (dp *Datapath) dropUnwanted(undo *undoer) error {
 		}
 		back[h.program] = true
 	}
+	for _, s := range seats {
+		if !back[s.program] {
+			if err := s.drop(dp.opts, undo); err != nil {
+				return err
+			}
+		}
+	}
 	// Last, since it is not undone.
 	if err := cleanAside(dp.opts, false); err != nil {
 		return err
 	}
-	for _, h := range unwanted {
-		if err := removeHook(dp.opts, h, back[h.program]); err != nil {
-			return err
+	for _, s := range seats {
+		if back[s.program] {
+			if err := dp.opts.unpinSeat(s); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// drop is detach of a hook that is not wanted any more, and registers how to undo that.
+func (s *seat) drop(opts Options, undo *undoer) error {
+	if err := opts.step("detach " + s.program); err != nil {
+		return err
+	}
+	if s.link == nil || !s.ours() || opts.dryRun {
+		return s.detach(opts)
+	}
+	prog, err := ebpf.NewProgramFromID(s.now.id)
+	if err != nil {
+		return describe(fmt.Errorf("opening the program of %s: %w", s.program, err))
+	}
+	undo.hold(prog)
+	undo.add(func() error {
+		now, err := findSeat(opts, s.hook)
+		if err != nil {
+			return err
+		}
+		defer now.Close()
+		if now.live() {
+			return nil
+		}
+		if err := opts.unpinSeat(now); err != nil {
+			return err
+		}
+		attached := new(undoer)
+		defer attached.close()
+		opts.step = func(string) error { return nil }
+		return attachHook(opts, now, prog, attached)
+	})
+	return s.detach(opts)
 }
 
 // setFirstMode decides the mode where nothing has run yet. A takeover begins in a mode that has the

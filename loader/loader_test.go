@@ -339,6 +339,27 @@ func TestFailureAtAnyStepChangesNothing(t *testing.T) {
 	}
 }
 
+func TestHooksThatALoadDetachesAreBackIfItFails(t *testing.T) {
+	load(t, options())
+	before := attached(t)
+	f := loader.DefaultFeatures()
+	f.NodePort = false
+	opts := options()
+	opts.Features = &f
+	injected := errors.New("injected")
+	failing := opts.WithStep(func(step string) error {
+		if step == "detach revsk_post_bind6" {
+			return injected
+		}
+		return nil
+	})
+	require.ErrorIs(t, loadAndClose(t, failing), injected)
+	require.Equal(t, before, attached(t))
+	require.FileExists(t, pinsDir+"/links/revsk_post_bind4")
+	require.NoError(t, loadAndClose(t, opts))
+	require.Empty(t, attached(t)[ebpf.AttachCGroupInet4PostBind])
+}
+
 // The last thing that can fail: a hook that is not wanted any more, whose link is not what its name says.
 func TestFailureAfterTheModeIsSwitchedSwitchesBack(t *testing.T) {
 	f := loader.DefaultFeatures()

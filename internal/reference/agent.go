@@ -294,12 +294,19 @@ func (a *Agent) Attach(cgroup string, flags uint32) error {
 	return nil
 }
 
-// Close detaches what is left of the agent on the cgroup. It leaves the pins. It may be called twice.
-func (a *Agent) Close() error {
+// Unlink detaches the links, and leaves their pins. The programs can be linked again.
+func (a *Agent) Unlink() error {
 	var errs []error
 	for _, l := range a.links {
 		errs = append(errs, l.Detach(), l.Close())
 	}
+	a.links = nil
+	return errors.Join(errs...)
+}
+
+// Close detaches what is left of the agent on the cgroup. It leaves the pins. It may be called twice.
+func (a *Agent) Close() error {
+	errs := []error{a.Unlink()}
 	for _, d := range a.attached {
 		if err := link.RawDetachProgram(d); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
@@ -308,6 +315,6 @@ func (a *Agent) Close() error {
 	for _, f := range a.closers {
 		f()
 	}
-	a.links, a.attached, a.closers = nil, nil, nil
+	a.attached, a.closers = nil, nil
 	return errors.Join(errs...)
 }

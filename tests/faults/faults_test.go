@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package faults
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// scenario is a command on a node where it has something to do.
+type scenario struct {
+	name    string
+	args    []string
+	prepare func(n *node)
+	back    []string // commands that lead back, but for what they cannot
+	// goesOn says that a run that fails may have done part of its work, as its help says, and the same command
+	// goes on. What applications see is right all the same. Other commands end with exit code 3 then.
+	goesOn bool
+}
+
+func words(s string) []string { return strings.Fields(s) }
+
+func loaded(n *node) {
+	n.clean()
+	n.must(words("load --legacy-entries 1000")...)
+	n.serve()
+	n.openSockets()
+}
+
+func inMode(args ...string) func(n *node) {
+	return func(n *node) {
+		loaded(n)
+		for _, a := range args {
+			n.must(words(a)...)
+		}
+	}
+}
+
+func withAgent(n *node) {
+	n.clean()
+	n.startAgent()
+	n.openSockets()
+}
+
+func takenOver(n *node) {
+	withAgent(n)
+	n.must(words("load --takeover")...)
+}
+
+var scenarios = []scenario{
+	{name: "mode dual", args: words("mode dual"), prepare: loaded, back: []string{"mode storage --force"}},
+	{name: "load again", args: words("load"), prepare: loaded},
+	{name: "service add", args: words("service add 10.96.0.9:80/tcp --backend 10.1.0.1:80,10.1.0.2:80"), prepare: loaded,
+		back: []string{"service delete 10.96.0.9:80/tcp"}, goesOn: true},
+	{name: "list", args: words("list"), prepare: loaded},
+	{name: "status", args: words("status"), prepare: loaded},
+	{name: "unload", args: words("unload"), prepare: loaded, back: []string{"load"}},
+	{name: "load for the first time", args: words("load --legacy-entries 1000"), prepare: (*node).clean},
+	{name: "rollback", args: words("rollback"), prepare: loaded, back: []string{"migrate"}, goesOn: true},
+	{name: "migrate", args: words("migrate"), prepare: inMode("rollback", "mode dual"), back: []string{"rollback", "mode dual"}, goesOn: true},
+	{name: "migrate --engine pidfd", args: words("migrate --engine pidfd"), prepare: inMode("rollback", "mode dual"),
+		back: []string{"rollback", "mode dual"}, goesOn: true},
+	{name: "migrate --to mirror", args: words("migrate --to mirror"), prepare: loaded, back: []string{"mode storage --force"}, goesOn: true},
+	{name: "migrate --dry-run", args: words("migrate --dry-run"), prepare: inMode("mode dual")},
+	{name: "mode storage", args: words("mode storage --force"), prepare: inMode("mode dual"), back: []string{"mode dual"}},
+	{name: "service delete", args: words("service delete 10.96.0.2:53/udp"), prepare: loaded, goesOn: true},
+	{name: "service list", args: words("service list"), prepare: loaded},
+	{name: "terminate --dry-run", args: words("terminate --all-gone --dry-run"), prepare: loaded},
+	{name: "load with another mode and feature", args: words("load --mode dual --nodeport=false"), prepare: loaded,
+		back: []string{"load --mode storage --force --nodeport"}},
+	{name: "unload --purge", args: words("unload --purge"), prepare: loaded, goesOn: true},
+	{name: "load --takeover --mode dual", args: words("load --takeover --mode dual"), prepare: withAgent, back: []string{"unload --hand-back"}},
+	{name: "load --takeover", args: words("load --takeover"), prepare: withAgent, back: []string{"unload --hand-back"}, goesOn: true},
+	{name: "unload --hand-back", args: words("unload --hand-back"), prepare: takenOver, back: []string{"load --takeover"}, goesOn: true},
+}
+
+// recorded is what a scenario does when nothing fails.
+type recorded struct {
+	before, after state
+	known         ids
+	calls         []position // of those that can fail
+	paths         map[position]string
+}
+
+func (n *node) record(s scenario) *recorded {
+	n.Helper()
+	s.prepare(n)
+	r := &recorded{paths: make(map[position]string)}
+	r.before, r.known = n.look(nil)
+	count := make(counter)
+	o := n.intercept(func(c call) verdict {
+		if c.concerns() {
+			p := count.next(c)
+			r.calls = append(r.calls, p)
+			r.paths[p] = c.path
+		}
+		return verdict{}
+	}, s.args)
+	require.Equal(n, 0, o.code, "%s: %v", s.name, o)
+	r.after, _ = n.look(r.known)
+	return r
+}
+
+// injection is a fault that a command meets.
+type injection struct {
+	scenario
+	at    position
+	errno unix.Errno // 0: it is killed before the call
+}
+
+func (i injection) String() string {
+	what := "killed before"
+	if i.errno != 0 {
+		what = unix.ErrnoName(i.errno) + " of"
+	}
+	return fmt.Sprintf("%s: %s %v", i.name, what, i.at)
+}
+
+// injections are all faults that the commands' calls can have, in an order that is the same for a seed.
+func injections(s scenario, r *recorded) (all []injection) {
+	for _, p := range r.calls {
+		for _, e := range errnos[p.kind] {
+			all = append(all, injection{s, p, e})
+		}
+		if changes(p.kind) {
+			all = append(all, injection{s, p, 0})
+		}
+	}
+	// Kinds by turns, so that a short run meets all of them.
+	random := rand.New(rand.NewPCG(*seed, 0))
+	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	turn := make(map[string]int)
+	rank := make(map[int]int)
+	for i, x := range all {
+		kind := fmt.Sprint(x.at.kind, x.errno)
+		rank[i] = turn[kind]
+		turn[kind]++
+	}
+	order := slices.Collect(maps.Keys(rank))
+	slices.SortFunc(order, func(a, b int) int {
+		if rank[a] != rank[b] {
+			return rank[a] - rank[b]
+		}
+		return a - b
+	})
+	sorted := make([]injection, 0, len(all))
+	for _, i := range order {
+		sorted = append(sorted, all[i])
+	}
+	return sorted
+}
+
+// Each command meets every error of every call, and is killed before each that changes something. Then the node is
+// as before or as after, what applications see is right, the message does not mislead, and the same command succeeds.
+func TestFaults(t *testing.T) {
+	until := time.Now().Add(*duration)
+	n := newNode(t)
+	type work struct {
+		*recorded
+		todo []injection
+		done int
+	}
+	all := make(map[string]*work)
+	counts := make(map[string]int)
+	for left := true; left; {
+		left = false
+		for _, s := range scenarios {
+			if only := *onlyScenario; only != "" && only != s.name || time.Now().After(until) {
+				continue
+			}
+			w := all[s.name]
+			if w == nil {
+				r := n.record(s)
+				w = &work{recorded: r, todo: injections(s, r)}
+				all[s.name] = w
+			}
+			for range 8 { // on the same node
+				if w.done == len(w.todo) || time.Now().After(until) {
+					break
+				}
+				left = true
+				x := w.todo[w.done]
+				w.done++
+				counts[n.inject(x, w.recorded)]++
+			}
+		}
+	}
+	total := 0
+	for name, w := range all {
+		total += len(w.todo)
+		t.Logf("%-36s %6d of %d", name, w.done, len(w.todo))
+	}
+	figure(t, "faults", "Of %s faults that calls of %d commands can meet, %s were made: %s.", thousands(total), len(all), thousands(sum(counts)), describeCounts(counts))
+}
+
+// comeBack makes the node one on which the scenario begins.
+func (n *node) comeBack(s scenario, before state) ids {
+	n.Helper()
+	now, known := n.look(nil)
+	if difference(before, now) == "" {
+		return known
+	}
+	for _, line := range s.back {
+		n.run(words(line)...)
+	}
+	if now, known = n.look(nil); s.back != nil && difference(before, now) == "" {
+		return known
+	}
+	s.prepare(n)
+	now, known = n.look(nil)
+	if d := difference(before, now); d != "" {
+		n.Fatalf("%s: before it\n\t%s", s.name, d)
+	}
+	return known
+}
+
+// inject makes a fault and checks what comes of it.
+func (n *node) inject(x injection, r *recorded) (kind string) {
+	n.Helper()
+	before, known := r.before, n.comeBack(x.scenario, r.before)
+	count := make(counter)
+	met := false
+	path := ""
+	o := n.intercept(func(c call) verdict {
+		if !c.concerns() || met || count.next(c) != x.at {
+			return verdict{}
+		}
+		met, path = true, c.path
+		return verdict{errno: x.errno, kill: x.errno == 0}
+	}, x.args)
+	if !met {
+		return "not met"
+	}
+	bad := func(format string, args ...any) {
+		n.Helper()
+		n.Errorf("%v %s\n\t%s\n\t%v", x, path, fmt.Sprintf(format, args...), o)
+	}
+	now, _ := n.look(known)
+	fromBefore, fromAfter := difference(before, now), difference(r.after, now)
+	for _, s := range n.sockets {
+		key := "socket " + s.name
+		if now[key] != before[key] && now[key] != r.after[key] {
+			bad("%s shows %s, not %s", s.name, now[key], before[key])
+		}
+	}
+	kind = "refused"
+	switch {
+	case x.errno == 0:
+		kind = "killed"
+	case o.code == 0 && fromAfter != "":
+		bad("it says that it succeeded:\n\t%s", fromAfter)
+	case o.code != 0 && fromBefore != "" && fromAfter != "" && !x.goesOn && o.code != 3:
+		bad("neither before:\n\t%s\n\tnor after:\n\t%s", fromBefore, fromAfter)
+	}
+	if x.errno != 0 {
+		if o.code == 0 {
+			kind = "made good"
+		} else if wrong := misleading(o.stderr, x.errno); wrong != "" {
+			bad("%s", wrong)
+		}
+	}
+	if again := n.run(x.args...); again.code != 0 {
+		bad("the same again: %v", again)
+	} else {
+		last, _ := n.look(known)
+		if d := difference(r.after, last); d != "" {
+			bad("the same again leads to:\n\t%s", d)
+		}
+	}
+	return kind
+}
