@@ -7,6 +7,8 @@ CLANG_VERSION ?= 19
 C_FILES = $(wildcard bpf/*/*.[ch] internal/*/*.[ch] tests/*/*.[ch])
 # How long the stress test of tests/kernel runs.
 STRESS ?= 60s
+# How long each test of tests/faults makes faults.
+DURATION ?= 10m
 # Another build of the hooks that is measured beside this one, such as the former release's: an object file, from
 # git show COMMIT:bpf/sock/revsk_bpfel.o.
 FORMER ?=
@@ -36,6 +38,10 @@ demo: build ## Reproduce the leak with the hash, and its absence with storage (r
 test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 -timeout 30m $$($(GO) list ./... | grep -v /tests/kernel$$)
 	$(GO) test -count=1 -timeout 45m ./tests/kernel -stress.duration=$(STRESS)
+
+.PHONY: test-faults
+test-faults: ## Make faults and load for long, and write docs/reliability.md: [DURATION=10m for each test] (root)
+	$(GO) test -count=1 -timeout 24h -v ./tests/faults -faults.duration=$(DURATION) -faults.document=$(abspath docs/reliability.md)
 
 .PHONY: test-reference
 test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)

@@ -304,6 +304,19 @@ func (a *Agent) Unlink() error {
 	return errors.Join(errs...)
 }
 
+// Exit closes everything as the end of its process does: what is pinned stays.
+func (a *Agent) Exit() error {
+	var errs []error
+	for _, l := range a.links {
+		errs = append(errs, l.Close())
+	}
+	for _, f := range a.closers {
+		f()
+	}
+	a.links, a.attached, a.closers = nil, nil, nil
+	return errors.Join(errs...)
+}
+
 // Close detaches what is left of the agent on the cgroup. It leaves the pins. It may be called twice.
 func (a *Agent) Close() error {
 	errs := []error{a.Unlink()}

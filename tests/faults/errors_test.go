@@ -98,6 +98,9 @@ var notRight = []string{
 func misleading(stderr string, e unix.Errno) string {
 	denied := e == unix.EPERM || e == unix.EACCES
 	missing := e == unix.ENOENT || e == unix.ESRCH || e == unix.EBADF
+	if strings.Contains(stderr, "requires Linux") {
+		return "" // cilium/ebpf takes any failure of what it probes the kernel with for a missing feature
+	}
 	for _, words := range notRight {
 		if strings.Contains(stderr, words) && !missing && !(denied && words == "not supported") {
 			return "it says " + words

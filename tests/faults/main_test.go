@@ -31,10 +31,27 @@ var (
 // binaryEnv names the command line that was built for the tests.
 const binaryEnv = "REVSK_FAULTS_BINARY"
 
+// roles are what the test binary is where it is started as another process.
+var roles = map[string]func() error{
+	churners:  runWorker,
+	lingerers: runLingerer,
+	neighbour: runNeighbour,
+	intruder:  runIntruder,
+	named:     runNamed,
+	forked:    func() error { return nil },
+}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(launcherEnv) != "" {
 		fmt.Fprintln(os.Stderr, launch())
 		os.Exit(125)
+	}
+	if role := os.Getenv(workerEnv); role != "" {
+		if err := roles[role](); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(testMain(m))
 }

@@ -117,15 +117,13 @@ var lives = []struct {
 
 func runWorker() error {
 	w := &worker{lives: make(map[string]int)}
-	if os.Getenv(workerEnv) == lingerers {
-		return w.linger()
-	}
 	var group sync.WaitGroup
 	for i := range 3 {
 		group.Go(func() { w.churn(uint64(i)) })
 	}
 	group.Go(w.receivePassed)
 	group.Go(w.namespaces)
+	group.Go(w.waitForTheEnd)
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Scan()
 	w.stop.Store(true)
@@ -209,8 +207,8 @@ func (l *life) sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return (&socket{domain: l.domain}).address(a)
 }
 
-// service is any service.
-func (l *life) service() int { return l.random.IntN(loadServices) }
+// service is any service but the one whose sockets are terminated.
+func (l *life) service() int { return doomedService + 1 + l.random.IntN(loadServices-1) }
 
 // other is a service with another backend.
 func (l *life) other(than int) int {
@@ -287,20 +285,6 @@ func (l *life) ask(service int) error {
 	return l.heard(service, q, true)
 }
 
-// unlessEnded forgives what a socket of the service sees that is terminated all the time.
-func (l *life) unlessEnded(service int, err error) error {
-	if service != doomedService || err == nil {
-		return err
-	}
-	for _, e := range []error{unix.ECONNABORTED, unix.EDESTADDRREQ, unix.ENOTCONN, unix.ECONNRESET, unix.EPIPE, unix.EAGAIN} {
-		if errors.Is(err, e) {
-			l.ended.Add(1)
-			return nil
-		}
-	}
-	return err
-}
-
 func (l *life) datagram() error {
 	if err := l.socket(unix.SOCK_DGRAM, 0); err != nil {
 		return err
@@ -316,18 +300,15 @@ func (l *life) datagram() error {
 	if err == nil {
 		err = l.shown(s)
 	}
-	return l.unlessEnded(s, err)
+	return err
 }
 
 func (l *life) reconnect() error {
 	if err := l.socket(unix.SOCK_DGRAM, 0); err != nil {
 		return err
 	}
-	a := 1 + l.random.IntN(loadServices-1)
+	a := l.service()
 	b := l.other(a)
-	for b == doomedService {
-		b = l.other(a)
-	}
 	if err := l.connect(a); err != nil {
 		return err
 	}
@@ -355,7 +336,7 @@ func (l *life) send() error {
 	if err := l.socket(unix.SOCK_DGRAM, 0); err != nil {
 		return err
 	}
-	a := 1 + l.random.IntN(loadServices-1)
+	a := l.service()
 	if err := l.ask(a); err != nil {
 		return err
 	}
@@ -374,7 +355,7 @@ func (l *life) lite() error {
 		}
 		return err
 	}
-	return l.ask(1 + l.random.IntN(loadServices-1))
+	return l.ask(l.service())
 }
 
 func (l *life) stream() error {
@@ -382,7 +363,7 @@ func (l *life) stream() error {
 		return err
 	}
 	s := l.service()
-	return l.unlessEnded(s, l.streamTo(s))
+	return l.streamTo(s)
 }
 
 func (l *life) streamTo(s int) error {
@@ -407,7 +388,7 @@ func (l *life) abort() error {
 	if err := unix.SetsockoptLinger(l.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}
-	return l.unlessEnded(s, err)
+	return err
 }
 
 const protocolMPTCP = 262
@@ -419,7 +400,7 @@ func (l *life) multipath() error {
 	} else if err != nil {
 		return err
 	}
-	s := 1 + l.random.IntN(loadServices-1)
+	s := l.service()
 	l.mptcp.Add(1)
 	if err := l.connect(s); err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -433,7 +414,7 @@ func (l *life) pass() error {
 	if err := l.socket(unix.SOCK_DGRAM, 0); err != nil {
 		return err
 	}
-	s := 1 + l.random.IntN(loadServices-1)
+	s := l.service()
 	if err := l.connect(s); err != nil {
 		return err
 	}
@@ -445,7 +426,7 @@ func (l *life) pass() error {
 func (w *worker) receivePassed() {
 	for !w.stop.Load() {
 		fds := []unix.PollFd{{Fd: exchangeFD + 1, Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n == 0 {
+		if n, _ := unix.Poll(fds, 100); n <= 0 {
 			continue
 		}
 		w.receiveOne()
@@ -520,6 +501,54 @@ func (w *worker) inNamespace() error {
 	return nil
 }
 
+// waitForTheEnd has sockets that are connected to the service whose sockets are terminated, and waits until they are.
+func (w *worker) waitForTheEnd() {
+	for i := 0; !w.stop.Load(); i++ {
+		l := &life{worker: w, domain: unix.AF_INET}
+		if i%4 < 2 {
+			l.domain = unix.AF_INET6
+		}
+		kind := unix.SOCK_DGRAM
+		if i%2 == 0 {
+			kind = unix.SOCK_STREAM
+		}
+		if err := l.untilTheEnd(kind); err != nil {
+			w.complain(fmt.Errorf("waiting for the end: %w", err))
+		}
+		unix.Close(l.fd)
+	}
+}
+
+func (l *life) untilTheEnd(kind int) error {
+	if err := l.socket(kind, 0); err != nil {
+		return err
+	}
+	if err := l.connect(doomedService); err != nil && !ended(err) {
+		return err
+	} else if ended(err) {
+		l.ended.Add(1)
+		return nil
+	}
+	for !l.stop.Load() {
+		fds := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(fds, 200); n <= 0 {
+			continue
+		}
+		_, err := unix.Read(l.fd, make([]byte, 1))
+		if !ended(err) {
+			return fmt.Errorf("read: %w", err)
+		}
+		l.ended.Add(1)
+		return nil
+	}
+	return nil
+}
+
+// ended tells whether a call fails because the socket was terminated.
+func ended(err error) bool {
+	return errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ENOTCONN)
+}
+
 // keep leaves sockets open that are connected to services.
 func (w *worker) keep() {
 	random := rand.New(rand.NewPCG(uint64(os.Getpid()), 0))
@@ -532,7 +561,7 @@ func (w *worker) keep() {
 		if i%4 < 2 {
 			kind = unix.SOCK_STREAM
 		}
-		s := 1 + random.IntN(loadServices-1)
+		s := l.service()
 		if err := l.socket(kind, 0); err != nil {
 			w.complain(err)
 		} else if err := errors.Join(l.connect(s), l.shown(s)); err != nil {
@@ -542,15 +571,16 @@ func (w *worker) keep() {
 	}
 }
 
-// linger opens sockets, says so and waits to be killed.
-func (w *worker) linger() error {
+// runLingerer opens sockets, says so and waits to be killed.
+func runLingerer() error {
+	w := new(worker)
 	for i := range lingererAmount {
 		l := &life{worker: w, random: rand.New(rand.NewPCG(uint64(i), uint64(os.Getpid()))), domain: unix.AF_INET}
 		kind := unix.SOCK_DGRAM
 		if i%2 == 0 {
 			kind = unix.SOCK_STREAM
 		}
-		s := 1 + l.random.IntN(loadServices-1)
+		s := l.service()
 		if err := l.socket(kind, 0); err != nil {
 			return err
 		}
