@@ -185,7 +185,7 @@ func page(client *http.Client, method string, port int) event {
 // startReplica starts a replica of the redis at an address, and looks what it is like again and again.
 func startReplica(t *testing.T, s *socket, port int, master string) {
 	t.Helper()
-	run(t, exec.Command("redis-server", "--port", strconv.Itoa(port), "--save", "", "--replicaof", master, "6379"), io.Discard)
+	run(t, exec.Command("redis-server", "--port", strconv.Itoa(port), "--save", "", "--dir", t.TempDir(), "--replicaof", master, "6379"), io.Discard)
 	done, addr := make(chan struct{}), fmt.Sprintf("127.0.0.1:%d", port)
 	t.Cleanup(func() { close(done) })
 	go func() {

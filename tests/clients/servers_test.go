@@ -44,7 +44,7 @@ func serve(t *testing.T, backend, name string) {
 		go func() { _ = server.Serve(web) }()
 		return nil
 	}))
-	run(t, exec.Command("ip", "netns", "exec", "backends", "redis-server", "--bind", backend, "--save", "",
+	run(t, exec.Command("ip", "netns", "exec", "backends", "redis-server", "--bind", backend, "--save", "", "--dir", t.TempDir(),
 		"--protected-mode", "no", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"), io.Discard)
 }
 
