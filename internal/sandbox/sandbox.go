@@ -18,7 +18,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/cgroup2"
@@ -119,18 +118,6 @@ func Enter() error {
 		return fmt.Errorf("mounting a BPF file system: %w", err)
 	}
 	return LoopbackUp()
-}
-
-// LoopbackUp brings up the loopback interface of the calling thread's network namespace.
-func LoopbackUp() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("looking for lo: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bringing up lo: %w", err)
-	}
-	return nil
 }
 
 // TestMain is for tests: outside it runs the same test binary in a sandbox, inside it runs the

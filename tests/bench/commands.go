@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/bpfiter"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -81,7 +82,7 @@ func (b *bench) commands(ctx context.Context, binary string, v, legacy *variant,
 	many := slices.Clone(one)
 	for i := 1; i < manyBackends; i++ {
 		// Of no socket.
-		many = append(many, netip.AddrPortFrom(numbered(ipv4.plain, i), serverPort).String()+"/udp")
+		many = append(many, netip.AddrPortFrom(sandbox.Numbered(ipv4.plain, i), serverPort).String()+"/udp")
 	}
 	hs := new(holders)
 	if err := hs.open(v, n, errand{Mixed: true}); err != nil {

@@ -3,13 +3,11 @@
 package main
 
 import (
-	"encoding/binary"
-	"fmt"
-	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // family is what differs between the kinds of sockets. Addresses are numbered.
@@ -43,41 +41,21 @@ const (
 	serverPort  = 7
 )
 
-func numbered(a netip.Addr, n int) netip.Addr {
-	b := a.AsSlice()
-	tail := b[len(b)-2:]
-	binary.BigEndian.PutUint16(tail, binary.BigEndian.Uint16(tail)+uint16(n))
-	a, _ = netip.AddrFromSlice(b)
-	return a
-}
-
 func (f *family) service(n int) netip.AddrPort {
-	return netip.AddrPortFrom(numbered(f.services, n), servicePort)
+	return netip.AddrPortFrom(sandbox.Numbered(f.services, n), servicePort)
 }
 
 func (f *family) backend(n int) netip.AddrPort {
-	return netip.AddrPortFrom(numbered(f.backends, n), serverPort)
+	return netip.AddrPortFrom(sandbox.Numbered(f.backends, n), serverPort)
 }
 
 func (f *family) stranger() netip.AddrPort { return netip.AddrPortFrom(f.plain, serverPort) }
 
 // setUpNetwork makes the IPv6 addresses local; those of IPv4 are anyway.
 func setUpNetwork() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
 	for _, network := range []string{"fd00:1::/64", "fd00:2::/64"} {
-		_, dst, err := net.ParseCIDR(network)
-		if err != nil {
+		if _, err := sandbox.MakeLocal(netip.MustParsePrefix(network)); err != nil {
 			return err
-		}
-		err = netlink.RouteReplace(&netlink.Route{
-			LinkIndex: lo.Attrs().Index, Dst: dst, Type: unix.RTN_LOCAL,
-			Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
-		})
-		if err != nil {
-			return fmt.Errorf("route to %s: %w", network, err)
 		}
 	}
 	return nil

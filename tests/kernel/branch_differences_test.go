@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -91,13 +92,8 @@ func TestBranchDifferenceFailedReconnect(t *testing.T) {
 // routeTo makes an address one of this host, until the end of the scene.
 func (s *scene) routeTo(a netip.Addr) {
 	s.Helper()
-	lo, err := netlink.LinkByName("lo")
+	route, err := sandbox.MakeLocal(netip.PrefixFrom(a, a.BitLen()))
 	require.NoError(s, err)
-	route := &netlink.Route{
-		LinkIndex: lo.Attrs().Index, Dst: netlink.NewIPNet(a.AsSlice()), Type: unix.RTN_LOCAL,
-		Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
-	}
-	require.NoError(s, netlink.RouteReplace(route))
 	s.Cleanup(func() { assert.NoError(s, netlink.RouteDel(route)) })
 }
 

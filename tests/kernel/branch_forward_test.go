@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -87,7 +88,7 @@ func TestBranchC1_HealthCheckMark(t *testing.T) {
 				requirePingHooks(t)
 				x := pingSocket(t, f)
 				x.setMark(healthMark)
-				x.connect(netip.AddrPortFrom(numbered(f.plain, 1), firstPort))
+				x.connect(netip.AddrPortFrom(sandbox.Numbered(f.plain, 1), firstPort))
 				assert.Zero(t, x.mark())
 			})
 		}

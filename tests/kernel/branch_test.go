@@ -262,7 +262,7 @@ func cookieAsHooksSeeIt(t *testing.T, x *socket) uint64 {
 
 // host is the n-th of the host's addresses that are not loopback. Every server is there.
 func (s *scene) host(n int, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(numbered(s.ownAddress().Addr(), n), port)
+	return netip.AddrPortFrom(sandbox.Numbered(s.ownAddress().Addr(), n), port)
 }
 
 // loopback is the loopback address.

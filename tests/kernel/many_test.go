@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -135,7 +136,7 @@ func (s *scene) publishMany(n int) []*service {
 	})
 	for i := range n {
 		svc := &service{
-			front:   netip.AddrPortFrom(numbered(s.family.services, 1000+i), 53),
+			front:   netip.AddrPortFrom(sandbox.Numbered(s.family.services, 1000+i), 53),
 			backend: s.backendAt(i),
 			revNat:  uint16(1000 + i),
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/proc"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
@@ -85,7 +86,7 @@ func (z *population) streams() {
 
 	// A listener of our own, that does what it is told.
 	listener := s.socket()
-	listener.bind(netip.AddrPortFrom(numbered(s.plain, 3), 0))
+	listener.bind(netip.AddrPortFrom(sandbox.Numbered(s.plain, 3), 0))
 	require.NoError(s, unix.Listen(listener.fd, 4))
 	own := s.serviceTo(listener.sockname())
 	accept := func() int {
@@ -115,7 +116,7 @@ func (z *population) streams() {
 
 	// The queue of a listener is full: the next one stays in SYN_SENT until there is room.
 	full := s.socket()
-	full.bind(netip.AddrPortFrom(numbered(s.plain, 4), 0))
+	full.bind(netip.AddrPortFrom(sandbox.Numbered(s.plain, 4), 0))
 	require.NoError(s, unix.Listen(full.fd, 0))
 	busy := s.serviceTo(full.sockname())
 	filler := s.socket()
@@ -364,36 +365,32 @@ func TestMigrateEveryKindOfSocket(t *testing.T) {
 
 // A socket in a message that nobody has received yet is in no file table.
 func TestMigrateInFlight(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		for _, protocol := range either {
-			holdIn(t, legacy, protocol, func(s *scene) {
-				a := s.service()
-				x := s.socket()
-				x.connect(a.front)
-				pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-				require.NoError(s, err)
-				defer unix.Close(pair[0])
-				defer unix.Close(pair[1])
-				require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
-				require.NoError(s, unix.Close(x.fd))
+	migrating(t, either, func(s *scene, engine migrate.Engine) {
+		a := s.service()
+		x := s.socket()
+		x.connect(a.front)
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(s, err)
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
+		require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
+		require.NoError(s, unix.Close(x.fd))
 
-				r, err := migrate.Run(s.Context(), migrateOptions(engine))
-				if engine == migrate.EngineIter {
-					require.NoError(s, err)
-					assert.Equal(s, migrate.Counts{Entries: 1, MovedConn: 1}, r.Counts)
-				} else {
-					// Out of reach: kept in the hash, which is still read.
-					require.ErrorIs(s, err, migrate.ErrUnresolved)
-					assert.Equal(s, migrate.Counts{Entries: 1, Unknown: 1}, r.Counts)
-					assert.Equal(s, loader.ModeDual, r.Mode)
-					assert.Equal(s, 1, s.hashEntries())
-					require.Len(s, r.Unresolved, 1)
-					assert.Equal(s, a.backend, r.Unresolved[0].Key.Backend)
-				}
-				x.fd = received(s, pair[1])[0]
-				s.connected(x, a)
-			})
+		r, err := migrate.Run(s.Context(), migrateOptions(engine))
+		if engine == migrate.EngineIter {
+			require.NoError(s, err)
+			assert.Equal(s, migrate.Counts{Entries: 1, MovedConn: 1}, r.Counts)
+		} else {
+			// Out of reach: kept in the hash, which is still read.
+			require.ErrorIs(s, err, migrate.ErrUnresolved)
+			assert.Equal(s, migrate.Counts{Entries: 1, Unknown: 1}, r.Counts)
+			assert.Equal(s, loader.ModeDual, r.Mode)
+			assert.Equal(s, 1, s.hashEntries())
+			require.Len(s, r.Unresolved, 1)
+			assert.Equal(s, a.backend, r.Unresolved[0].Key.Backend)
 		}
+		x.fd = received(s, pair[1])[0]
+		s.connected(x, a)
 	})
 }
 
@@ -402,37 +399,35 @@ func TestMigrateInFlightAndDisconnected(t *testing.T) {
 	if !haveHelper(t, ebpf.CGroupSock, asm.FnLoop) {
 		oldkernel.Skip(t, 5, 17, "bpf_loop, and an iterator over Unix sockets")
 	}
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
-			a := s.service()
-			x := s.socket()
-			x.connect(a.front)
-			x.disconnect()
-			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			require.NoError(s, err)
-			defer unix.Close(pair[0])
-			defer unix.Close(pair[1])
-			// Not the first message, nor the only descriptor in it.
-			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[0]), nil, 0))
-			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[1], x.fd), nil, 0))
-			require.NoError(s, unix.Close(x.fd))
+	migrating(t, udp, func(s *scene, engine migrate.Engine) {
+		a := s.service()
+		x := s.socket()
+		x.connect(a.front)
+		x.disconnect()
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(s, err)
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
+		// Not the first message, nor the only descriptor in it.
+		require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[0]), nil, 0))
+		require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(pair[1], x.fd), nil, 0))
+		require.NoError(s, unix.Close(x.fd))
 
-			plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
-			require.NoError(s, err)
-			assert.Zero(s, plan.Leaked)
-			r, err := migrate.Run(s.Context(), migrateOptions(engine))
-			require.ErrorIs(s, err, migrate.ErrUnresolved)
-			assert.Equal(s, migrate.Counts{Entries: 1, Unknown: 1}, r.Counts)
-			assert.Equal(s, 1, s.hashEntries())
+		plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
+		require.NoError(s, err)
+		assert.Zero(s, plan.Leaked)
+		r, err := migrate.Run(s.Context(), migrateOptions(engine))
+		require.ErrorIs(s, err, migrate.ErrUnresolved)
+		assert.Equal(s, migrate.Counts{Entries: 1, Unknown: 1}, r.Counts)
+		assert.Equal(s, 1, s.hashEntries())
 
-			unix.Close(received(s, pair[1])[0])
-			fds := received(s, pair[1])
-			unix.Close(fds[0])
-			x.fd = fds[1]
-			r = s.migrates(engine)
-			assert.Equal(s, migrate.Counts{Entries: 1, MovedPeers: 1}, r.Counts)
-			assert.Equal(s, 1, x.tuples())
-		})
+		unix.Close(received(s, pair[1])[0])
+		fds := received(s, pair[1])
+		unix.Close(fds[0])
+		x.fd = fds[1]
+		r = s.migrates(engine)
+		assert.Equal(s, migrate.Counts{Entries: 1, MovedPeers: 1}, r.Counts)
+		assert.Equal(s, 1, x.tuples())
 	})
 }
 
@@ -451,25 +446,21 @@ func received(s *scene, from int) []int {
 
 // Sockets that have lost their entry, which only a plan finds.
 func TestPlanCountsConnectionsWithoutEntry(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		for _, protocol := range either {
-			holdIn(t, legacy, protocol, func(s *scene) {
-				// An address of its own: the plan is about every network namespace.
-				backend := s.socket()
-				backend.bind(netip.AddrPortFrom(numbered(s.plain, 5), 0))
-				if !s.datagram() {
-					require.NoError(s, unix.Listen(backend.fd, 4))
-				}
-				a := s.serviceTo(backend.sockname())
-				x, evicted := s.socket(), s.socket()
-				x.connect(a.front)
-				evicted.connect(a.front)
-				key := lbmap.ReverseSKKey{Cookie: evicted.cookie(), Backend: a.backend}
-				require.NoError(s, legacyMap(a.backend).Delete(key))
-				plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
-				require.NoError(s, err)
-				assert.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(protocol), Sockets: 1}}, plan.WithoutEntry)
-			})
+	migrating(t, either, func(s *scene, engine migrate.Engine) {
+		// An address of its own: the plan is about every network namespace.
+		backend := s.socket()
+		backend.bind(netip.AddrPortFrom(sandbox.Numbered(s.plain, 5), 0))
+		if !s.datagram() {
+			require.NoError(s, unix.Listen(backend.fd, 4))
 		}
+		a := s.serviceTo(backend.sockname())
+		x, evicted := s.socket(), s.socket()
+		x.connect(a.front)
+		evicted.connect(a.front)
+		key := lbmap.ReverseSKKey{Cookie: evicted.cookie(), Backend: a.backend}
+		require.NoError(s, legacyMap(a.backend).Delete(key))
+		plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
+		require.NoError(s, err)
+		assert.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(s.protocol), Sockets: 1}}, plan.WithoutEntry)
 	})
 }

@@ -155,87 +155,83 @@ func TestMigrateLeavesNoGap(t *testing.T) {
 // Between reading the hash and visiting the sockets the applications go on. What they turn away from meanwhile is in neither
 // state any more, and stays so.
 func TestMigrateRevivesNothing(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
-			a, b := s.service(), s.service()
-			x, y, z := s.socket(), s.socket(), s.socket()
-			x.connect(a.front)
-			y.connect(a.front)
-			s.asksService(z, b)
-			opts := migrateOptions(engine)
-			played := false
-			opts.Progress = func(p migrate.Progress) {
-				if p.Step != "visit sockets" || played {
-					return
-				}
-				played = true
-				// In both states, and in the hash alone.
-				x.connect(a.front)
-				x.connect(a.backend)
-				y.connect(a.backend)
-				s.asksService(z, b)
-				s.asks(z, b.backend, b.backend, b.backend)
+	migrating(t, udp, func(s *scene, engine migrate.Engine) {
+		a, b := s.service(), s.service()
+		x, y, z := s.socket(), s.socket(), s.socket()
+		x.connect(a.front)
+		y.connect(a.front)
+		s.asksService(z, b)
+		opts := migrateOptions(engine)
+		played := false
+		opts.Progress = func(p migrate.Progress) {
+			if p.Step != "visit sockets" || played {
+				return
 			}
-			r, err := migrate.Run(s.Context(), opts)
-			require.NoError(s, err, "%+v", r)
-			require.True(s, played)
-			assert.Equal(s, 3, r.Ended, "%+v", r)
-			same(s, a.backend, x.peername(), "getpeername")
-			same(s, a.backend, y.peername(), "getpeername")
+			played = true
+			// In both states, and in the hash alone.
+			x.connect(a.front)
+			x.connect(a.backend)
+			y.connect(a.backend)
+			s.asksService(z, b)
 			s.asks(z, b.backend, b.backend, b.backend)
-		})
+		}
+		r, err := migrate.Run(s.Context(), opts)
+		require.NoError(s, err, "%+v", r)
+		require.True(s, played)
+		assert.Equal(s, 3, r.Ended, "%+v", r)
+		same(s, a.backend, x.peername(), "getpeername")
+		same(s, a.backend, y.peername(), "getpeername")
+		s.asks(z, b.backend, b.backend, b.backend)
 	})
 }
 
 func TestMigrateLosesAgainstLiveHooks(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
-			a, b := s.service(), s.service()
-			other := s.serviceTo(a.backend) // the same backend by another name
-			var xs []*socket
-			for range 16 {
-				x := s.socket()
+	migrating(t, udp, func(s *scene, engine migrate.Engine) {
+		a, b := s.service(), s.service()
+		other := s.serviceTo(a.backend) // the same backend by another name
+		var xs []*socket
+		for range 16 {
+			x := s.socket()
+			x.connect(a.front)
+			xs = append(xs, x)
+		}
+		for range *repeats {
+			for _, x := range xs {
 				x.connect(a.front)
-				xs = append(xs, x)
 			}
-			for range *repeats {
-				for _, x := range xs {
-					x.connect(a.front)
-				}
-				last := make([]netip.AddrPort, len(xs))
-				errs := make([]error, len(xs))
-				var stop atomic.Bool
-				var wg sync.WaitGroup
-				for i, x := range xs {
-					wg.Go(func() {
-						choices := []struct{ connect, shows netip.AddrPort }{
-							{a.front, a.front}, {b.front, b.front}, {other.front, other.front},
-							{a.backend, a.backend}, {b.backend, b.backend},
-						}
-						for !stop.Load() && errs[i] == nil {
-							c := choices[rand.IntN(len(choices))]
-							errs[i] = x.tryConnect(c.connect)
-							last[i] = c.shows
-							time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
-						}
-					})
-				}
-				r, err := migrate.Run(s.Context(), migrateOptions(engine))
-				stop.Store(true)
-				wg.Wait()
-				require.NoError(s, err, "%+v", r)
-				s.addUp(r.Counts)
-				for i, x := range xs {
-					require.NoError(s, errs[i])
-					same(s, last[i], x.peername(), "getpeername")
-				}
-				s.rollsBack()
-				for i, x := range xs {
-					same(s, last[i], x.peername(), "getpeername after a rollback")
-				}
+			last := make([]netip.AddrPort, len(xs))
+			errs := make([]error, len(xs))
+			var stop atomic.Bool
+			var wg sync.WaitGroup
+			for i, x := range xs {
+				wg.Go(func() {
+					choices := []struct{ connect, shows netip.AddrPort }{
+						{a.front, a.front}, {b.front, b.front}, {other.front, other.front},
+						{a.backend, a.backend}, {b.backend, b.backend},
+					}
+					for !stop.Load() && errs[i] == nil {
+						c := choices[rand.IntN(len(choices))]
+						errs[i] = x.tryConnect(c.connect)
+						last[i] = c.shows
+						time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+					}
+				})
 			}
-			s.mayLeak = true // in the hash, as ever in legacy mode
-		})
+			r, err := migrate.Run(s.Context(), migrateOptions(engine))
+			stop.Store(true)
+			wg.Wait()
+			require.NoError(s, err, "%+v", r)
+			s.addUp(r.Counts)
+			for i, x := range xs {
+				require.NoError(s, errs[i])
+				same(s, last[i], x.peername(), "getpeername")
+			}
+			s.rollsBack()
+			for i, x := range xs {
+				same(s, last[i], x.peername(), "getpeername after a rollback")
+			}
+		}
+		s.mayLeak = true // in the hash, as ever in legacy mode
 	})
 }
 

@@ -44,7 +44,7 @@ func (s *scene) leftovers(x *socket, n int) {
 	cookie := x.cookie()
 	for i := range n {
 		svc := &service{front: netip.AddrPortFrom(s.family.services, 53), revNat: 1}
-		backend := netip.AddrPortFrom(numbered(s.backends, i%100), uint16(10000+i/100))
+		backend := netip.AddrPortFrom(sandbox.Numbered(s.backends, i%100), uint16(10000+i/100))
 		s.putHash(cookie, backend, svc)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
@@ -41,6 +42,16 @@ func withEngines(t *testing.T, play func(t *testing.T, engine migrate.Engine)) {
 			play(t, engine)
 		})
 	}
+}
+
+// migrating plays in mode legacy, from which there is something to migrate, with each engine and sockets of every family.
+func migrating(t *testing.T, protocols []int, play func(s *scene, engine migrate.Engine)) {
+	t.Helper()
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		for _, protocol := range protocols {
+			holdIn(t, legacy, protocol, func(s *scene) { play(s, engine) })
+		}
+	})
 }
 
 // migrates moves everything, which has to work, and checks that the counts add up.
@@ -79,145 +90,133 @@ func (s *scene) leak(n int) {
 }
 
 func TestMigrateSortsEntries(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		holdIn(t, legacy, udp[0], func(s *scene) {
-			gone, ended := s.service(), s.service()
-			x, y, z := s.socket(), s.socket(), s.socket()
-			x.connect(s.service().front)
-			s.asksService(y, gone)
-			s.asksService(z, ended)
-			s.leak(3)
-			s.delete(gone)
+	migrating(t, udp, func(s *scene, engine migrate.Engine) {
+		gone, ended := s.service(), s.service()
+		x, y, z := s.socket(), s.socket(), s.socket()
+		x.connect(s.service().front)
+		s.asksService(y, gone)
+		s.asksService(z, ended)
+		s.leak(3)
+		s.delete(gone)
 
-			plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
-			require.NoError(s, err)
-			s.addUp(plan.Counts)
-			assert.Equal(s, migrate.Counts{Entries: 6, MovedConn: 1, MovedPeers: 1, Stale: 1, Leaked: 3}, plan.Counts)
-			assert.Equal(s, 6, s.hashEntries(), "a plan changes nothing")
-			mode, err := datapath.Mode()
-			require.NoError(s, err)
-			assert.Equal(s, legacy, mode)
+		plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
+		require.NoError(s, err)
+		s.addUp(plan.Counts)
+		assert.Equal(s, migrate.Counts{Entries: 6, MovedConn: 1, MovedPeers: 1, Stale: 1, Leaked: 3}, plan.Counts)
+		assert.Equal(s, 6, s.hashEntries(), "a plan changes nothing")
+		mode, err := datapath.Mode()
+		require.NoError(s, err)
+		assert.Equal(s, legacy, mode)
 
-			s.setMode(loader.ModeDual)
-			s.asks(z, ended.backend, ended.backend, ended.backend)
-			r := s.migrates(engine)
-			assert.Equal(s, migrate.Counts{Entries: 5, MovedConn: 1, Stale: 1, Leaked: 3}, r.Counts)
-			assert.Equal(s, 5, r.Deleted)
-			s.asks(z, ended.backend, ended.backend, ended.backend)
+		s.setMode(loader.ModeDual)
+		s.asks(z, ended.backend, ended.backend, ended.backend)
+		r := s.migrates(engine)
+		assert.Equal(s, migrate.Counts{Entries: 5, MovedConn: 1, Stale: 1, Leaked: 3}, r.Counts)
+		assert.Equal(s, 5, r.Deleted)
+		s.asks(z, ended.backend, ended.backend, ended.backend)
 
-			// Again: there is nothing to do.
-			r = s.migrates(engine)
-			assert.Zero(s, r.Counts)
-		})
+		// Again: there is nothing to do.
+		r = s.migrates(engine)
+		assert.Zero(s, r.Counts)
 	})
 }
 
 func TestMigrateKeepsStaleEntriesIfTold(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		holdIn(t, legacy, udp[0], func(s *scene) {
-			s.mayLeak = true
-			gone := s.service()
-			x := s.socket()
-			s.asksService(x, gone)
-			s.delete(gone)
-			opts := migrateOptions(engine)
-			opts.KeepStale = true
-			r, err := migrate.Run(s.Context(), opts)
-			require.NoError(s, err)
-			assert.Equal(s, migrate.Counts{Entries: 1, Stale: 1}, r.Counts)
-			assert.Zero(s, r.Deleted)
-			assert.Equal(s, 1, s.hashEntries())
-			assert.Zero(s, x.tuples())
-		})
+	migrating(t, udp, func(s *scene, engine migrate.Engine) {
+		s.mayLeak = true
+		gone := s.service()
+		x := s.socket()
+		s.asksService(x, gone)
+		s.delete(gone)
+		opts := migrateOptions(engine)
+		opts.KeepStale = true
+		r, err := migrate.Run(s.Context(), opts)
+		require.NoError(s, err)
+		assert.Equal(s, migrate.Counts{Entries: 1, Stale: 1}, r.Counts)
+		assert.Zero(s, r.Deleted)
+		assert.Equal(s, 1, s.hashEntries())
+		assert.Zero(s, x.tuples())
 	})
 }
 
 // The snapshot has an entry, the hash has not any more: its socket needs it all the same.
 func TestMigrateMovesWhatTheHashHasEvictedMeanwhile(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		for _, protocol := range either {
-			holdIn(t, legacy, protocol, func(s *scene) {
-				a := s.service()
-				x := s.socket()
-				x.connect(a.front)
-				if s.datagram() {
-					x.sendTo(s.service().front, "to another")
-				}
-				want := s.hashEntries()
-				opts := migrateOptions(engine)
-				opts.BeforeStep = func(step string) error {
-					if step == "visit sockets" {
-						clearMap(s.T, lbmap.ReverseSK4Map)
-						clearMap(s.T, lbmap.ReverseSK6Map)
-					}
-					return nil
-				}
-				r, err := migrate.Run(s.Context(), opts)
-				require.NoError(s, err)
-				assert.Equal(s, want, r.MovedConn+r.MovedPeers)
-				s.connected(x, a)
-			})
+	migrating(t, either, func(s *scene, engine migrate.Engine) {
+		a := s.service()
+		x := s.socket()
+		x.connect(a.front)
+		if s.datagram() {
+			x.sendTo(s.service().front, "to another")
 		}
+		want := s.hashEntries()
+		opts := migrateOptions(engine)
+		opts.BeforeStep = func(step string) error {
+			if step == "visit sockets" {
+				clearMap(s.T, lbmap.ReverseSK4Map)
+				clearMap(s.T, lbmap.ReverseSK6Map)
+			}
+			return nil
+		}
+		r, err := migrate.Run(s.Context(), opts)
+		require.NoError(s, err)
+		assert.Equal(s, want, r.MovedConn+r.MovedPeers)
+		s.connected(x, a)
 	})
 }
 
 func TestMigrateStopsWhereItIsToldTo(t *testing.T) {
-	withEngines(t, func(t *testing.T, engine migrate.Engine) {
-		for _, protocol := range either {
-			holdIn(t, legacy, protocol, func(s *scene) {
-				a := s.service()
-				x := s.socket()
-				x.connect(a.front)
-				y := s.socket()
-				y.connect(s.service().front)
-				if s.datagram() {
-					for range 6 {
-						y.sendTo(s.service().front, "to another")
-					}
-				}
-				s.leak(2)
-				entries := s.hashEntries()
-				errCrash := errors.New("a crash")
-				// Before each step of one run after the other, until one comes to its end.
-				crash := func(run func(beforeStep func(string) error) error) (runs int) {
-					for {
-						runs++
-						n := 0
-						err := run(func(string) error {
-							if n++; n == runs {
-								return errCrash
-							}
-							return nil
-						})
-						s.connected(x, a)
-						if err == nil {
-							return runs
-						}
-						require.ErrorIs(s, err, errCrash)
-					}
-				}
-				runs := crash(func(beforeStep func(string) error) error {
-					opts := migrateOptions(engine)
-					opts.BeforeStep = beforeStep
-					r, err := migrate.Run(s.Context(), opts)
-					s.addUp(r.Counts)
-					return err
-				})
-				assert.Greater(s, runs, 4)
-				assert.Zero(s, s.hashEntries())
-				assert.Equal(s, entries-2, x.tuples()+y.tuples(), "tuples, each once")
-
-				runs = crash(func(beforeStep func(string) error) error {
-					opts := rollbackOptions()
-					opts.BeforeStep = beforeStep
-					_, err := migrate.Rollback(s.Context(), opts)
-					return err
-				})
-				assert.Greater(s, runs, 4)
-				assert.Equal(s, entries-2, s.hashEntries(), "entries, each once")
-				s.migrates(engine)
-			})
+	migrating(t, either, func(s *scene, engine migrate.Engine) {
+		a := s.service()
+		x := s.socket()
+		x.connect(a.front)
+		y := s.socket()
+		y.connect(s.service().front)
+		if s.datagram() {
+			for range 6 {
+				y.sendTo(s.service().front, "to another")
+			}
 		}
+		s.leak(2)
+		entries := s.hashEntries()
+		errCrash := errors.New("a crash")
+		// Before each step of one run after the other, until one comes to its end.
+		crash := func(run func(beforeStep func(string) error) error) (runs int) {
+			for {
+				runs++
+				n := 0
+				err := run(func(string) error {
+					if n++; n == runs {
+						return errCrash
+					}
+					return nil
+				})
+				s.connected(x, a)
+				if err == nil {
+					return runs
+				}
+				require.ErrorIs(s, err, errCrash)
+			}
+		}
+		runs := crash(func(beforeStep func(string) error) error {
+			opts := migrateOptions(engine)
+			opts.BeforeStep = beforeStep
+			r, err := migrate.Run(s.Context(), opts)
+			s.addUp(r.Counts)
+			return err
+		})
+		assert.Greater(s, runs, 4)
+		assert.Zero(s, s.hashEntries())
+		assert.Equal(s, entries-2, x.tuples()+y.tuples(), "tuples, each once")
+
+		runs = crash(func(beforeStep func(string) error) error {
+			opts := rollbackOptions()
+			opts.BeforeStep = beforeStep
+			_, err := migrate.Rollback(s.Context(), opts)
+			return err
+		})
+		assert.Greater(s, runs, 4)
+		assert.Equal(s, entries-2, s.hashEntries(), "entries, each once")
+		s.migrates(engine)
 	})
 }
 
@@ -227,7 +226,7 @@ func TestRollbackThatDoesNotFitChangesNothing(t *testing.T) {
 	room := int(datapath.Map(lbmap.ReverseSK4Map).MaxEntries())
 	var fronts []netip.AddrPort
 	for i := range revnat.Slots {
-		fronts = append(fronts, s.serviceTo(netip.AddrPortFrom(numbered(s.backends, i), 9)).front)
+		fronts = append(fronts, s.serviceTo(netip.AddrPortFrom(sandbox.Numbered(s.backends, i), 9)).front)
 	}
 	n := 0
 	for n <= room {

@@ -3,15 +3,14 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // family is what differs between the kinds of sockets that the same rules hold for. Addresses are
@@ -51,14 +50,6 @@ var (
 
 // Networks of this host: IPv4 has 127.0.0.0/8 anyway.
 var localNetworks = []string{"fd00:1::/64", "fd00:2::/64", "10.97.0.0/16", "fd00:97::/64"}
-
-func numbered(a netip.Addr, n int) netip.Addr {
-	b := a.AsSlice()
-	tail := b[len(b)-2:]
-	binary.BigEndian.PutUint16(tail, binary.BigEndian.Uint16(tail)+uint16(n))
-	a, _ = netip.AddrFromSlice(b)
-	return a
-}
 
 // sockaddr is an address as sockets of the family take it.
 func (f family) sockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -102,24 +93,13 @@ func setUpNetwork() error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	for _, network := range localNetworks {
-		_, dst, err := net.ParseCIDR(network)
-		if err != nil {
-			return err
-		}
-		if dst.IP.To4() == nil && !haveIPv6 {
+	for _, n := range localNetworks {
+		network := netip.MustParsePrefix(n)
+		if network.Addr().Is6() && !haveIPv6 {
 			continue
 		}
-		route := &netlink.Route{
-			LinkIndex: lo.Attrs().Index, Dst: dst, Type: unix.RTN_LOCAL,
-			Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
-		}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("route to %s: %w", network, err)
+		if _, err := sandbox.MakeLocal(network); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 func TestRecvmsg(t *testing.T) {
@@ -103,6 +105,6 @@ func TestRecvmsg(t *testing.T) {
 func (s *scene) bound(n int) *socket {
 	s.Helper()
 	x := s.socket()
-	x.bind(netip.AddrPortFrom(numbered(s.plain, 100+n), 0))
+	x.bind(netip.AddrPortFrom(sandbox.Numbered(s.plain, 100+n), 0))
 	return x
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -218,7 +219,7 @@ func (s *scene) service() *service {
 // serviceTo makes a new service with this backend.
 func (s *scene) serviceTo(backend netip.AddrPort) *service {
 	s.Helper()
-	return s.serviceAt(netip.AddrPortFrom(numbered(s.family.services, s.numbers), 53), backend)
+	return s.serviceAt(netip.AddrPortFrom(sandbox.Numbered(s.family.services, s.numbers), 53), backend)
 }
 
 // serviceWithout makes a new service without backends.
@@ -263,11 +264,11 @@ func (s *scene) deleteIfThere(svc *service) {
 }
 
 // nowhere is an address of this host that belongs to no service; nobody listens there.
-func (s *scene) nowhere() netip.AddrPort { return netip.AddrPortFrom(numbered(s.plain, 9), 9) }
+func (s *scene) nowhere() netip.AddrPort { return netip.AddrPortFrom(sandbox.Numbered(s.plain, 9), 9) }
 
 // plainServer is a server that is no backend.
 func (s *scene) plainServer() netip.AddrPort {
-	return netip.AddrPortFrom(numbered(s.plain, 1), firstPort)
+	return netip.AddrPortFrom(sandbox.Numbered(s.plain, 1), firstPort)
 }
 
 // unreachable is a backend to which the kernel has no route.

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // Every address of backends and many ports are servers, by a few sockets bound to all addresses:
@@ -24,7 +26,7 @@ const (
 
 // backendAt is the address of a server.
 func (f family) backendAt(n int) netip.AddrPort {
-	return netip.AddrPortFrom(numbered(f.backends, n/serverPorts), uint16(firstPort+n%serverPorts))
+	return netip.AddrPortFrom(sandbox.Numbered(f.backends, n/serverPorts), uint16(firstPort+n%serverPorts))
 }
 
 // answer to a payload of the server at the address.

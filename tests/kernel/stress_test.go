@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -87,7 +88,7 @@ func newPlaza(s *scene) *plaza {
 	p := &plaza{scene: s, all: s.publishMany(stressServices - stressTwins)}
 	for i := range stressTwins {
 		twin := &service{
-			front:   netip.AddrPortFrom(numbered(s.family.services, 5000+i), 53),
+			front:   netip.AddrPortFrom(sandbox.Numbered(s.family.services, 5000+i), 53),
 			backend: p.all[i].backend,
 			revNat:  uint16(5000 + i),
 		}

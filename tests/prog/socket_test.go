@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // family is what differs between the kinds of sockets that the same rules hold
@@ -46,16 +47,11 @@ var (
 	families = []family{ipv4, ipv6, v4mapped}
 )
 
-func (f family) service(n int) netip.AddrPort { return netip.AddrPortFrom(numbered(f.services, n), 80) }
-func (f family) backend(n int) netip.AddrPort {
-	return netip.AddrPortFrom(numbered(f.backends, n), 8080)
+func (f family) service(n int) netip.AddrPort {
+	return netip.AddrPortFrom(sandbox.Numbered(f.services, n), 80)
 }
-
-func numbered(a netip.Addr, n int) netip.Addr {
-	b := a.AsSlice()
-	binary.BigEndian.PutUint16(b[len(b)-2:], uint16(n))
-	a, _ = netip.AddrFromSlice(b)
-	return a
+func (f family) backend(n int) netip.AddrPort {
+	return netip.AddrPortFrom(sandbox.Numbered(f.backends, n), 8080)
 }
 
 // socket is a socket on loopback that programs find.
