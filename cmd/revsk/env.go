@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -78,6 +79,18 @@ func (e *env) open() (*loader.Datapath, loader.Options, error) {
 	}
 	dp, err := loader.Open(opts)
 	return dp, opts, err
+}
+
+// openToInspect is open for commands that read the sockets with programs of their own.
+func (e *env) openToInspect() (*loader.Datapath, error) {
+	dp, _, err := e.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := unlimitMemory(); err != nil {
+		return nil, errors.Join(err, dp.Close())
+	}
+	return dp, nil
 }
 
 // unlimitMemory lets this process make maps: kernels before 5.11 count them as locked memory.

@@ -64,14 +64,11 @@ Entries of the legacy maps (modes dual and legacy) are not listed.`,
 }
 
 func runList(ctx context.Context, env *env, only listFlags, countBy string) error {
-	dp, _, err := env.open()
+	dp, err := env.openToInspect()
 	if err != nil {
 		return err
 	}
 	defer dp.Close()
-	if err := unlimitMemory(); err != nil {
-		return err
-	}
 	mode, err := dp.Mode()
 	if err != nil {
 		return err

@@ -185,7 +185,7 @@ func TestMigrateMovesEverythingAndSaysSo(t *testing.T) {
 	require.Equal(t, "storage\n", n.run("mode").ok().stdout)
 	require.Equal(t, 0, n.entries())
 	n.requireServices()
-	require.Contains(t, n.run("migrate", "--dry-run").ok().stdout, "The hash is empty, and sockets keep their services themselves. Nothing to do.\n")
+	require.Contains(t, n.run("migrate", "--dry-run").ok().stdout, "The hash is empty, and the services are on the sockets. Nothing to do.\n")
 
 	golden(t, "rollback.txt", stableReport(n.place, n.run("rollback").ok().stdout))
 	require.Equal(t, "legacy\n", n.run("mode").ok().stdout)
@@ -256,7 +256,7 @@ func TestRollbackDryRunChangesNothing(t *testing.T) {
 	p.load().ok()
 	connectUDP(t, p)
 	before := state(t, p)
-	require.Contains(t, p.run("rollback", "--dry-run").ok().stdout, "Everything fits. Next: revsk rollback, which makes the hash hold these 1 tuple ")
+	require.Contains(t, p.run("rollback", "--dry-run").ok().stdout, "Everything fits. Next: revsk rollback, which writes these 1 tuple ")
 	require.Equal(t, before, state(t, p))
 }
 

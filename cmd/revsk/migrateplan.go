@@ -164,7 +164,7 @@ func (d planDocument) print(w io.Writer) error {
 		{"live, moved already", present, c.Present},
 		{"stale", "deletes them: the service is gone (not with --keep-stale)", c.Stale},
 		{"leaked", "deletes them: no such socket, or it is connected elsewhere", c.Leaked},
-		{"ended", "deletes them: the application has turned to the backend itself", c.Ended},
+		{"ended", "deletes them: the application now uses the backend directly", c.Ended},
 		{"unknown", "keeps them, and stays in mode dual", c.Unknown},
 	} {
 		entries.row(row.name, row.count, share(percent(row.count, c.Entries)), row.does)
@@ -201,7 +201,7 @@ func (d planDocument) health() string {
 	c := d.Counts
 	if d.at.is(loader.ModeStorage) {
 		if c.Entries == 0 {
-			return "The hash is empty, and sockets keep their services themselves."
+			return "The hash is empty, and the services are on the sockets."
 		}
 		return "In mode storage nobody reads the hash or looks after it: what it holds is outdated."
 	}

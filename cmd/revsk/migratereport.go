@@ -88,26 +88,20 @@ func (d reportDocument) print(env *env) error {
 	head.row("sockets visited", count(d.Passes, "time", "times"))
 
 	c := d.Counts
-	entries.row("ENTRIES", "COUNT", "MEANING")
-	for _, row := range []struct {
-		name, meaning string
-		count         int
-	}{
+	entries.counts("ENTRIES", []counted{
 		{"moved, connected", "their sockets are connected to the backend, and hold them now", c.MovedConn},
 		{"moved, sent to", "their sockets have sent to the backend, and hold them now", c.MovedPeers},
 		{"present", "their sockets had them already", c.Present},
-		{"stale", "the socket lives, the service is gone", c.Stale},
+		{"stale", "the socket is open, the service is gone", c.Stale},
 		{"leaked", "no such socket, or it is connected elsewhere", c.Leaked},
-		{"ended", "the socket was closed meanwhile, or has turned to the backend itself", c.Ended},
+		{"ended", "the socket was closed, or now uses the backend directly", c.Ended},
 		{"unknown", "could not be moved, and are kept", c.Unknown},
-	} {
-		entries.row(row.name, row.count, row.meaning)
-	}
+	}...)
 	entries.row("all", c.Entries)
 	entries.row("deleted", d.Deleted, "from the hash")
 	if d.To == loader.ModeMirror {
 		entries.row("written", d.Written, "to the hash: sockets hold them")
-		entries.row("missing", d.Missing, "not in the hash, for want of room")
+		entries.row("missing", d.Missing, "the hash has no room for them")
 	}
 
 	if err := printSections(env.Stdout, head, entries, stepTable(d.Steps, d.Seconds), unresolvedTable(d.Unresolved)); err != nil {
@@ -121,14 +115,14 @@ func (d reportDocument) print(env *env) error {
 func (d reportDocument) verdict() string {
 	switch {
 	case d.Complete && d.Mode == loader.ModeMirror:
-		return "Done: sockets keep their services themselves, and the hash has them, too, for the programs of the other agent. Next: revsk status."
+		return "Done: the services are on the sockets, and also in the hash, for the programs of the other agent. Next: revsk status."
 	case d.Complete && d.Deleted < d.Counts.Entries:
-		return fmt.Sprintf("Done: sockets keep their services themselves; %s left in the hash, as asked for. Next: revsk status.",
+		return fmt.Sprintf("Done: the services are on the sockets; %s left in the hash (--keep-stale). Next: revsk status.",
 			count(d.Counts.Entries-d.Deleted, "stale entry is", "stale entries are"))
 	case d.Complete:
-		return "Done: sockets keep their services themselves, and every entry of the hash is accounted for. Next: revsk status."
+		return "Done: the services are on the sockets, and every entry of the hash is accounted for. Next: revsk status."
 	case d.Missing > 0:
-		return fmt.Sprintf("The hash does not take %s of what sockets hold. In mode %v no socket has lost its service. "+
+		return fmt.Sprintf("The hash has no room for %s of live sockets. In mode %v no socket has lost its service. "+
 			"Next: revsk migrate, once there are fewer sockets, or revsk migrate --to storage.", count(d.Missing, "entry", "entries"), d.Mode)
 	case d.Mode == loader.ModeDual && d.Counts.Unknown > 0:
 		return fmt.Sprintf("%s could not be moved. Mode dual still reads them, so no socket has lost its service. "+

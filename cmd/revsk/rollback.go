@@ -119,20 +119,14 @@ func (d rollbackDocument) print(env *env) error {
 	var head, tuples, fill table
 	head.row("mode", d.Mode)
 	head.row("compared", count(d.Passes, "time", "times"))
-	tuples.row("TUPLES", "COUNT", "MEANING")
-	for _, row := range []struct {
-		name, meaning string
-		count         int
-	}{
-		{"on sockets", "when it began", d.Tuples},
+	tuples.counts("TUPLES", []counted{
+		{"on sockets", "at the beginning", d.Tuples},
 		{"written", "to the hash", d.Written},
 		{"present", "in the hash already", d.Present},
 		{"removed", "written, but the socket was closed meanwhile", d.Removed},
-		{"outdated", "entries that nobody had looked after, deleted first", d.Outdated},
-		{"missing", "not in the hash, for want of room", d.Missing},
-	} {
-		tuples.row(row.name, row.count, row.meaning)
-	}
+		{"outdated", "in the hash, which was out of date: deleted first", d.Outdated},
+		{"missing", "the hash has no room for them", d.Missing},
+	}...)
 	if len(d.Maps) > 0 {
 		addFill(&fill, d.Maps, "TUPLES")
 	}
@@ -153,11 +147,11 @@ func (d rollbackDocument) verdict() string {
 	case d.Mode == loader.ModeLegacy && len(d.Steps) == 0:
 		return "The mode is legacy already: nothing to do."
 	case d.DryRun:
-		return fmt.Sprintf("Everything fits. Next: revsk rollback, which makes the hash hold these %s and switches to mode legacy.",
+		return fmt.Sprintf("Everything fits. Next: revsk rollback, which writes these %s to the hash and switches to mode legacy.",
 			count(d.Tuples, "tuple", "tuples"))
 	case d.Missing > 0:
 		return fmt.Sprintf("Done, with --force: %s not in the hash, and their sockets have lost their service. Next: revsk status.",
 			count(d.Missing, "tuple is", "tuples are"))
 	}
-	return "Done: the hash has what live sockets need, and the hooks read nothing else. Next: hand over to the other agent, or revsk migrate to return."
+	return "Done: the hash has what live sockets need, and the hooks read nothing else. Next: revsk unload --hand-back, or revsk migrate to return."
 }

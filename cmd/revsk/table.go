@@ -38,6 +38,20 @@ func (t *table) row(cells ...any) {
 	t.rows = append(t.rows, row)
 }
 
+// counted is a row of a report: what was counted, and what it means.
+type counted struct {
+	name, meaning string
+	count         int
+}
+
+// counts adds the rows of a report, below their heading.
+func (t *table) counts(heading string, rows ...counted) {
+	t.row(heading, "COUNT", "MEANING")
+	for _, r := range rows {
+		t.row(r.name, r.count, r.meaning)
+	}
+}
+
 // line adds a line that is outside of the columns.
 func (t *table) line(text string) {
 	if t.lines == nil {

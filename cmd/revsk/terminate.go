@@ -106,14 +106,11 @@ func parseService(text string) (lbmap.Frontend, error) {
 }
 
 func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
-	dp, _, err := env.open()
+	dp, err := env.openToInspect()
 	if err != nil {
 		return err
 	}
 	defer dp.Close()
-	if err := unlimitMemory(); err != nil {
-		return err
-	}
 	maps := dp.InspectMaps()
 	if args.allGone {
 		if args.backends, err = goneBackends(ctx, env, maps); err != nil {
