@@ -43,6 +43,14 @@ test: ## Run all tests on the running kernel (root)
 test-faults: ## Make faults and load for long, and write docs/reliability.md: [DURATION=10m for each test] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/faults -faults.duration=$(DURATION) -faults.document=$(abspath docs/reliability.md)
 
+# Packages that the race detector runs over.
+RACE ?= $(shell $(GO) list ./... | grep -v /tests/)
+
+.PHONY: test-race
+test-race: ## Run tests under the race detector (gcc): [RACE=./...] (root)
+	@command -v gcc >/dev/null || { apt-get update -q && apt-get install -y -q gcc libc6-dev; }
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(RACE)
+
 .PHONY: test-reference
 test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)
 	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
@@ -76,9 +84,9 @@ bench-check: ## A short measurement: fails where a figure is not what it must be
 	$(GO) run ./tests/bench -rounds 40 -sections hooks,peers $(BENCH_FORMER) -check
 
 .PHONY: generate
-generate: ## Compile the BPF programs (clang-19) and print their sizes
+generate: ## Compile the BPF programs (clang-19), and print and record their sizes
 	$(GO) generate ./...
-	$(GO) run ./bpf/progsize
+	$(GO) run ./bpf/progsize -json docs/verifier.json
 
 .PHONY: lint
 lint: ## Check formatting, go vet and staticcheck
