@@ -63,7 +63,7 @@ test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two rel
 .PHONY: test-clients
 test-clients: build ## Test what node, Java, Python, haproxy, nginx, redis and wireguard do when their backend goes (root)
 	@command -v node javac python3 haproxy nginx redis-server ip >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
-		nodejs default-jdk-headless python3 haproxy nginx-light redis-server iproute2; }
+		nodejs default-jdk-headless python3 haproxy nginx redis-server iproute2; }
 	cd tests/clients && $(GO) test -count=1 -timeout 3m -v .
 
 .PHONY: test-vm
