@@ -5,7 +5,7 @@ package lbmap
 import "container/heap"
 
 // allocator hands out the lowest free number from 1 to last, in a time that does not depend on how many
-// are taken. Who uses it says which ones are in use.
+// are taken. The caller knows which ones are in use.
 type allocator struct {
 	last uint32
 	// below is the number up to which all are in use, or in freed.

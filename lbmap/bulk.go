@@ -14,8 +14,8 @@ import (
 	"github.com/revsk/revsk/internal/batch"
 )
 
-// bulk does many entries of a map with one system call. Keys and values are one after the other, in
-// the sizes of the map.
+// bulk reads, writes and removes many entries of a map with one system call. Keys and values are one after the other,
+// in the sizes of the map.
 type bulk interface {
 	read(m *ebpf.Map) (keys, values []byte, err error)
 	// put and remove return how many entries they have done before an error.

@@ -12,7 +12,7 @@ import (
 // Action is what a call of a [Writer] does to a service.
 type Action string
 
-// The actions. ActionKeep stands for a service that is already as it is wanted.
+// The actions. ActionKeep: the service exists already as wanted.
 const (
 	ActionAdd     Action = "add"
 	ActionReplace Action = "replace"
@@ -32,9 +32,9 @@ type Change struct {
 // Upsert writes a service, new or changed.
 //
 // With [FlagAffinity], clients are allowed to keep the backends that get new
-// connections (cilium_lb_affinity_match), if that map is there; the service is
-// entered in cilium_lb{4,6}_reverse_nat likewise. A backend that no slot of any
-// service refers to any more is removed.
+// connections (cilium_lb_affinity_match), if that map exists. The service also
+// gets an entry in cilium_lb{4,6}_reverse_nat, if that exists. Backends to which
+// no slot of any service refers any more are removed.
 //
 // Returns an error wrapping [ErrFamily] for a service or backend address,
 // [ErrInvalid] for other values that the maps cannot hold, [ErrInUse] for a
@@ -70,11 +70,11 @@ func (w *Writer) upsert(ctx context.Context, write bool, s Service) (Change, err
 }
 
 // Delete removes a service, and those of its backends that no slot of another
-// service refers to. Slot 0 goes first, so that programs that run meanwhile find
-// either the whole service or none.
+// service refers to. Slot 0 is removed first, so that the hooks find either the
+// whole service or none.
 //
-// Returns an error wrapping [ErrNotFound] if there is no such service; what an
-// earlier call has left of one is removed nonetheless. Other errors are those of
+// Returns an error wrapping [ErrNotFound] if there is no such service; it still
+// removes what an earlier call has left of one. Other errors are those of
 // [Writer.Upsert].
 func (w *Writer) Delete(ctx context.Context, f Frontend) (Change, error) {
 	return w.delete(ctx, true, f)
@@ -104,18 +104,18 @@ func (w *Writer) delete(ctx context.Context, write bool, f Frontend) (Change, er
 
 // Report is what [Writer.Sync] has done, or would do.
 type Report struct {
-	// Services are those wanted, in the same order, as they are written.
+	// Services are the wanted services, in the same order, as they are written.
 	Services []Service
 	// The numbers of services that were added, had another entry in the map of
 	// services, were as they are wanted, and were deleted.
 	Added, Replaced, Kept, Deleted int
 }
 
-// Sync makes the services be those wanted, and no others. What is as it is
-// wanted is not written; a backend or service that stays keeps its id or
-// reverse-NAT index, and its programs never find it missing. Backends and
-// reverse-NAT entries that no service has are removed, whoever has written them:
-// Sync is for maps that belong to the caller alone.
+// Sync writes the wanted services and deletes all others. It does not write
+// entries that exist already as wanted. A backend or service that stays keeps its
+// id or reverse-NAT index, and the hooks never find it missing. Sync removes
+// backends and reverse-NAT entries that no service has, whoever has written
+// them: use it only for maps that belong to the caller alone.
 //
 // Returns an error as [Writer.Upsert] does, and one wrapping [ErrInvalid] if two
 // services have the same Frontend, or the same backend in two states. After an
@@ -161,7 +161,7 @@ func (p *plan) sync(wanted []Service) (Report, error) {
 			}
 		}
 	}
-	// Services that ask for an index or id come first: what others get depends on it.
+	// Services that ask for an index or id come first: the others get what is left.
 	order := make([]int, 0, len(wanted))
 	for _, asks := range []bool{true, false} {
 		for i := range wanted {

@@ -21,9 +21,9 @@
 // (::ffff:10.0.0.1), or one with a zone, is refused with [ErrFamily] in both
 // directions.
 //
-// What decodes encodes to the same bytes again. Bytes that no field holds must
-// therefore be zero; a decoder refuses others with [ErrPadding], and input of
-// another length with [ErrLength].
+// A value that was decoded encodes to the same bytes again. So bytes that no
+// field holds must be zero; a decoder refuses others with [ErrPadding], and input
+// of another length with [ErrLength].
 //
 // # Services
 //

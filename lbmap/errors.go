@@ -32,15 +32,15 @@ var (
 	// service, and for a backend id that belongs to another backend.
 	ErrInUse = errors.New("already in use")
 
-	// ErrNotFound is returned when what is to be read or removed is not there.
+	// ErrNotFound is returned when an entry to read or remove does not exist.
 	ErrNotFound = errors.New("not found")
 
 	// ErrClosed is returned by methods of [Tables] or a [Writer] that is nil or
 	// closed.
 	ErrClosed = errors.New("already closed")
 
-	// ErrConflict is returned when a map changes under a [Writer] again and again:
-	// something else writes it that does not use one.
+	// ErrConflict is returned when a map changes under a [Writer] repeatedly: another
+	// program writes it without a Writer.
 	ErrConflict = errors.New("something else writes the same map")
 
 	// ErrNoMap is returned when a call needs a map that [Tables] does not have.

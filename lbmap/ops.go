@@ -10,14 +10,14 @@ import (
 	"slices"
 )
 
-// group is what goes into one map at one time: entries that are all to be written, or all to be removed.
+// group is entries of one map that are written together, or removed together.
 type group struct {
 	phase phase
 	name  string // of the map
 	ops   []op
 }
 
-// op is one entry to write, or to remove if it has no new value. Without an old value it was not there.
+// op is one entry to write; without a new value, to remove. Without an old value the entry is new.
 type op struct {
 	key      bytes
 	old, new bytes
@@ -31,11 +31,11 @@ type bytes struct {
 
 func (b *bytes) slice() []byte { return b.data[:b.n] }
 
-// phase is the order in which entries are written, of all services that a plan has.
+// phase is the order in which the entries of all services of a plan are written.
 //
-// It is so that programs that run meanwhile never find a service without the slots that it counts, nor
-// such a slot without its backend; and so that, if it ends anywhere, what is left can be told from the
-// slots: they are written before the backends, out of sight, and removed after them.
+// In this order the hooks never find a service without the slots that it counts, or a slot without its
+// backend. If the process is killed at any point, slots tell what is left over: they are written before the
+// backends, beyond the count of the service, and removed after them.
 type phase uint8
 
 const (
@@ -53,8 +53,8 @@ const (
 	phaseSlotsGone
 )
 
-// groups returns what has to be written, in that order. Without log it leaves out the entries that are for
-// the case only that the process is killed.
+// groups returns the entries to write, in that order. Without log it leaves out the entries that only help
+// after a kill.
 func (p *plan) groups(log bool) ([]group, error) {
 	c := collector{groups: make(map[groupKey]*group)}
 	for key, old := range p.backends {
@@ -107,7 +107,7 @@ func (p *plan) groups(log bool) ([]group, error) {
 	return all, c.err
 }
 
-// serviceOps adds what has to be written in the map of services.
+// serviceOps adds the entries to write in the map of services.
 func (p *plan) serviceOps(c *collector, f Frontend, old *record, log bool) {
 	now := p.state.records[f]
 	var oldSlots, nowSlots []slot
@@ -154,8 +154,8 @@ func (p *plan) serviceOps(c *collector, f Frontend, old *record, log bool) {
 	if !log || p.whole {
 		return
 	}
-	// Backends to which no slot refers in between are in one out of sight for as long as it takes, so that
-	// they can be told by a call that comes after a kill.
+	// Backends to which no slot refers in between get a slot beyond the count, so that a call after a kill
+	// finds them.
 	value := ServiceValue{RevNat: old.index(), Flags: (old.flags() | now.flags()) & FlagNAT46x64}
 	if now != nil {
 		value.RevNat = now.index()
@@ -210,7 +210,7 @@ func (p *plan) unrecorded(old *record, oldSlots, nowSlots []slot) map[uint32]boo
 	return ids
 }
 
-// appears says whether a backend is to be written that was not there.
+// appears tells whether a backend is new.
 func (p *plan) appears(id uint32) bool {
 	for _, v6 := range []bool{false, true} {
 		old, touched := p.backends[backendKey{v6, id}]
@@ -221,7 +221,7 @@ func (p *plan) appears(id uint32) bool {
 	return false
 }
 
-// slotAt returns slot n, which may be behind the last one.
+// slotAt returns slot n, which may be beyond the last one.
 func slotAt(slots []slot, n int) slot {
 	if n > len(slots) {
 		return slot{}
@@ -283,7 +283,7 @@ func (p *plan) fit(groups []group) error {
 	return nil
 }
 
-// growth is the number of entries that the map has more.
+// growth is the number of entries that the map gains.
 func (o *op) growth() int {
 	switch {
 	case o.old.n == 0:

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// plan is a change of the maps that is prepared in their state: it has what it changes there as it was
-// before, to find out what has to be written, and to take it back.
+// plan is a change of the maps, made in their state in memory. It keeps the former state of what it changes, to
+// find out which entries to write, and to revert the change.
 type plan struct {
 	*state
 	tables *Tables
@@ -22,7 +22,7 @@ type plan struct {
 	taken    []uint32 // ids
 	indexes  []uint16
 	dropped  []droppedBackend
-	// whole says that all there is in the maps is planned, not single services.
+	// whole: the plan covers everything in the maps, not single services.
 	whole bool
 }
 
@@ -96,7 +96,7 @@ func (p *plan) setMatch(key AffinityMatchKey, there bool) {
 	p.state.setMatch(key, there)
 }
 
-// revert takes everything back in the state.
+// revert undoes the plan in the state.
 func (p *plan) revert() {
 	for f, r := range p.records {
 		p.state.setRecord(f, r)
@@ -113,8 +113,8 @@ func (p *plan) revert() {
 	p.release()
 }
 
-// release makes available again what was taken or is used no more. That waits for the end of the plan,
-// so that no backend gets the id of one that programs may still find.
+// release frees numbers that are no longer used. It runs at the end of the plan, so that no backend gets the id of
+// another one that the hooks may still find.
 func (p *plan) release() {
 	releaseID := func(id uint32) {
 		if !p.idInUse(id) {
@@ -151,7 +151,7 @@ func (p *plan) release() {
 	}
 }
 
-// upsert plans a service, and returns it as it is going to be.
+// upsert plans a new or changed service, and returns the new one.
 func (p *plan) upsert(s Service) (Service, error) {
 	master, err := s.check()
 	if err != nil {
@@ -197,8 +197,8 @@ func (p *plan) upsert(s Service) (Service, error) {
 	return s, nil
 }
 
-// delete plans the end of a service, and of what an earlier call for it may have left behind. It returns
-// an error wrapping ErrNotFound if there is nothing of either.
+// delete plans the removal of a service, and of what an earlier call for it has left behind. It returns
+// an error wrapping ErrNotFound if neither exists.
 func (p *plan) delete(f Frontend) error {
 	if err := checkAddr(f.AddrPort.Addr()); err != nil {
 		return err
@@ -219,7 +219,7 @@ func (p *plan) delete(f Frontend) error {
 	return nil
 }
 
-// drop takes away the entries of a service.
+// drop removes the entries of a service.
 func (p *plan) drop(f Frontend) {
 	old := p.state.records[f]
 	if old == nil {
@@ -249,8 +249,7 @@ func (p *plan) dropIndex(f Frontend, index uint16) {
 	}
 }
 
-// setMatches sets which backends the clients of a service may keep: the first selected ones, as far as
-// they are active.
+// setMatches sets which backends the clients of a service may keep: the active ones among the first selected.
 func (p *plan) setMatches(s Service, selected int, now *record) {
 	keep := make(map[uint32]bool)
 	if s.Flags.Has(FlagAffinity) {
@@ -373,8 +372,8 @@ func (b Backend) value() BackendValue {
 	}
 }
 
-// check refuses what the maps cannot hold, and returns what slot 0 is to hold
-// apart from the reverse-NAT index and the counts.
+// check refuses values that the maps cannot hold, and returns the value of slot
+// 0 without the reverse-NAT index and the counts.
 func (s Service) check() (ServiceValue, error) {
 	value := ServiceValue{Flags: s.Flags}
 	if err := checkAddr(s.Frontend.AddrPort.Addr()); err != nil {
@@ -408,7 +407,7 @@ func (s Service) check() (ServiceValue, error) {
 	return value, nil
 }
 
-// twice returns a backend that comes up more than once.
+// twice returns a backend that is listed more than once.
 func twice(backends []Backend) (Backend, bool) {
 	if len(backends) < 2 {
 		return Backend{}, false
@@ -424,8 +423,8 @@ func twice(backends []Backend) (Backend, bool) {
 	return Backend{}, false
 }
 
-// orderBackends returns a copy of the backends with those in front that get new
-// connections, and how many these are.
+// orderBackends returns a copy of the backends, with those that get new
+// connections in front, and the number of these.
 func orderBackends(backends []Backend) ([]Backend, int) {
 	backends = slices.Clone(backends)
 	var groups [3][]Backend

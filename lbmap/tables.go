@@ -14,8 +14,8 @@ import (
 	"github.com/revsk/revsk/internal/maplayout"
 )
 
-// Tables are the maps that services are kept in. A field may be nil, for a map
-// that is not there: a method that cannot do without it returns [ErrNoMap].
+// Tables are the maps that hold services. A field is nil if the map does not
+// exist; a method that needs it then returns [ErrNoMap].
 //
 // Tables read services; a [Writer] writes them. Any number of goroutines and
 // processes may read while one writes. Close must not be called at the same
@@ -99,7 +99,7 @@ func openMap(dir, name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// check returns an error where there is nothing to read services from.
+// check returns an error if no map with services is open.
 func (t *Tables) check() error {
 	switch {
 	case t == nil || t.closed:

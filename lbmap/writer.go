@@ -19,20 +19,19 @@ import (
 // A Writer is safe for use by several goroutines. Any number of Writers, in any
 // number of processes, may write the maps that are pinned in a directory: they
 // take turns (flock(2) on the directory), and each notices what others have
-// written. What writes the maps without a Writer, such as a control plane, is
-// noticed only where the two collide; see [ErrConflict].
+// written. A Writer notices programs that write the maps without one, such as a
+// control plane, only where the two collide; see [ErrConflict].
 //
-// Programs that run meanwhile see a service either as it was or as it is to be,
-// with all its backends: backends are written before the slots that refer to
-// them, the slots before slot 0 that counts them, and only then is removed what
-// is no longer used. After an error the maps are as before. A process may be
-// killed at any moment: the same call for the same service then finishes the
-// work and leaves nothing behind.
+// The hooks see either the old service or the new one, with all its backends:
+// a call writes backends before the slots that refer to them, and slots before
+// slot 0, which counts them; then it removes what is no longer used. After an
+// error the maps are as before. If the process is killed at any moment, the same
+// call for the same service finishes the work and leaves nothing behind.
 type Writer struct {
 	dir  string        // "" if the maps are not pinned
 	turn chan struct{} // holds a value while a call is at work
 
-	// What follows belongs to the call at work.
+	// The fields below belong to the running call.
 	tables  *Tables
 	state   *state // nil: to be read
 	version version
@@ -55,12 +54,12 @@ func OpenWriter(dir string) (*Writer, error) {
 	return w, nil
 }
 
-// NewWriter returns a Writer for maps that are pinned nowhere, or that nothing
-// else writes: no other Writer knows of it. The maps still belong to the caller.
+// NewWriter returns a Writer for maps that are not pinned, or that nothing else
+// writes: other Writers do not notice it. The maps still belong to the caller.
 func NewWriter(t *Tables) *Writer { return &Writer{turn: make(chan struct{}, 1), tables: t} }
 
-// Close waits for calls that are at work, and closes the maps that [OpenWriter]
-// has opened. Closing nil, or twice, does nothing.
+// Close waits for running calls, and closes the maps that [OpenWriter] has
+// opened. Closing nil, or twice, does nothing.
 func (w *Writer) Close() error {
 	if w == nil {
 		return nil
@@ -83,8 +82,7 @@ const attempts = 3
 
 // do makes a plan and, with write, carries it out. It says whether there is anything to write.
 //
-// prepare may be called again, with a state that has been read anew: whenever it does not succeed with
-// one that has been read before.
+// If prepare fails with a state that was read before, do reads the maps again and calls it once more.
 func (w *Writer) do(ctx context.Context, write bool, prepare func(*plan) error) (changes bool, err error) {
 	if w == nil {
 		return false, ErrClosed
@@ -154,8 +152,8 @@ func (w *Writer) doLocked(ctx context.Context, l *lock, write bool, prepare func
 	}
 }
 
-// reopen opens the maps again if the pins may be others, and has them read again if they may have other
-// entries.
+// reopen opens the maps again if the pins may have changed, and marks them to be read again if entries may have
+// changed.
 func (w *Writer) reopen(l *lock) error {
 	v, err := l.version()
 	if err != nil || v == w.version {
@@ -186,7 +184,7 @@ func (p *plan) prepare(prepare func(*plan) error) ([]group, error) {
 	return groups, err
 }
 
-// errChanged says that an entry is not as it was read.
+// errChanged: an entry has changed since it was read.
 var errChanged = errors.New("an entry has changed meanwhile")
 
 // write writes entries in their order. After an error the maps are as before.
@@ -224,10 +222,10 @@ func (w *Writer) write(ctx context.Context, l *lock, groups []group) error {
 var errStopped = errors.New("stopped")
 
 const (
-	// fewest is the number of entries from which on they go with one system call. One by one, the
-	// kernel can be told what is expected to be there.
+	// fewest is the number of entries from which on one system call writes them all. For single entries
+	// the kernel checks whether they exist.
 	fewest = 16
-	// most is how many go with one system call.
+	// most is how many entries one system call writes.
 	most = 4096
 )
 
@@ -298,8 +296,8 @@ func writeMany(m *ebpf.Map, name string, ops []op) (n int, err error) {
 	return n, err
 }
 
-// undo restores what was there, last change first. It goes on after an error, to restore as much as it
-// can.
+// undo restores the former entries, last change first. After an error it goes on, to restore as much as
+// possible.
 func (w *Writer) undo(g group) error {
 	m := w.tables.named(g.name)
 	var errs []error
