@@ -31,7 +31,7 @@ type queryAttr struct {
 // most is the kernel's limit of programs on one hook of a cgroup (BPF_CGROUP_MAX_PROGS).
 const most = 64
 
-// Programs are those on a hook of one cgroup, attached by a link or without one.
+// Programs are the programs on a hook of one cgroup, attached with or without a link.
 type Programs struct {
 	// Flags are BPF_F_ALLOW_MULTI, BPF_F_ALLOW_OVERRIDE or 0, for all of them.
 	Flags uint32
@@ -63,7 +63,7 @@ func To(dir string, hook ebpf.AttachType) (Programs, error) {
 	return Programs{attr.attachFlags, ids[:attr.progCount], attr.revision}, nil
 }
 
-// Describe returns words for a program, with its name if that can be found out.
+// Describe returns words for a program, with its name if it is known.
 func Describe(id ebpf.ProgramID) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {

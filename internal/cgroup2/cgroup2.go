@@ -16,8 +16,8 @@ import (
 var ErrNone = errors.New("no cgroup2 hierarchy")
 
 // Find returns where the cgroup2 hierarchy is mounted, /sys/fs/cgroup on most machines and
-// /sys/fs/cgroup/unified on hybrid ones. In a cgroup namespace that is the mount of the host, if there is
-// one, else that of the namespace. Returns [ErrNone] if it is mounted nowhere.
+// /sys/fs/cgroup/unified on hybrid ones. In a cgroup namespace it returns the host's mount if there is
+// one, else the namespace's. Returns [ErrNone] if there is no mount.
 func Find() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -53,7 +53,7 @@ func find(mountinfo io.Reader) (string, error) {
 	return found, nil
 }
 
-// unescape undoes what the kernel does to blanks, tabs, newlines and backslashes in paths.
+// unescape decodes the escapes of blanks, tabs, newlines and backslashes in paths.
 func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }

@@ -12,11 +12,11 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Monotonic is CLOCK_MONOTONIC as programs have it. The clock of a process can be another: a time namespace,
+// Monotonic is CLOCK_MONOTONIC as BPF programs read it. The clock of a process can differ: a time namespace,
 // which containers may have, sets it forward or back.
 func Monotonic() (time.Duration, error) { return read(asm.FnKtimeGetNs) }
 
-// Boot is CLOCK_BOOTTIME likewise.
+// Boot is CLOCK_BOOTTIME as BPF programs read it.
 func Boot() (time.Duration, error) { return read(asm.FnKtimeGetBootNs) }
 
 func read(clock asm.BuiltinFunc) (now time.Duration, err error) {

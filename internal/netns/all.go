@@ -18,11 +18,11 @@ import (
 	"github.com/revsk/revsk/internal/proc"
 )
 
-// All returns the network namespaces that a thread is in, that a process has open, or that are
-// mounted somewhere, in whatever mount namespace, sorted by inode. The caller closes the list.
+// All returns the network namespaces of all threads, open files and mounts, in any mount namespace, sorted by
+// inode. The caller closes the list.
 //
-// A namespace that only sockets keep is in none of these places: see [OfSocket]. What processes do
-// that the caller may not look at, or that come and go meanwhile, may be missing.
+// It does not find a namespace that only sockets keep: see [OfSocket]. Namespaces of processes that the caller
+// may not look at, or that come and go meanwhile, may be missing.
 func All(ctx context.Context) (List, error) {
 	f := finder{byInode: make(map[uint64]*Namespace), mounts: make(map[string]bool)}
 	if err := f.find(ctx); err != nil {
@@ -32,7 +32,7 @@ func All(ctx context.Context) (List, error) {
 	return f.found, nil
 }
 
-// finder is what has been found, and where.
+// finder collects namespaces, and remembers where it has looked.
 type finder struct {
 	found   List
 	byInode map[uint64]*Namespace
@@ -65,7 +65,7 @@ func (f *finder) find(ctx context.Context) error {
 	return nil
 }
 
-// add opens what a link in /proc leads to, unless that is known. What is gone is no error.
+// add opens the namespace of a link in /proc, unless it is known. It ignores links that are gone.
 func (f *finder) add(link string) {
 	target, err := os.Readlink(link)
 	if err != nil {
@@ -86,7 +86,7 @@ func (f *finder) addFile(file *os.File) {
 	if err != nil {
 		return
 	}
-	// The link may lead elsewhere by now.
+	// The link may have changed.
 	if f.byInode[n.Inode] != nil {
 		_ = n.Close()
 		return
@@ -95,7 +95,7 @@ func (f *finder) addFile(file *os.File) {
 	f.found = append(f.found, n)
 }
 
-// addMounts looks through the mounts that a process sees, once for those that see the same.
+// addMounts looks through the mounts of a process, once for each mount namespace.
 func (f *finder) addMounts(pid int) {
 	ns, err := os.Readlink(proc.Path(pid, "ns", "mnt"))
 	if err != nil {
@@ -121,8 +121,8 @@ func (f *finder) addMounts(pid int) {
 	}
 }
 
-// mountedNamespace reads a line of /proc/PID/mountinfo, of which the fourth field is what is mounted
-// and the fifth is where.
+// mountedNamespace reads a line of /proc/PID/mountinfo. The fourth field is the mounted object, the
+// fifth the mount point.
 func mountedNamespace(line string) (inode uint64, path string, ok bool) {
 	fields := strings.Fields(line)
 	if len(fields) < 5 {
@@ -132,13 +132,13 @@ func mountedNamespace(line string) (inode uint64, path string, ok bool) {
 	return inode, unescape(fields[4]), ok
 }
 
-// unescape undoes what the kernel does to blanks, line ends and backslashes in a path.
+// unescape decodes the escapes of blanks, line ends and backslashes in a path.
 func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
-// openIn opens a namespace's file as a process sees it. That process decides what is there, so the
-// file is looked at before it is really opened, and no link is followed.
+// openIn opens a namespace's file as a process sees it. That process controls the path, so openIn checks
+// the file before it opens it for use, and follows no link.
 func openIn(pid int, path string) *os.File {
 	root, err := os.OpenFile(proc.Path(pid, "root"), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace that is open, and so exists until it is closed.
+// Namespace is an open network namespace. It exists at least until it is closed.
 type Namespace struct {
 	// Inode is the number in the link /proc/PID/ns/net.
 	Inode uint64
@@ -35,12 +35,12 @@ func (l List) Close() error {
 	return errors.Join(errs...)
 }
 
-// Close closes the namespace; what is in it may go with it.
+// Close closes the namespace. If nothing else keeps it, the kernel removes it.
 func (n *Namespace) Close() error { return n.file.Close() }
 
-// fromFile takes over a file of a network namespace, or closes what is none.
+// fromFile takes over the file of a network namespace. It closes other files and returns an error.
 func fromFile(file *os.File) (*Namespace, error) {
-	// An ioctl first made for others is refused or, worse, understood by files that are not of nsfs.
+	// Other files than those of nsfs may accept the ioctl and understand it differently.
 	var fs unix.Statfs_t
 	err := unix.Fstatfs(int(file.Fd()), &fs)
 	if err == nil && fs.Type != unix.NSFS_MAGIC {
@@ -82,9 +82,9 @@ func (n *Namespace) Do(f func() error) error {
 	return <-done
 }
 
-// onOwnThread runs f on a thread that ends with the calling goroutine, so that nobody else ever runs
-// where f may have gone. It is not the main thread: Go never ends that, and what /proc/PID/ns/net
-// says of the process is where its main thread is.
+// onOwnThread runs f on a thread that ends with the calling goroutine, so that no other goroutine ever runs
+// in the namespace that f has entered. It does not use the main thread: Go never ends it, and
+// /proc/PID/ns/net shows its namespace.
 func onOwnThread(f func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package oldkernel is for tests of what not every supported kernel has.
+// Package oldkernel is for tests of features that some supported kernels lack.
 package oldkernel
 
 import (
@@ -28,8 +28,8 @@ func Before(t testing.TB, major, minor int) bool {
 	return hasMajor < major || hasMajor == major && hasMinor < minor
 }
 
-// Skip skips a test for want of something that came with a release. On that one and newer ones it fails the
-// test: there it should not be missing.
+// Skip skips a test of a feature that a kernel release has introduced. On that release and newer ones it fails
+// the test, because they should have the feature.
 func Skip(t testing.TB, major, minor int, what string) {
 	t.Helper()
 	if !Before(t, major, minor) {
@@ -38,8 +38,8 @@ func Skip(t testing.TB, major, minor int, what string) {
 	t.Skipf("requires Linux %d.%d: %s", major, minor, what)
 }
 
-// SkipWithout skips a test for want of something that kernels are built or booted without, whatever their
-// release. Where the kernel shows that it has it, it fails the test: there it should work.
+// SkipWithout skips a test of a feature that a kernel of any release can be built or booted without. If the
+// kernel shows that it has the feature, it fails the test.
 func SkipWithout(t testing.TB, what string, has bool) {
 	t.Helper()
 	if has {
@@ -54,7 +54,7 @@ func SkipWithoutIPv6(t testing.TB) {
 	SkipWithout(t, "IPv6", Has(t, "/proc/sys/net/ipv6"))
 }
 
-// Has tells whether the kernel has a file, which shows that it has what the file is about.
+// Has tells whether a file of the kernel exists, which shows that the kernel has a feature.
 func Has(t testing.TB, file string) bool {
 	t.Helper()
 	_, err := os.Stat(file)

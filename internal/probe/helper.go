@@ -18,9 +18,9 @@ import (
 // program of this type call it.
 var unknownHelper = []string{"invalid func", "unknown func", "cannot use helper"}
 
-// Helper tells whether programs of a type may call a helper. It has the verifier look at a call of it
-// with zeroes: whatever else the verifier dislikes about that call, it knows the helper. (The probe of
-// the BPF library takes one errno for that, which newer kernels return for other things, too.)
+// Helper tells whether programs of a type may call a helper. It gives the verifier a program that calls the helper
+// with zeroes. If the verifier refuses it for another reason, it knows the helper. (The probe of
+// the BPF library relies on one errno, which newer kernels also return for other reasons.)
 func Helper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
 	spec := &ebpf.ProgramSpec{Type: prog, License: "Dual BSD/GPL"}
 	if prog == ebpf.CGroupSockAddr {

@@ -13,11 +13,11 @@ import (
 // it otherwise does in longer programs only.
 const testStateFrequently = 1 << 3
 
-// PreciseVerifier tells whether the verifier knows on which values of a caller's stack a function depends that reads
-// them by a pointer. A verifier that does not (before Linux 6.8) takes code for dead that is not, and removes it.
+// PreciseVerifier tells whether the verifier tracks values in a caller's stack that a function reads
+// through a pointer. Before Linux 6.8 it does not, and removes code that is not dead.
 //
-// It has the kernel run a program in which that happens: a function compares what it is given a pointer to with the
-// constant that the caller has compared it with before.
+// PreciseVerifier runs a program in which this happens: a function compares the value behind its pointer with the
+// constant with which the caller has compared it before.
 func PreciseVerifier() (bool, error) {
 	const (
 		compared  = 20

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package proc reads from /proc which processes there are and what they have open. It shows those
+// Package proc reads from /proc which processes exist and which files they have open. It finds those
 // that have a process id in the caller's namespace.
 package proc
 
@@ -40,8 +40,8 @@ func Threads(pid int) []int {
 	return ids
 }
 
-// Files iterates over the file descriptors of a process and what they lead to, such as
-// "socket:[4711]"; over none if the process is gone or not the caller's to see.
+// Files iterates over the file descriptors of a process and their files, such as "socket:[4711]". It
+// yields none if the process is gone or the caller may not look at it.
 func Files(pid int) iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		dir, err := os.Open(Path(pid, "fd"))
@@ -60,8 +60,8 @@ func Files(pid int) iter.Seq2[int, string] {
 	}
 }
 
-// Inode returns the number in what a link in /proc leads to, if that is of the kind: 4711 of
-// "socket:[4711]".
+// Inode returns the number in the target of a link in /proc, such as 4711 of "socket:[4711]", if the target is
+// of the kind.
 func Inode(target, kind string) (inode uint64, ok bool) {
 	number, ok := strings.CutPrefix(target, kind+":[")
 	if !ok {

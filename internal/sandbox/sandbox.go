@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sandbox runs a program where it can do no harm to the machine and leaves nothing behind: in
-// a cgroup, network namespace and mount namespace of its own, with a BPF file system of its own at
-// /sys/fs/bpf. What it attaches, pins and mounts goes when the process goes, however it ends; the
-// parent removes the cgroup.
+// Package sandbox runs a program where it cannot harm the machine and leaves nothing behind: in a cgroup, a network
+// namespace and a mount namespace of its own, with its own BPF file system at /sys/fs/bpf. Whatever it
+// attaches, pins and mounts goes with the process, however that ends. The parent removes the cgroup.
 //
 // The selftest and the tests use it. Minimum kernel: Linux 5.7 (CLONE_INTO_CGROUP). Needs root.
 package sandbox
@@ -35,8 +34,8 @@ func Inside() bool { return os.Getenv(cgroupEnv) != "" }
 func Cgroup() string { return os.Getenv(cgroupEnv) }
 
 // Run starts this executable again with the arguments in a new sandbox, with this process's standard
-// streams, and returns its exit code. When the context ends the process is interrupted, and killed
-// if it is still there a few seconds later.
+// streams, and returns its exit code. When the context ends, it interrupts the process, and kills it
+// a few seconds later.
 func Run(ctx context.Context, args ...string) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, fmt.Errorf("making a sandbox: %w", os.ErrPermission)
@@ -81,8 +80,8 @@ func Run(ctx context.Context, args ...string) (code int, err error) {
 	return 0, nil
 }
 
-// removeStale removes the cgroups of sandboxes whose parent was killed, and the process inside with
-// it. The kernel refuses to remove one that is in use; a young one may be about to be.
+// removeStale removes the cgroups of sandboxes whose parent was killed together with the process inside.
+// The kernel refuses to remove a cgroup in use. A young one is left: its process may not have started yet.
 func removeStale(root string) {
 	stale, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
 	for _, cgroup := range stale {
@@ -96,7 +95,7 @@ func removeStale(root string) {
 func removeCgroup(cgroup string) error {
 	var err error
 	for range 100 {
-		// Linux 5.14; before that nothing is left but what a test has forgotten.
+		// Since Linux 5.14. Before, only processes that a test has forgotten are left.
 		_ = os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0)
 		_ = filepath.WalkDir(cgroup, func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() && path != cgroup {

@@ -21,11 +21,11 @@ import (
 // ErrNotSupported is returned where the kernel cannot list or destroy sockets of a protocol.
 var ErrNotSupported = errors.New("no socket diagnosis")
 
-// Socket is what the kernel knows a socket by.
+// Socket is what identifies a socket.
 type Socket struct {
 	Family   int // AF_INET or AF_INET6
 	Protocol int // IPPROTO_TCP or IPPROTO_UDP
-	// Local and Remote are plain IPv4 for v4-mapped addresses. The zero AddrPort is as good as the
+	// Local and Remote are plain IPv4 for v4-mapped addresses. The zero AddrPort stands for the
 	// unspecified address with port 0.
 	Local, Remote netip.AddrPort
 	// Device is the index of the interface that the socket is bound to, or 0.
@@ -93,11 +93,11 @@ func parse(b []byte, protocol int) (Socket, error) {
 	return s, nil
 }
 
-// attempts is how often a listing is begun anew that the kernel says may be incomplete.
+// attempts is how often a listing is repeated if the kernel says that it may be incomplete.
 const attempts = 5
 
-// List returns the sockets of a family and protocol that are connected to a port; to any, or to none,
-// with port 0.
+// List returns the sockets of a family and protocol that are connected to a port. With port 0 it returns
+// all, connected or not.
 //
 // Returns an error wrapping [ErrNotSupported].
 func List(family, protocol int, remotePort uint16) ([]Socket, error) {
@@ -121,7 +121,7 @@ func List(family, protocol int, remotePort uint16) ([]Socket, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listing sockets: %w", err)
 		}
-		// Kernels differ in whether they keep to the filter.
+		// Not every kernel applies the filter.
 		if s.Family == family && (remotePort == 0 || s.Remote.Port() == remotePort) {
 			sockets = append(sockets, s)
 		}
@@ -143,7 +143,7 @@ func Probe(protocol int) error {
 	return err
 }
 
-// supportError adds ErrNotSupported to what the kernel says of a protocol that it cannot list.
+// supportError adds ErrNotSupported to the kernel's error for a protocol that it cannot list.
 func supportError(err error, protocol int) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		module := "udp_diag"
@@ -155,14 +155,14 @@ func supportError(err error, protocol int) error {
 	return err
 }
 
-// Destroy aborts a socket, whose application then finds ECONNABORTED. It is found by its addresses and
-// device, and left alone if it has not got this cookie.
+// Destroy aborts a socket; its application then gets ECONNABORTED. The kernel finds the socket by its addresses and
+// device, and leaves it alone if its cookie differs.
 //
-// A datagram socket that is no longer connected is still found by its local port: the caller can only
-// make sure shortly before.
+// The kernel also finds a datagram socket that is no longer connected, by its local port: the caller can only
+// check shortly before.
 //
-// Returns an error wrapping [os.ErrNotExist] if there is no such socket, or no diagnosis of such
-// sockets: List says which. Returns one wrapping [ErrNotSupported] if the kernel cannot destroy.
+// Returns an error wrapping [os.ErrNotExist] if there is no such socket, or if the kernel cannot diagnose such
+// sockets: List tells which. Returns one wrapping [ErrNotSupported] if the kernel cannot destroy.
 func Destroy(s Socket) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
 	r := request(s)
