@@ -156,6 +156,25 @@ func TestDocumentationNamesTestsThatExist(t *testing.T) {
 	}
 }
 
+// Files that documents name exist, and have the names that the documents say are in them.
+func TestDocumentationNamesFilesThatExist(t *testing.T) {
+	folders := "bpf|cmd|docs|inspect|internal|lbmap|loader|migrate|revnat|selftest|tests|tools"
+	path := regexp.MustCompile("(?:`([A-Za-z_][A-Za-z0-9_]*)`,? in )?`((?:" + folders + ")/[A-Za-z0-9_./-]+)`")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, m := range path.FindAllStringSubmatch(string(text), -1) {
+			st, err := os.Stat(filepath.Join(root, m[2]))
+			if !assert.NoError(t, err, page) || st.IsDir() || m[1] == "" {
+				continue
+			}
+			assert.Regexp(t, `\b`+m[1]+`\b`, readAll(t, m[2]), "%s: %s in %s", page, m[1], m[2])
+		}
+	}
+}
+
 // Every page is in the index, and says for whom it is.
 func TestDocumentationIndex(t *testing.T) {
 	index := readAll(t, "docs/README.md")
