@@ -31,7 +31,7 @@ build: ## Build bin/revsk
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/revsk ./cmd/revsk
 
 .PHONY: demo
-demo: build ## Reproduce the leak with the hash, and its absence with storage (root)
+demo: build ## Show what leaks with the hash, not with storage (root)
 	./bin/revsk selftest
 
 .PHONY: test
@@ -40,39 +40,39 @@ test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 -timeout 45m ./tests/kernel -stress.duration=$(STRESS)
 
 .PHONY: test-faults
-test-faults: ## Make faults and load for long, and write docs/reliability.md: [DURATION=10m for each test] (root)
+test-faults: ## Make faults and load for long: [DURATION=10m] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/faults -faults.duration=$(DURATION) -faults.document=$(abspath docs/reliability.md)
 
 # Packages that the race detector runs over.
 RACE ?= $(shell $(GO) list ./... | grep -v /tests/)
 
 .PHONY: test-race
-test-race: ## Run tests under the race detector (gcc): [RACE=./...] (root)
+test-race: ## Run tests under the race detector: [RACE=./...] (root)
 	@command -v gcc >/dev/null || { apt-get update -q && apt-get install -y -q gcc libc6-dev; }
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(RACE)
 
 .PHONY: test-reference
-test-reference: ## Test another agent's programs in what revsk has in common with them: OBJECT=bpf_sock.o (root)
+test-reference: ## Test another agent's programs: OBJECT=bpf_sock.o (root)
 	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
 
 .PHONY: test-agent
-test-agent: clang ## Test revsk beside the Go code of Cilium's agent, of two releases (root)
+test-agent: clang ## Test revsk beside the Go code of Cilium's agent (root)
 	cd tests/agent && $(GO) test -count=1 -timeout 20m . -v && $(GO) test -count=1 -timeout 20m -modfile=cilium-1.19.mod -tags cilium119 . -v
 
 .PHONY: test-clients
-test-clients: build ## Test what node, Java, Python, haproxy, nginx, redis and wireguard do when their backend goes (root)
+test-clients: build ## Test real programs whose backend goes (root)
 	@command -v node javac python3 haproxy nginx redis-server ip >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
 		nodejs default-jdk-headless python3 haproxy nginx redis-server iproute2; }
 	cd tests/clients && $(GO) test -count=1 -timeout 3m -v .
 
 .PHONY: test-vm
-test-vm: ## Run the tests on other kernels: make test-vm [KERNELS="5.10 6.1"] [VARIANTS=all] [RUN=TestX]
+test-vm: ## Run tests on other kernels: [KERNELS="6.1"] [RUN=TestX]
 	$(GO) run ./tests/vm $(if $(KERNELS),-kernels "$(KERNELS)") $(if $(VARIANTS),-variants "$(VARIANTS)") $(if $(RUN),-run "$(RUN)") \
 		$(if $(PKGS),-pkgs "$(PKGS)") $(if $(DOCS),-docs $(DOCS)) $(if $(PARALLEL),-parallel $(PARALLEL))
 
 .PHONY: bench
-bench: ## Measure what the hooks cost into docs/benchmarks.json and docs/benchmarks-results.md: [OBJECT=bpf_sock.o] (root)
+bench: ## Measure the hooks into docs/: [OBJECT=bpf_sock.o] (root)
 	$(GO) run ./tests/bench $(if $(OBJECT),-reference $(OBJECT)) $(BENCH_FORMER) -json docs/benchmarks.json -tables docs/benchmarks-results.md
 
 .PHONY: bench-plots
@@ -80,11 +80,11 @@ bench-plots: ## Draw docs/benchmarks.json
 	cd tests/bench/plots && $(GO) run . ../../../docs/benchmarks.json ../../../docs
 
 .PHONY: bench-check
-bench-check: ## A short measurement: fails where a figure is not what it must be: make bench-check [FORMER=FILE.o] (root)
+bench-check: ## Fail on figures that miss a goal: [FORMER=FILE.o] (root)
 	$(GO) run ./tests/bench -rounds 40 -sections hooks,peers $(BENCH_FORMER) -check
 
 .PHONY: generate
-generate: ## Compile the BPF programs (clang-19), and print and record their sizes
+generate: ## Compile the BPF programs (clang-19), record their sizes
 	$(GO) generate ./...
 	$(GO) run ./bpf/progsize -json docs/verifier.json
 
@@ -96,7 +96,7 @@ lint: ## Check formatting, go vet and staticcheck
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 
 .PHONY: check
-check: clang lint generate ## lint, then regenerate: the committed objects must not change
+check: clang lint generate ## lint, then compile: committed objects must not change
 	git diff --exit-code -- '*_bpfe[bl].*'
 
 .PHONY: clang
