@@ -166,7 +166,7 @@ func (k *AffinityMatchKey) decode(order byteOrder, data []byte) error {
 }
 
 // AddAffinityMatch allows clients of the service with this reverse-NAT index to
-// keep this backend. [Tables.UpsertService] does so for services with
+// keep this backend. [Writer.Upsert] does so for services with
 // [FlagAffinity].
 //
 // Returns an error wrapping [ErrNoMap] or [ErrFull].
