@@ -2,16 +2,6 @@
 
 package loader
 
-import (
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
-)
-
 // Change is one thing that a call changes, or would change.
 type Change struct {
 	// Action is one of the Action constants.
@@ -39,59 +29,17 @@ const (
 	// is not what its name says.
 )
 
-func (o Options) changed(action, object string) {
+func (o Options) changed(c Change) {
 	if o.OnChange != nil {
-		o.OnChange(Change{action, object})
+		o.OnChange(c)
 	}
 }
 
-// dryRunMaxEntries is enough for a map that no program will run with.
-const dryRunMaxEntries = 64
-
-// shrink makes a map small that is created for a dry run only.
-func shrink(spec *ebpf.MapSpec) {
-	switch spec.Type {
-	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
-		spec.MaxEntries = min(spec.MaxEntries, dryRunMaxEntries)
+// changesOf is what steps change.
+func changesOf(steps []step) []Change {
+	var all []Change
+	for _, s := range steps {
+		all = append(all, s.changes()...)
 	}
-}
-
-// checkWritable finds out whether dir, which does not exist, could be made.
-func checkWritable(dir string) error {
-	parent := filepath.Dir(dir)
-	for !exists(parent) && parent != "/" {
-		parent = filepath.Dir(parent)
-	}
-	if err := unix.Access(parent, unix.W_OK); err != nil {
-		return describe(fmt.Errorf("making %s: %w", dir, &os.PathError{Op: "access", Path: parent, Err: err}))
-	}
-	return nil
-}
-
-// lockExisting is lock; a dry run does without where there is nothing to lock yet.
-func (o Options) lockExisting(lock func() (func(), error)) (unlock func(), err error) {
-	if o.dryRun && !exists(o.PinsDir) {
-		return func() {}, nil
-	}
-	return lock()
-}
-
-// removePin removes a file or directory of the pins. That it does not exist is no error.
-func (o Options) removePin(path string) error {
-	if !exists(path) {
-		return nil
-	}
-	if !o.dryRun {
-		err := os.Remove(path)
-		if errors.Is(err, unix.ENOTEMPTY) {
-			// Somebody else's files.
-			o.changed(ActionLeave, path)
-			return nil
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	o.changed(ActionRemove, path)
-	return nil
+	return all
 }

@@ -4,15 +4,12 @@ package loader
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/lbmap"
 )
 
 // Datapath gives access to the maps of a datapath. It does not keep it running: that do the pins. The
@@ -20,10 +17,6 @@ import (
 type Datapath struct {
 	opts Options
 	maps map[string]*ebpf.Map // nil: closed
-	// dryMode is the mode that a dry run has come to.
-	dryMode *Mode
-	// dryFilled are the entries that a dry run would have put into the hash.
-	dryFilled map[lbmap.ReverseSKKey]bool
 }
 
 func (dp *Datapath) checkOpen() error {
@@ -47,15 +40,27 @@ func Open(opts Options) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	opened, err := openMaps(opts, spec, false, nil)
+	opened, err := openMaps(opts, spec)
 	if err != nil {
 		return nil, err
 	}
-	if err := opts.settle(); err != nil {
-		closeMaps(opened)
+	dp := &Datapath{opts: opts, maps: opened}
+	for _, name := range mapNames(spec) {
+		if pinnable(name) && ownMap(name) && opened[name] == nil {
+			dp.Close()
+			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
+		}
+	}
+	f, pinned, err := readFeatures(opts)
+	if pinned != nil {
+		pinned.Close()
+	}
+	if err != nil {
+		dp.Close()
 		return nil, err
 	}
-	return &Datapath{opts: opts, maps: opened}, nil
+	dp.opts.Features = &f
+	return dp, nil
 }
 
 // Close releases the file descriptors. The hooks stay attached.
@@ -86,9 +91,6 @@ func (dp *Datapath) Mode() (Mode, error) {
 	if err := dp.checkOpen(); err != nil {
 		return 0, err
 	}
-	if dp.dryMode != nil {
-		return *dp.dryMode, nil
-	}
 	cfg, err := dp.config()
 	return Mode(cfg.Mode), err
 }
@@ -108,54 +110,64 @@ func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
 }
 
 // PlanMode says what [Datapath.SetMode] would change. It fails as that would.
-func (dp *Datapath) PlanMode(ctx context.Context, mode Mode, force bool) (changes []Change, err error) {
+func (dp *Datapath) PlanMode(ctx context.Context, mode Mode, force bool) ([]Change, error) {
 	if err := dp.checkOpen(); err != nil {
 		return nil, err
 	}
-	dry := &Datapath{opts: dp.opts.planning(&changes), maps: dp.maps}
-	err = dry.SetMode(ctx, mode, force)
-	return changes, err
+	o, err := dp.observeMode(ctx, mode)
+	if err != nil {
+		return nil, err
+	}
+	steps, err := o.planMode(o.mode, mode, force)
+	return changesOf(steps), err
 }
 
-func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) error {
-	if err := mode.check(); err != nil {
+func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) (err error) {
+	o, err := dp.observeMode(ctx, mode)
+	if err != nil {
 		return err
 	}
-	current, err := dp.Mode()
-	if err != nil || current == mode {
+	steps, err := o.planMode(o.mode, mode, force)
+	if err != nil {
 		return err
 	}
-	if !force {
-		// In mode storage the hooks do not look after the hash, so what it holds is outdated.
-		// In mode mirror both are to say the same.
-		if mode == ModeStorage || current == ModeStorage || mode == ModeMirror {
-			err = dp.checkLegacyEmpty()
-		}
-		if err == nil && (mode == ModeLegacy || mode == ModeMirror) {
-			err = dp.checkStorageEmpty(ctx)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return dp.writeMode(mode)
+	a := &applier{opts: dp.opts, dp: dp}
+	defer a.finish(&err)
+	return a.apply(ctx, steps)
 }
 
-func (dp *Datapath) writeMode(mode Mode) error {
-	if dp.opts.dryRun {
-		dp.dryMode = &mode
-		dp.opts.changed(ActionSwitch, mode.String())
-		return nil
+// observeMode observes what it depends on if a mode may be switched to.
+func (dp *Datapath) observeMode(ctx context.Context, to Mode) (*observation, error) {
+	if err := to.check(); err != nil {
+		return nil, err
 	}
-	if err := allowMaps(); err != nil {
+	o := &observation{opts: dp.opts}
+	var err error
+	if o.mode, err = dp.Mode(); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{mapReverse4, mapReverse6} {
+		s := mapState{name: name}
+		if m := dp.maps[name]; m != nil {
+			if s.has, err = hasEntries(m); err != nil {
+				return nil, err
+			}
+		}
+		o.maps = append(o.maps, s)
+	}
+	if needsHeld(to) {
+		o.held, err = dp.held(ctx)
+	}
+	return o, err
+}
+
+// checkMode returns an error wrapping [ErrUnsafeMode] if live sockets would forget something in a mode.
+func (dp *Datapath) checkMode(ctx context.Context, from, to Mode) error {
+	o, err := dp.observeMode(ctx, to)
+	if err != nil {
 		return err
 	}
-	if err := dp.putMode(mode); err != nil {
-		return err
-	}
-	dp.opts.changed(ActionSwitch, mode.String())
-	dp.opts.Logger.Info("switched mode", "mode", mode)
-	return nil
+	return o.checkMode(from, to)
 }
 
 // putMode switches the mode and waits until no hook works in another.
@@ -167,34 +179,6 @@ func (dp *Datapath) putMode(mode Mode) error {
 	if err := waitForPrograms(); err != nil {
 		return fmt.Errorf("waiting for running hooks: %w", err)
 	}
-	return nil
-}
-
-// checkLegacyEmpty returns an error wrapping ErrUnsafeMode if the hash holds entries.
-func (dp *Datapath) checkLegacyEmpty() error {
-	for _, name := range []string{mapReverse4, mapReverse6} {
-		m := dp.maps[name]
-		if m == nil {
-			continue
-		}
-		key, err := m.NextKeyBytes(nil)
-		if err != nil {
-			return fmt.Errorf("reading %s: %w", name, err)
-		}
-		if key != nil {
-			return fmt.Errorf("%w: %s has entries", ErrUnsafeMode, name)
-		}
-	}
-	return nil
-}
-
-// restoreMode registers that the mode becomes what it is now.
-func (dp *Datapath) restoreMode(undo *undoer) error {
-	mode, err := dp.Mode()
-	if err != nil || dp.opts.dryRun {
-		return err
-	}
-	undo.add(func() error { return dp.putMode(mode) })
 	return nil
 }
 
@@ -213,10 +197,4 @@ func waitForPrograms() error {
 	}
 	defer outer.Close()
 	return outer.Put(uint32(0), element)
-}
-
-// exists tells whether there is something, be it that this process may not see it.
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return !errors.Is(err, os.ErrNotExist)
 }

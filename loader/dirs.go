@@ -58,3 +58,42 @@ func isMountRoot(dir string) (bool, error) {
 	}
 	return st.Dev != parent.Dev || dir == filepath.Dir(dir), nil
 }
+
+// mkdirAll creates a directory and its parents, for the owner only. It returns those that it has made.
+func mkdirAll(dir string) (made []string, err error) {
+	for d := dir; !exists(d); d = filepath.Dir(d) {
+		made = append(made, d)
+	}
+	err = os.MkdirAll(dir, 0o700)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("%w: %w", ErrPermission, err)
+	}
+	return made, err
+}
+
+// removeAll removes what mkdirAll has made.
+func removeAll(made []string) error {
+	var errs []error
+	for _, dir := range made {
+		errs = append(errs, os.Remove(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// checkWritable finds out whether dir, which does not exist, could be made.
+func checkWritable(dir string) error {
+	parent := filepath.Dir(dir)
+	for !exists(parent) && parent != "/" {
+		parent = filepath.Dir(parent)
+	}
+	if err := unix.Access(parent, unix.W_OK); err != nil {
+		return describe(fmt.Errorf("making %s: %w", dir, &os.PathError{Op: "access", Path: parent, Err: err}))
+	}
+	return nil
+}
+
+// exists tells whether there is something, be it that this process may not see it.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, os.ErrNotExist)
+}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"reflect"
-	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -145,90 +144,4 @@ func readFeatures(opts Options) (Features, *ebpf.Map, error) {
 		return f, nil, fmt.Errorf("reading the features in %s: %w", path, err)
 	}
 	return f, m, nil
-}
-
-// settle sets the features to those that the load is to have.
-func (o *Options) settle() error {
-	f, m, err := readFeatures(*o)
-	if err != nil {
-		return err
-	}
-	if m != nil {
-		m.Close()
-	}
-	if o.Features != nil {
-		f = *o.Features
-	}
-	if o.ChangeFeatures != nil {
-		o.ChangeFeatures(&f)
-	}
-	o.Features = &f
-	return f.check()
-}
-
-// keepFeatures pins the features, and registers how to undo that.
-func keepFeatures(opts Options, undo *undoer) error {
-	before, pinned, err := readFeatures(opts)
-	if err != nil {
-		return err
-	}
-	if pinned != nil {
-		undo.hold(pinned)
-		if before == *opts.Features {
-			return nil
-		}
-	}
-	if err := opts.step("keep the features"); err != nil {
-		return err
-	}
-	path := opts.pinPath(mapFeatures)
-	if pinned == nil {
-		opts.changed(ActionCreate, path)
-	}
-	if changed := opts.Features.Differences(before); len(changed) > 0 {
-		opts.changed(ActionSet, strings.Join(changed, " "))
-	}
-	if opts.dryRun {
-		return nil
-	}
-	text, err := json.Marshal(opts.Features)
-	if err != nil {
-		return err
-	}
-	value := make([]byte, featuresSize)
-	copy(value, text)
-	m, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: mapFeatures, Type: ebpf.Array, KeySize: 4, ValueSize: featuresSize, MaxEntries: 1,
-		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
-	})
-	if err != nil {
-		return describe(fmt.Errorf("creating map %s: %w", mapFeatures, err))
-	}
-	undo.hold(m)
-	if err := pinOver(m, path); err != nil {
-		return err
-	}
-	if pinned == nil {
-		undo.add(func() error { return os.Remove(path) })
-	} else {
-		undo.add(func() error { return pinOver(pinned, path) })
-	}
-	return nil
-}
-
-// pinOver pins a map, in one atomic step where another is pinned already.
-func pinOver(m *ebpf.Map, path string) error {
-	next := path + "_next"
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	again, err := m.Clone() // Pin would move the pin of one that was opened by it
-	if err != nil {
-		return err
-	}
-	defer again.Close()
-	if err := again.Pin(next); err != nil {
-		return describe(fmt.Errorf("pinning %s: %w", next, err))
-	}
-	return os.Rename(next, path)
 }

@@ -3,13 +3,7 @@
 package loader
 
 import (
-	"errors"
-	"fmt"
-	"os"
-
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
 )
@@ -49,57 +43,4 @@ var hooks = []hook{
 	{program: sock.SockProgRevskPostBind6, attach: ebpf.AttachCGroupInet6PostBind, reference: "cil_sock6_post_bind", wanted: nodePort},
 	{program: sock.SockProgRevskBind4, attach: ebpf.AttachCGroupInet4Bind, reference: "cil_sock4_pre_bind", wanted: healthCheck},
 	{program: sock.SockProgRevskBind6, attach: ebpf.AttachCGroupInet6Bind, reference: "cil_sock6_pre_bind", wanted: healthCheck},
-}
-
-// attachHook puts the program on its hook: into its seat in one atomic step, or into a link that is
-// made. It registers how to undo that.
-func attachHook(opts Options, s *seat, prog *ebpf.Program, undo *undoer) error {
-	if err := opts.step("attach " + s.program); err != nil {
-		return err
-	}
-	if s.live() {
-		return s.put(opts, prog, undo)
-	}
-	if err := checkNotExclusive(opts.Cgroup, s.hook); err != nil {
-		return err
-	}
-	if opts.dryRun {
-		opts.changed(ActionAttach, s.program)
-		return nil
-	}
-	// What an earlier load has left of a seat that is gone.
-	if err := removeFormer(opts, s, undo); err != nil {
-		return err
-	}
-	if err := setAside(opts, s, undo); err != nil {
-		return err
-	}
-	path := opts.linkPath(s.hook)
-
-	cgroup, err := os.Open(opts.Cgroup)
-	if err != nil {
-		return err
-	}
-	defer cgroup.Close()
-	raw, err := link.AttachRawLink(link.RawLinkOptions{
-		Target:  int(cgroup.Fd()),
-		Program: prog,
-		Attach:  s.attach,
-	})
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("attaching %s to %s: %w: %w",
-			s.program, opts.Cgroup, ErrExclusive, err)
-	}
-	if err != nil {
-		return describe(fmt.Errorf("attaching %s to %s: %w", s.program, opts.Cgroup, err))
-	}
-	// The pin keeps the link when this process ends.
-	undo.hold(raw)
-	if err := raw.Pin(path); err != nil {
-		return errors.Join(fmt.Errorf("pinning %s: %w", path, err), raw.Detach())
-	}
-	undo.add(func() error { return errors.Join(raw.Detach(), raw.Unpin()) })
-	opts.changed(ActionAttach, s.program)
-	opts.Logger.Debug("attached", "program", s.program)
-	return nil
 }

@@ -17,76 +17,104 @@ import (
 // cgroupLink is what can be done with the link of a cgroup.
 type cgroupLink interface {
 	link.Link
+	Detach() error
 	UpdateArgs(link.RawLinkUpdateOptions) error
 }
 
+func (o Options) linksDir() string { return filepath.Join(o.PinsDir, "links") }
+
 func (o Options) linkPath(h hook) string { return filepath.Join(o.linksDir(), h.program) }
 
-// openLink opens a pinned link of a hook; nil if there is none. It makes sure that the link is what
-// its name says: the kernel lets a link take a program of another hook (and nothing works). A link
-// that is not live was detached, by an unload that was cut short or with its cgroup.
-func openLink(opts Options, h hook, path string) (l cgroupLink, live bool, err error) {
-	pinned, err := openPinnedLink(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	live, err = checkLink(opts, h, pinned)
-	if err != nil {
-		pinned.Close()
-		return nil, false, fmt.Errorf("%s: %w", path, err)
-	}
-	return pinned.(cgroupLink), live, nil
-}
+// The programs that were replaced in a takeover are pinned in this directory, each under the name of
+// ours. They are pinned before they are replaced, so that they survive this process at any point; a
+// hook is taken over, or about to be, as long as its former program is pinned.
+func (o Options) formerDir() string { return filepath.Join(o.PinsDir, "former") }
 
-func checkLink(opts Options, h hook, l link.Link) (live bool, err error) {
-	info, err := l.Info()
+func (o Options) formerPath(h hook) string { return filepath.Join(o.formerDir(), h.program) }
+
+// The links to cgroups that were removed are kept here as long as those have sockets, which go on with them.
+func (o Options) removedDir() string { return filepath.Join(o.PinsDir, "removed_cgroups") }
+
+// readLink finds out about the link that is pinned at a path; its id is 0 if nothing is. A link that is not what
+// its name says has an error: the kernel lets a link take a program of another hook (and nothing works).
+// With h nil it may be on any hook.
+func readLink(opts Options, path string, h *hook) (linkState, error) {
+	l, err := openPinnedLink(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return linkState{}, nil
+	}
 	if err != nil {
-		return false, err
+		return linkState{}, err
 	}
-	cgroup := info.Cgroup()
-	if cgroup == nil {
-		return false, fmt.Errorf("%w: a link of type %d", ErrForeignLink, info.Type)
+	defer l.Close()
+	state, err := aboutLink(l)
+	state.path = path
+	if err != nil {
+		return state, err
 	}
-	if ebpf.AttachType(cgroup.AttachType) != h.attach {
-		return false, fmt.Errorf("%w: attached as %v", ErrForeignLink, ebpf.AttachType(cgroup.AttachType))
+	foreign := func(format string, args ...any) (linkState, error) {
+		state.err = fmt.Errorf("%s: %w: "+format, append([]any{path, ErrForeignLink}, args...)...)
+		return state, nil
 	}
-	if cgroup.CgroupId == 0 {
-		return false, nil
+	if state.hook == 0 {
+		return foreign("not attached to a cgroup's sockets")
+	}
+	if h != nil && state.hook != h.attach {
+		return foreign("attached as %v", state.hook)
+	}
+	if state.cgroup == 0 {
+		return state, nil
 	}
 	var st unix.Stat_t
 	err = unix.Stat(opts.Cgroup, &st)
-	switch {
-	case err != nil && !errors.Is(err, unix.ENOENT):
-		return false, fmt.Errorf("cgroup %s: %w", opts.Cgroup, err)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return state, fmt.Errorf("cgroup %s: %w", opts.Cgroup, err)
+	}
 	// A cgroup's id is the inode number of its directory.
-	case err == nil && cgroup.CgroupId == st.Ino:
-		return true, nil
+	if err == nil && state.cgroup == st.Ino {
+		state.live = true
+		return state, nil
 	}
-	gone, err := cgroupIsGone(cgroup.CgroupId)
-	if err != nil {
-		return false, err
+	if state.removed, err = cgroupIsGone(state.cgroup); err != nil {
+		return state, err
 	}
-	if !gone {
-		return false, fmt.Errorf("%w: attached to another cgroup than %s", ErrForeignLink, opts.Cgroup)
+	if !state.removed && h != nil {
+		return foreign("attached to another cgroup than %s", opts.Cgroup)
 	}
-	return false, nil
+	return state, nil
 }
 
-// onRemovedCgroup tells whether a link is attached to a cgroup that was removed, and whose sockets live on.
-func onRemovedCgroup(l link.Link) (id uint64, gone bool, err error) {
+// aboutLink is what the kernel says of a link; its hook is 0 if it is not one to a cgroup.
+func aboutLink(l link.Link) (linkState, error) {
 	info, err := l.Info()
 	if err != nil {
-		return 0, false, err
+		return linkState{}, fmt.Errorf("reading about a link: %w", present(err))
 	}
-	cgroup := info.Cgroup()
-	if cgroup == nil || cgroup.CgroupId == 0 {
-		return 0, false, nil
+	state := linkState{id: info.ID, program: info.Program}
+	if cgroup := info.Cgroup(); cgroup != nil {
+		state.hook, state.cgroup = ebpf.AttachType(cgroup.AttachType), cgroup.CgroupId
 	}
-	gone, err = cgroupIsGone(cgroup.CgroupId)
-	return cgroup.CgroupId, gone, err
+	return state, nil
+}
+
+// cgroupLinks are all links to cgroups, wherever they are pinned, if anywhere.
+func cgroupLinks() ([]linkState, error) {
+	all := []linkState{}
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		state, err := aboutLink(it.Link)
+		if err != nil {
+			return nil, err
+		}
+		if state.hook != 0 {
+			all = append(all, state)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, describe(fmt.Errorf("looking through the links: %w", err))
+	}
+	return all, nil
 }
 
 // fileIDKernfs says of a file handle that it is the id of a directory of the cgroup2 hierarchy (FILEID_KERNFS).
@@ -116,87 +144,4 @@ func cgroupIsGone(id uint64) (bool, error) {
 	}
 	unix.Close(fd)
 	return false, nil
-}
-
-// The links to cgroups that were removed are kept here as long as those have sockets, which go on with them.
-func (o Options) asideDir() string { return filepath.Join(o.PinsDir, "removed_cgroups") }
-
-// setAside makes way for a new link: one to a cgroup that was removed is kept aside, any other is dead.
-func setAside(opts Options, s *seat, undo *undoer) error {
-	path := opts.linkPath(s.hook)
-	if s.link != nil {
-		id, gone, err := onRemovedCgroup(s.link)
-		if err != nil {
-			return err
-		}
-		if gone {
-			if err := makeDir(opts, opts.asideDir(), undo); err != nil {
-				return err
-			}
-			aside := filepath.Join(opts.asideDir(), fmt.Sprintf("%s_%d", s.program, id))
-			if err := os.Rename(path, aside); err != nil {
-				return err
-			}
-			undo.add(func() error { return os.Rename(aside, path) })
-			return nil
-		}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the dead link of %s: %w", s.program, err)
-	}
-	return nil
-}
-
-// cleanAside removes the links that were set aside: all of them, or those that are dead by now.
-func cleanAside(opts Options, all bool) error {
-	dir := opts.asideDir()
-	links, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	left := 0
-	for _, file := range links {
-		path := filepath.Join(dir, file.Name())
-		l, err := openPinnedLink(path)
-		if err != nil {
-			return err
-		}
-		_, attached, err := onRemovedCgroup(l)
-		if err == nil && all && attached && !opts.dryRun {
-			err = l.Detach()
-		}
-		l.Close()
-		if err != nil {
-			return err
-		}
-		if attached && !all {
-			left++
-			continue
-		}
-		if err := opts.removePin(path); err != nil {
-			return err
-		}
-	}
-	if left > 0 {
-		return nil
-	}
-	return opts.removePin(dir)
-}
-
-// pinAgain pins a link that another agent has pinned elsewhere.
-func pinAgain(l link.Link, path string) error {
-	info, err := l.Info()
-	if err != nil {
-		return err
-	}
-	// By its id: a link that was opened by its pin would be moved, not pinned once more.
-	again, err := link.NewFromID(info.ID)
-	if err != nil {
-		return err
-	}
-	defer again.Close()
-	return again.Pin(path)
 }

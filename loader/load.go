@@ -6,15 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
-	"github.com/revsk/revsk/internal/cgroup2"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -28,239 +26,237 @@ import (
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
 // [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver], [ErrTakenBack],
 // [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
-func Load(ctx context.Context, opts Options) (*Datapath, error) {
+func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
+	opts, err = opts.checked()
+	if err != nil {
+		return nil, err
+	}
+	if isNamespaceRoot(opts.Cgroup) {
+		opts.Logger.Warn("this cgroup is the root of a namespace: only sockets of processes in it are translated", "cgroup", opts.Cgroup)
+	}
+	if err := allowMaps(); err != nil {
+		return nil, err
+	}
+	a := &applier{opts: opts}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	defer a.finish(&err)
+	if err := a.lockPins(ctx); err != nil {
+		return nil, err
+	}
+	steps, err := a.prepareLoad(ctx)
+	if err == nil {
+		err = a.apply(ctx, steps)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.opts.warnOfLocalPorts()
+	return a.dp, nil
+}
+
+// PlanLoad says what [Load] would change. It fails as that would.
+func PlanLoad(ctx context.Context, opts Options) (made []Change, err error) {
+	opts, err = opts.checked()
+	if err != nil {
+		return nil, err
+	}
+	if err := allowMaps(); err != nil {
+		return nil, err
+	}
+	a := &applier{opts: opts}
+	defer a.close()
+	defer a.finish(&err)
+	if err := a.lockIfThere(ctx); err != nil {
+		return nil, err
+	}
+	steps, err := a.prepareLoad(ctx)
+	if err == nil {
+		err = a.try(steps)
+	}
+	return changesOf(steps), err
+}
+
+// prepareLoad observes and plans, and opens the maps that are there.
+func (a *applier) prepareLoad(ctx context.Context) ([]step, error) {
+	o, err := observe(a.opts)
+	if err != nil {
+		return nil, err
+	}
+	if to := a.opts.Mode; to != nil && o.loaded && o.mode != *to && needsHeld(*to) && !a.opts.Force {
+		if err := o.lookAtSockets(func(dp *Datapath) error { o.held, err = dp.held(ctx); return err }); err != nil {
+			return nil, err
+		}
+	}
+	steps, f, err := planLoad(o)
+	if err != nil {
+		return nil, err
+	}
+	a.opts.Features = &f
+	if a.spec, err = datapathSpec(a.opts); err != nil {
+		return nil, err
+	}
+	opened, err := openMaps(a.opts, a.spec)
+	if err != nil {
+		return nil, err
+	}
+	a.dp = &Datapath{opts: a.opts, maps: opened}
+	return steps, nil
+}
+
+// lookAtSockets asks the sockets, by the maps that are pinned.
+func (o *observation) lookAtSockets(ask func(*Datapath) error) error {
+	dp, err := Open(o.opts)
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	return ask(dp)
+}
+
+// close releases the maps.
+func (a *applier) close() {
+	if a.dp != nil {
+		a.dp.Close()
+	}
+}
+
+// Unload detaches the hooks. The maps stay pinned, so that sockets keep what they remember and a
+// later Load goes on with it. Purge removes this datapath's own maps too: what live sockets remember
+// is gone then, and their next answer shows a backend's address. The load balancer's maps stay in
+// either case.
+//
+// Hooks that were taken over from another agent are for [HandBack]. With [Options.Force] they are
+// detached, too: the agent's links are dead then, and its programs gone.
+//
+// If it fails, what it has detached is attached again. That cannot be done with the agent's links, and those to a cgroup that was
+// removed: then the error wraps [ErrPartlyDone], and another call goes on.
+//
+// Returns an error wrapping [ErrNotLoaded], [ErrTakenOver], [ErrForeignLink] or [ErrLocked].
+func Unload(ctx context.Context, opts Options, purge bool) error {
+	return change(ctx, opts, unload(purge))
+}
+
+// PlanUnload says what [Unload] would change. It fails as that would.
+func PlanUnload(ctx context.Context, opts Options, purge bool) ([]Change, error) {
+	return planned(ctx, opts, unload(purge))
+}
+
+// HandBack puts the programs back in place that a Load with [Options.Takeover] has replaced, each
+// in one atomic step, and removes this datapath with all its pins: the maps, too, since nobody keeps up
+// to date any more what sockets remember. The load balancer's maps stay.
+//
+// The programs that come back know the hash only. So what it lacks of what live sockets have is put back into it,
+// and the mode becomes legacy first. Where the hash lacks something nevertheless, or was not kept in mode storage, that is
+// refused with an error wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has meanwhile put a program of its own is left
+// as it is, and reported as [ActionLeave].
+//
+// If it fails, everything is put back as it was, as far as with [Unload]. After the death of the
+// process at any point, another call goes on. Returns an error wrapping [ErrNotLoaded],
+// [ErrNotTakenOver], [ErrHashIncomplete], [ErrTakenBack], [ErrPartlyDone] or [ErrLocked].
+func HandBack(ctx context.Context, opts Options) error { return change(ctx, opts, handBack) }
+
+// PlanHandBack says what [HandBack] would change. It fails as that would.
+func PlanHandBack(ctx context.Context, opts Options) ([]Change, error) {
+	return planned(ctx, opts, handBack)
+}
+
+// planner observes and plans.
+type planner func(ctx context.Context, a *applier) ([]step, error)
+
+func unload(purge bool) planner {
+	return func(_ context.Context, a *applier) ([]step, error) {
+		o, err := observePins(a.opts)
+		if err != nil {
+			return nil, err
+		}
+		return planUnload(o, purge)
+	}
+}
+
+func handBack(ctx context.Context, a *applier) ([]step, error) {
+	o, err := observe(a.opts)
+	if err != nil {
+		return nil, err
+	}
+	if !o.loaded || !o.takenOver() {
+		return planHandBack(o)
+	}
+	if a.dp, err = Open(a.opts); err != nil {
+		if !a.opts.Force {
+			return nil, err
+		}
+		o.loaded = false // as good as not
+		return planHandBack(o)
+	}
+	a.hold(a.dp)
+	if !a.opts.Force && o.mode != ModeLegacy {
+		if o.lacking, err = a.dp.lackedByHash(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return planHandBack(o)
+}
+
+// change plans and applies, with the lock of the pins.
+func change(ctx context.Context, opts Options, plan planner) (err error) {
+	a, err := newApplier(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer a.finish(&err)
+	steps, err := plan(ctx, a)
+	if err != nil {
+		return err
+	}
+	return a.apply(ctx, steps)
+}
+
+// planned is what a call would change.
+func planned(ctx context.Context, opts Options, plan planner) (_ []Change, err error) {
+	a, err := newApplier(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer a.finish(&err)
+	steps, err := plan(ctx, a)
+	return changesOf(steps), err
+}
+
+// newApplier has the lock of the pins, which must be there.
+func newApplier(ctx context.Context, opts Options) (*applier, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {
 		return nil, err
 	}
-	return load(ctx, opts)
-}
-
-// PlanLoad says what [Load] would change. It fails as that would.
-func PlanLoad(ctx context.Context, opts Options) (changes []Change, err error) {
-	opts, err = opts.WithDefaults()
-	if err != nil {
-		return nil, err
-	}
-	dp, err := load(ctx, opts.planning(&changes))
-	if err != nil {
-		return nil, err
-	}
-	return changes, dp.Close()
-}
-
-func load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	if err := checkSurroundings(); err != nil {
 		return nil, err
 	}
-	if err := checkCgroup(opts.Cgroup); err != nil {
-		return nil, err
+	if !exists(opts.PinsDir) {
+		return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
 	}
-	if usual, err := FindCgroup2(); err == nil && usual == opts.Cgroup && !cgroup2.IsRoot(usual) {
-		opts.Logger.Warn("this cgroup is the root of a namespace: only sockets of processes in it are translated", "cgroup", opts.Cgroup)
-	}
-	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
-		if err := checkBPFFS(dir); err != nil {
-			return nil, err
-		}
-	}
-
-	if err := allowMaps(); err != nil {
-		return nil, err
-	}
-
-	undo := new(undoer)
-	defer undo.finish(&err)
-
-	if err := lockPins(ctx, opts, undo); err != nil {
-		return nil, err
-	}
-	for _, dir := range []string{opts.MapsDir, opts.linksDir()} {
-		if err := makeDir(opts, dir, undo); err != nil {
-			return nil, err
-		}
-	}
-
-	if err := opts.settle(); err != nil {
-		return nil, err
-	}
-	seen, err := observe(opts)
-	if err != nil {
-		return nil, err
-	}
-	if seen.unsafe != nil {
-		return nil, seen.unsafe
-	}
-	if err := seen.checkAlone(); err != nil {
-		return nil, err
-	}
-	spec, err := datapathSpec(opts)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkMissingPins(opts, spec); err != nil {
-		return nil, err
-	}
-	fresh := !exists(opts.pinPath(mapConfig))
-	opened, err := openMaps(opts, spec, true, undo)
-	if err != nil {
-		return nil, err
-	}
-	dp := &Datapath{opts: opts, maps: opened}
-	undo.add(dp.Close)
-	if err := dp.loadAndAttach(ctx, spec, fresh, undo); err != nil {
-		return nil, err
-	}
-	opts.warnOfLocalPorts()
-	return dp, nil
+	a := &applier{opts: opts}
+	return a, a.lockIfThere(ctx)
 }
 
-// loadAndAttach does what follows once the maps are there. The mode is set before the first hook is
-// attached, and after the last one is replaced.
-func (dp *Datapath) loadAndAttach(ctx context.Context, spec *ebpf.CollectionSpec, fresh bool, undo *undoer) error {
-	seats, err := dp.findSeats(undo)
-	if err != nil {
-		return err
+// checked are the options with defaults, for a load, and what has to be so in any case.
+func (o Options) checked() (Options, error) {
+	o, err := o.WithDefaults()
+	if err == nil {
+		err = checkSurroundings()
 	}
-	if err := dp.opts.step("load programs"); err != nil {
-		return err
+	if err == nil {
+		err = checkCgroup(o.Cgroup)
 	}
-	progs, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: dp.maps})
-	if err != nil {
-		return describe(fmt.Errorf("loading programs: %w", err))
-	}
-	undo.hold(closer(progs.Close))
-
-	if err := dp.prepareTakeover(seats, fresh, undo); err != nil {
-		return err
-	}
-	if err := dp.setMark(seats, fresh, undo); err != nil {
-		return err
-	}
-	for _, s := range seats {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := attachHook(dp.opts, s, progs.Programs[s.program], undo); err != nil {
-			return err
+	for _, dir := range []string{o.PinsDir, o.MapsDir} {
+		if err == nil {
+			err = checkBPFFS(dir)
 		}
 	}
-	if dp.opts.Mode != nil {
-		if err := dp.opts.step("set mode"); err != nil {
-			return err
-		}
-		if err := dp.restoreMode(undo); err != nil {
-			return err
-		}
-		if err := dp.setMode(ctx, *dp.opts.Mode, dp.opts.Force); err != nil {
-			return err
-		}
-	}
-	if err := keepFeatures(dp.opts, undo); err != nil {
-		return err
-	}
-	return dp.dropUnwanted(undo)
-}
-
-// dropUnwanted frees the hooks that only an earlier load wanted. They have nothing to do with what
-// sockets remember, so that the mode does not matter to who gets them back.
-func (dp *Datapath) dropUnwanted(undo *undoer) error {
-	var seats []*seat
-	back := make(map[string]bool)
-	for _, h := range hooks {
-		if h.isWanted(dp.opts.Features) {
-			continue
-		}
-		s, err := findSeat(dp.opts, h)
-		if err != nil {
-			return err
-		}
-		undo.hold(s)
-		seats = append(seats, s)
-		if !s.taken() || !s.ours() {
-			continue
-		}
-		if err := s.handBack(dp.opts, undo); err != nil {
-			return err
-		}
-		back[h.program] = true
-	}
-	for _, s := range seats {
-		if !back[s.program] {
-			if err := s.drop(dp.opts, undo); err != nil {
-				return err
-			}
-		}
-	}
-	// Last, since it is not undone.
-	if err := cleanAside(dp.opts, false); err != nil {
-		return err
-	}
-	for _, s := range seats {
-		if back[s.program] {
-			if err := dp.opts.unpinSeat(s); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// drop is detach of a hook that is not wanted any more, and registers how to undo that.
-func (s *seat) drop(opts Options, undo *undoer) error {
-	if err := opts.step("detach " + s.program); err != nil {
-		return err
-	}
-	if s.link == nil || !s.ours() || opts.dryRun {
-		return s.detach(opts)
-	}
-	prog, err := ebpf.NewProgramFromID(s.now.id)
-	if err != nil {
-		return describe(fmt.Errorf("opening the program of %s: %w", s.program, err))
-	}
-	undo.hold(prog)
-	undo.add(func() error {
-		now, err := findSeat(opts, s.hook)
-		if err != nil {
-			return err
-		}
-		defer now.Close()
-		if now.live() {
-			return nil
-		}
-		if err := opts.unpinSeat(now); err != nil {
-			return err
-		}
-		attached := new(undoer)
-		defer attached.close()
-		opts.step = func(string) error { return nil }
-		return attachHook(opts, now, prog, attached)
-	})
-	return s.detach(opts)
-}
-
-// setFirstMode decides the mode where nothing has run yet. A takeover begins in a mode that has the
-// hash; the mode asked for follows when the last writer is replaced.
-func (dp *Datapath) setFirstMode(takeover bool) error {
-	mode := ModeStorage
-	if dp.opts.Mode != nil {
-		mode = *dp.opts.Mode
-	} else if takeover {
-		mode = ModeDual
-	} else if err := dp.checkLegacyEmpty(); errors.Is(err, ErrUnsafeMode) {
-		mode = ModeDual
-	} else if err != nil {
-		return err
-	}
-	if (mode == ModeStorage || mode == ModeMirror) && !dp.opts.Force {
-		if err := dp.checkLegacyEmpty(); err != nil {
-			return err
-		}
-	}
-	if takeover && mode != ModeLegacy {
-		mode = ModeDual
-	}
-	return dp.writeMode(mode)
+	return o, err
 }
 
 // datapathSpec is what this kernel gets of the compiled programs.
@@ -288,10 +284,7 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 			delete(spec.Programs, h.program)
 		}
 	}
-	if !opts.Features.HealthCheck {
-		delete(spec.Maps, sock.SockMapCiliumLb4Health)
-		delete(spec.Maps, sock.SockMapCiliumLb6Health)
-	}
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !needsMap(name, opts.Features) })
 	return spec, nil
 }
 
@@ -300,18 +293,19 @@ func haveHelper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
 	return have, describe(err)
 }
 
-// lockPins makes the directory of the pins, if need be, and takes its lock until undo is closed.
-func lockPins(ctx context.Context, opts Options, undo *undoer) error {
+// lockPins makes the directory of the pins, if need be, and takes its lock until the call is over.
+func (a *applier) lockPins(ctx context.Context) error {
 	for {
-		made := new(undoer)
-		if err := makeDir(opts, opts.PinsDir, made); err != nil {
+		made, err := mkdirAll(a.opts.PinsDir)
+		if err != nil {
 			return err
 		}
-		unlock, err := opts.lockExisting(func() (func(), error) { return lock(ctx, opts.PinsDir, opts.Wait) })
+		err = a.lockIfThere(ctx)
 		if err == nil {
-			// Not before: without the lock the directory is another's.
-			undo.steps = append(undo.steps, made.steps...)
-			undo.hold(closer(unlock))
+			if len(made) > 0 {
+				a.undo = append(a.undo, func() error { return removeAll(made) })
+				a.opts.changed(Change{ActionCreate, a.opts.PinsDir})
+			}
 			return nil
 		}
 		gone := errors.Is(err, ErrNotLoaded) || errors.Is(err, os.ErrNotExist)
@@ -322,27 +316,14 @@ func lockPins(ctx context.Context, opts Options, undo *undoer) error {
 	}
 }
 
-// makeDir creates a directory and its parents, for the owner only.
-func makeDir(opts Options, dir string, undo *undoer) error {
-	var made []string
-	for d := dir; !exists(d); d = filepath.Dir(d) {
-		made = append(made, d)
+// lockIfThere takes the lock until the call is over, if there is anything to lock.
+func (a *applier) lockIfThere(ctx context.Context) error {
+	if !exists(a.opts.PinsDir) {
+		return nil
 	}
-	if opts.dryRun && len(made) > 0 {
-		opts.changed(ActionCreate, dir)
-		return checkWritable(dir)
+	unlock, err := lock(ctx, a.opts.PinsDir, a.opts.Wait)
+	if err == nil {
+		a.hold(closer(unlock))
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-			return fmt.Errorf("%w: %w", ErrPermission, err)
-		}
-		return err
-	}
-	for i := len(made) - 1; i >= 0; i-- {
-		undo.add(func() error { return os.Remove(made[i]) })
-	}
-	if len(made) > 0 {
-		opts.changed(ActionCreate, dir)
-	}
-	return nil
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -228,15 +229,15 @@ func TestReadersAreReplacedBeforeWriters(t *testing.T) {
 	require.NoError(t, err)
 	defer dp.Close()
 	require.Equal(t, []string{
-		"load programs",
+		"load programs", "switch to mode storage", "pin map revsk_config",
 		"attach revsk_recvmsg4", "attach revsk_recvmsg6",
 		"attach revsk_getpeername4", "attach revsk_getpeername6",
 		"attach revsk_release",
 		"attach revsk_connect4", "attach revsk_connect6",
 		"attach revsk_sendmsg4", "attach revsk_sendmsg6",
 		"attach revsk_post_bind4", "attach revsk_post_bind6",
-		"keep the features",
-	}, steps[len(steps)-13:])
+		"keep the features", "done",
+	}, steps[len(steps)-16:])
 }
 
 // changes are what a call changes of its own objects, in order; pins of maps left out.
@@ -358,6 +359,50 @@ func TestHooksThatALoadDetachesAreBackIfItFails(t *testing.T) {
 	require.FileExists(t, pinsDir+"/links/revsk_post_bind4")
 	require.NoError(t, loadAndClose(t, opts))
 	require.Empty(t, attached(t)[ebpf.AttachCGroupInet4PostBind])
+}
+
+// What was detached is attached again, in new links.
+func TestFailureAtAnyStepOfAnUnloadChangesNothing(t *testing.T) {
+	for _, purge := range []bool{false, true} {
+		t.Run(fmt.Sprintf("purge %v", purge), func(t *testing.T) {
+			dp := load(t, options())
+			conn := connected(t)
+			before := withoutLinks(pins(t))
+			programs := attached(t)
+			for failAt := 0; ; failAt++ {
+				n, failed := 0, ""
+				err := loader.Unload(t.Context(), options().WithStep(func(step string) error {
+					if n++; n > failAt {
+						failed = step
+						return errors.New("injected")
+					}
+					return nil
+				}), purge)
+				if failed == "" {
+					require.NoError(t, err)
+					require.Greater(t, failAt, 20)
+					break
+				}
+				require.ErrorContains(t, err, "injected")
+				require.NotErrorIs(t, err, loader.ErrPartlyDone)
+				require.Equal(t, before, withoutLinks(pins(t)), "failed at %s", failed)
+				require.Equal(t, programs, attached(t), "failed at %s", failed)
+				require.True(t, status(t, dp).Complete())
+				require.Equal(t, serviceAddr, peer(t, conn), "failed at %s", failed)
+			}
+			require.Empty(t, attached(t))
+		})
+	}
+}
+
+// withoutLinks are the pins without the ids of links, which are others when they were made again.
+func withoutLinks(found map[string]string) map[string]string {
+	for path, what := range found {
+		if _, of, ok := strings.Cut(what, " of "); ok {
+			found[path] = "link of " + of
+		}
+	}
+	return found
 }
 
 // The last thing that can fail: a hook that is not wanted any more, whose link is not what its name says.

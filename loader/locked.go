@@ -89,11 +89,11 @@ func (l *Locked) SetMode(mode Mode, force bool) error { return l.setMode(l.ctx, 
 
 // UnpinLegacy removes the pins of the legacy maps. Loaded programs keep the maps; a later Load makes new
 // ones.
-func (l *Locked) UnpinLegacy() error {
-	for _, name := range []string{mapReverse4, mapReverse6} {
-		if err := l.opts.removePin(l.opts.pinPath(name)); err != nil {
-			return err
-		}
-	}
-	return nil
+func (l *Locked) UnpinLegacy() (err error) {
+	a := &applier{opts: l.opts, dp: l.Datapath}
+	defer a.finish(&err)
+	return a.apply(l.ctx, []step{
+		unpin{path: l.opts.pinPath(mapReverse4), kind: aMap, said: true},
+		unpin{path: l.opts.pinPath(mapReverse6), kind: aMap, said: true},
+	})
 }

@@ -68,7 +68,7 @@ func openMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 // checkLayout compares what the programs rely on: type, sizes, and for the maps of this datapath,
 // whose values are ours to define, every field of the value.
 func checkLayout(m *ebpf.Map, spec *ebpf.MapSpec) error {
-	if err := maplayout.Check(m, spec, ErrLayout); err != nil {
+	if err := checkSizes(m, spec); err != nil {
 		return err
 	}
 	if !ownMap(spec.Name) || spec.Value == nil {
@@ -115,70 +115,24 @@ func valueLayout(t btf.Type) string {
 	return "{" + strings.TrimSpace(b.String()) + "}"
 }
 
-// openMaps opens the pinned maps that the programs use; with create it makes those that are missing,
-// pins them, apart from revsk_config, and registers how to undo that.
-func openMaps(opts Options, spec *ebpf.CollectionSpec, create bool, undo *undoer) (map[string]*ebpf.Map, error) {
+// openMaps opens those of the maps that the programs use which are pinned, with the sizes and flags that they
+// have: the spec is adapted to them.
+func openMaps(opts Options, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	opened := make(map[string]*ebpf.Map)
-	fail := func(err error) (map[string]*ebpf.Map, error) {
-		closeMaps(opened)
-		return nil, err
-	}
-	// All that exist first: a foreign layout is found before anything is created.
 	for _, name := range mapNames(spec) {
 		if !pinnable(name) {
 			continue
 		}
 		m, err := openMap(opts.pinPath(name), spec.Maps[name])
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			closeMaps(opened)
+			return nil, err
+		}
 		if err == nil {
 			opened[name] = m
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return fail(err)
-		} else if !create && ownMap(name) {
-			return fail(fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded))
 		}
-	}
-	if !create {
-		return opened, nil
-	}
-	for _, name := range mapNames(spec) {
-		if !pinnable(name) || opened[name] != nil {
-			continue
-		}
-		path := opts.pinPath(name)
-		if err := opts.step("create map " + name); err != nil {
-			return fail(err)
-		}
-		if opts.dryRun {
-			shrink(spec.Maps[name])
-		}
-		m, err := ebpf.NewMap(spec.Maps[name])
-		if err != nil {
-			return fail(describe(fmt.Errorf("creating map %s: %w", name, err)))
-		}
-		opened[name] = m
-		// revsk_config is pinned when there is a mode in it: see loadAndAttach.
-		if name != mapConfig {
-			if err := pinMap(opts, m, name, undo); err != nil {
-				return fail(err)
-			}
-		}
-		opts.changed(ActionCreate, path)
-		opts.Logger.Info("created map", "pin", path, "entries", spec.Maps[name].MaxEntries)
 	}
 	return opened, nil
-}
-
-// pinMap pins a map that was created, and registers how to undo that.
-func pinMap(opts Options, m *ebpf.Map, name string, undo *undoer) error {
-	if opts.dryRun {
-		return nil
-	}
-	path := opts.pinPath(name)
-	if err := m.Pin(path); err != nil {
-		return fmt.Errorf("pinning %s: %w", path, err)
-	}
-	undo.add(func() error { return os.Remove(path) })
-	return nil
 }
 
 func closeMaps(ms map[string]*ebpf.Map) {
@@ -186,6 +140,34 @@ func closeMaps(ms map[string]*ebpf.Map) {
 		m.Close()
 	}
 }
+
+// openMapID opens a map by its id; nil if it is gone.
+func openMapID(id ebpf.MapID) (*ebpf.Map, error) {
+	m, err := ebpf.NewMapFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, describe(fmt.Errorf("opening map %d: %w", id, err))
+	}
+	return m, nil
+}
+
+// isMap tells whether a map is what the spec describes: by type, sizes and the name, as far as the kernel
+// keeps it: together they are different for each map of the programs. A map may have no name.
+func isMap(m *ebpf.Map, spec *ebpf.MapSpec) (bool, error) {
+	if checkSizes(m, spec) != nil {
+		return false, nil
+	}
+	info, err := m.Info()
+	if err != nil {
+		return false, fmt.Errorf("reading about %v: %w", m, present(err))
+	}
+	return info.Name == "" || info.Name == kept(spec.Name), nil
+}
+
+// kept is what the kernel keeps of a name.
+func kept(name string) string { return name[:min(unix.BPF_OBJ_NAME_LEN-1, len(name))] }
 
 // describe says what a failure of the bpf system call means for an operator.
 func describe(err error) error {

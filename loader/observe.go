@@ -9,70 +9,235 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/attached"
+	"github.com/revsk/revsk/internal/cgroup2"
 )
+
+// A call observes first, then plans (plan.go), then applies the plan (apply.go). What is observed are values: no
+// file descriptor is kept, and a plan looks at nothing else.
 
 // observation is what there is of a datapath, and around it. Making one changes nothing.
 type observation struct {
 	opts  Options
-	mode  Mode
-	hooks []hookObservation // in the order of hooks
-	maps  []mapObservation  // sorted by name
+	hooks []hookState // in the order of hooks
+	maps  []mapState  // sorted by name
+	// loaded tells that there is a mode: a load has come as far as that.
+	loaded bool
+	mode   Mode
+	// features are those that are kept with the datapath; nil: none are.
+	features    *Features
+	featuresErr error // why those that are cannot be read
+	// dirs are the directories of the pins that exist, each with the names in it.
+	dirs map[string][]string
+	// removed are the links to cgroups that were removed, which are kept aside.
+	removed []linkState
 	// unsafe is why the directories of the pins cannot be trusted; nil: they can.
 	unsafe error
+
+	// hashes are those maps of the programs that look like the hash of a family, by the name which that has.
+	hashes map[ebpf.MapID]string
+	// links are all links to cgroups; nil: not looked for.
+	links []linkState
+
+	// held is how many tuples sockets hold, and lacking how many of them the hash lacks. They are asked only for
+	// plans that depend on them (lookAtSockets).
+	held    int
+	lacking difference
 }
 
-// hookObservation is what there is on one hook.
-type hookObservation struct {
+// hookState is what there is on one hook of the cgroup.
+type hookState struct {
 	hook
-	// link tells whether the link of this datapath is pinned, and dead whether it is attached to nothing.
-	link, dead bool
-	// removed tells that the link is attached to a cgroup that was removed.
-	removed bool
-	// saved is the program that was replaced in a takeover; the zero occupant if none was.
-	saved occupant
-	// own is the program in the link, or in the place, of this datapath: ours, or another agent's that
-	// has taken its hook back. The zero occupant: there is none.
-	own occupant
-	// ours tells whether own is a program of ours.
-	ours bool
-	// others are the further programs of load balancers for sockets that run on the hook: on the cgroup, and
-	// on those above and below it where they share a map with this datapath.
-	others []attachment
+	// pin is the link that is pinned under the name of the hook, saved what a takeover has replaced.
+	pin   linkState
+	saved program
+	// on are the programs of the cgroup, in the order in which they run, and around are those of load balancers for
+	// sockets on cgroups above and below that share a map with this datapath.
+	on, around []attachment
+	// agentPin is the link in the agent's directory.
+	agentPin linkState
+	// blocked is why no link could be attached; nil: one could.
+	blocked error
 }
+
+// linkState is a link to a cgroup. At most one of live and removed is set; without either it is dead: detached, by
+// an unload that was cut short, or with its cgroup.
+type linkState struct {
+	path    string // where it is pinned
+	id      link.ID
+	hook    ebpf.AttachType
+	program ebpf.ProgramID
+	cgroup  uint64
+	live    bool  // on the cgroup of the datapath
+	removed bool  // on a cgroup that was removed, and whose sockets live on
+	err     error // why it is not what its name says
+}
+
+// program is a program that is attached, or was.
+type program struct {
+	id     ebpf.ProgramID // 0: none
+	name   string         // as the kernel keeps it; empty: not looked at
+	tag    string
+	maps   []ebpf.MapID
+	loaded time.Duration // since boot
+}
+
+func (p program) String() string { return fmt.Sprintf("%s (program %d)", p.name, p.id) }
 
 // attachment is a program that is attached to a cgroup.
 type attachment struct {
-	occupant
+	program
 	cgroup string
-	maps   []ebpf.MapID
+	link   link.ID // 0: without one
+	flags  uint32
 }
 
-func (a attachment) String() string { return fmt.Sprintf("%v on %s", a.occupant, a.cgroup) }
+func (a attachment) String() string { return fmt.Sprintf("%v on %s", a.program, a.cgroup) }
 
-// mapObservation is a map of the datapath.
-type mapObservation struct {
+// live tells whether there is a program at all.
+func (a attachment) live() bool { return a.id != 0 }
+
+// mapState is a map that the programs use.
+type mapState struct {
 	name, pin string
-	pinned    ebpf.MapID   // 0: nothing is pinned there
-	used      []ebpf.MapID // by the programs of this datapath, sorted
+	pinned    ebpf.MapID // 0: nothing is pinned there
+	foreign   bool       // what is pinned there is no map of this type
+	err       error      // why what is pinned there cannot be used
+	has       bool       // entries
+	used      []mapUse
 	// entries and size tell how full it is; 0: they are not known.
 	entries, size int
 }
 
-// conflicts tells whether a program does the same as ours, so that only one of them may run. What another
-// agent has on a hook that no feature of ours needs is about binding, and stays.
-func (ho *hookObservation) conflicts(a attachment) bool {
-	return (ho.isReference(a.occupant) || isOurs(a.occupant)) && (ho.remembers() || ho.ours)
+// mapUse is a map that attached programs use for what a pin is for.
+type mapUse struct {
+	id  ebpf.MapID
+	has bool // entries
+	own bool // by a program of this datapath
 }
 
-// observe looks at everything there is.
+// isOurs tells our programs from those of another agent. That they are those of these pins, and not
+// of another datapath, is told by where they are.
+func (p program) isOurs() bool { return strings.HasPrefix(p.name, "revsk_") }
+
+// isReference tells whether a program is called as the reference calls its own of this hook, as far
+// as the kernel keeps names.
+func (h hook) isReference(p program) bool {
+	return p.name == h.reference || p.name == kept(h.reference)
+}
+
+// own is the program in the place of this datapath: ours, or another agent's that has taken its hook back. It is not
+// live if there is none.
+func (h *hookState) own() attachment {
+	if h.pin.live {
+		return h.byID(h.pin.program, h.pin.id)
+	}
+	if h.pin.id != 0 || h.saved.id == 0 {
+		return attachment{}
+	}
+	// Attached without a link.
+	for _, is := range []func(program) bool{program.isOurs, func(p program) bool { return p.id == h.saved.id }, h.isReference} {
+		if i := slices.IndexFunc(h.on, func(a attachment) bool { return a.link == 0 && is(a.program) }); i >= 0 {
+			return h.on[i]
+		}
+	}
+	return attachment{}
+}
+
+// byID is what is known of the program in a link.
+func (h *hookState) byID(id ebpf.ProgramID, l link.ID) attachment {
+	for _, a := range h.on {
+		if a.id == id {
+			a.link = l
+			return a
+		}
+	}
+	return attachment{program: program{id: id}, link: l}
+}
+
+// agent is where another agent has its program: the link that is pinned in its directory, or else one that is pinned
+// elsewhere or nowhere, or without a link.
+func (h *hookState) agent() attachment {
+	if h.agentPin.live {
+		return h.byID(h.agentPin.program, h.agentPin.id)
+	}
+	for _, linked := range []bool{true, false} {
+		for _, a := range h.on {
+			if h.isReference(a.program) && (a.link != 0) == linked {
+				return a
+			}
+		}
+	}
+	return attachment{}
+}
+
+// ours tells whether a program of ours is in the place of this datapath.
+func (h *hookState) ours() bool {
+	own := h.own()
+	return own.live() && (own.isOurs() || own.name == "" && h.saved.id == 0)
+}
+
+// takenBack tells whether another agent has put a program of its own back there.
+func (h *hookState) takenBack() bool {
+	own := h.own()
+	return own.live() && !h.ours() && own.id != h.saved.id
+}
+
+// beside is a program of the reference's on the hook besides the one in a place: both would run, and each would see
+// the addresses that the other has translated.
+func (h *hookState) beside(place attachment) (attachment, bool) {
+	for _, a := range h.on {
+		if a.id != place.id && h.isReference(a.program) {
+			return a, true
+		}
+	}
+	return attachment{}, false
+}
+
+// others are further programs of load balancers for sockets that run on the hook, on the cgroup or around it.
+func (h *hookState) others() []attachment {
+	var all []attachment
+	own := h.own()
+	for _, a := range h.on {
+		if a.id != own.id && h.conflicts(a) {
+			all = append(all, a)
+		}
+	}
+	return append(all, h.around...)
+}
+
+// conflicts tells whether a program does the same as ours, so that only one of them may run. What another
+// agent has on a hook that no feature of ours needs is about binding, and stays.
+func (h *hookState) conflicts(a attachment) bool {
+	return (h.isReference(a.program) || a.isOurs()) && (h.remembers() || h.ours())
+}
+
+// observe looks at everything there is but for the sockets.
 func observe(opts Options) (*observation, error) {
-	o := &observation{opts: opts}
+	o, err := observePins(opts)
+	if err == nil {
+		err = o.lookAtCgroup()
+	}
+	if err == nil {
+		err = o.lookAtMaps()
+	}
+	if err == nil {
+		err = o.lookAround()
+	}
+	return o, err
+}
+
+// observePins looks at the pins, and at the programs of the cgroup only where there is no pin to tell.
+func observePins(opts Options) (*observation, error) {
+	o := &observation{opts: opts, dirs: make(map[string][]string), hashes: make(map[ebpf.MapID]string)}
 	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
 		if err := checkDirs(dir); errors.Is(err, ErrUnsafeDir) {
 			o.unsafe = err
@@ -80,24 +245,124 @@ func observe(opts Options) (*observation, error) {
 			return nil, err
 		}
 	}
-	if err := o.observeMaps(); err != nil {
-		return nil, err
-	}
-	for _, h := range hooks {
-		ho, err := o.observeHook(h)
+	for _, dir := range []string{opts.PinsDir, opts.MapsDir, opts.linksDir(), opts.formerDir(), opts.removedDir()} {
+		files, err := os.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		o.hooks = append(o.hooks, ho)
+		o.dirs[dir] = []string{}
+		for _, file := range files {
+			o.dirs[dir] = append(o.dirs[dir], file.Name())
+		}
 	}
-	if err := o.observeAround(); err != nil {
-		return nil, err
+	for _, name := range o.dirs[opts.removedDir()] {
+		l, err := readLink(opts, filepath.Join(opts.removedDir(), name), nil)
+		if err != nil {
+			return nil, err
+		}
+		o.removed = append(o.removed, l)
 	}
-	return o, o.observeUse()
+	f, pinned, err := readFeatures(opts)
+	if pinned != nil {
+		pinned.Close()
+		o.features = &f
+	}
+	o.featuresErr = err
+	for _, h := range hooks {
+		hs := hookState{hook: h}
+		if hs.pin, err = readLink(opts, opts.linkPath(h), &h); err != nil {
+			return nil, err
+		}
+		saved, err := openPinnedProgram(opts.formerPath(h))
+		if err == nil {
+			hs.saved, err = aboutProgram(saved)
+			saved.Close()
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		if hs.saved.id != 0 && (hs.pin.id == 0 || hs.pin.live) { // else what is there is ours
+			if err := o.lookAtHook(&hs); err != nil {
+				return nil, err
+			}
+		}
+		o.hooks = append(o.hooks, hs)
+	}
+	return o, o.lookAtMapPins()
 }
 
-// observeMaps looks at the pins of the maps.
-func (o *observation) observeMaps() error {
+// lookAtCgroup looks at the programs of the cgroup, and where another agent has its own.
+func (o *observation) lookAtCgroup() error {
+	var err error
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		if h.on == nil {
+			if err := o.lookAtHook(h); err != nil {
+				return err
+			}
+		}
+		if o.opts.TakeoverLinks == "" {
+			continue
+		}
+		if h.agentPin, err = readLink(o.opts, filepath.Join(o.opts.TakeoverLinks, h.reference), &h.hook); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookAtHook finds the programs on a hook of the cgroup.
+func (o *observation) lookAtHook(h *hookState) error {
+	found, err := attached.To(o.opts.Cgroup, h.attach)
+	if err != nil {
+		return describe(err)
+	}
+	for _, id := range found.IDs {
+		p, err := describeProgram(id)
+		if err != nil {
+			return err
+		}
+		if p.id == 0 {
+			continue // gone meanwhile
+		}
+		a := attachment{program: p, cgroup: o.opts.Cgroup, flags: found.Flags}
+		if h.pin.live && h.pin.program == id {
+			a.link = h.pin.id
+		} else if found.Flags&unix.BPF_F_ALLOW_MULTI != 0 { // beside programs without this flag there are no links
+			if a.link, err = o.linkOf(h.hook, id); err != nil {
+				return err
+			}
+		}
+		h.on = append(h.on, a)
+	}
+	return nil
+}
+
+// linkOf is the link to the cgroup that holds a program; 0 if none does.
+func (o *observation) linkOf(h hook, id ebpf.ProgramID) (link.ID, error) {
+	if o.links == nil {
+		var err error
+		if o.links, err = cgroupLinks(); err != nil {
+			return 0, err
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(o.opts.Cgroup, &st); err != nil {
+		return 0, fmt.Errorf("cgroup %s: %w", o.opts.Cgroup, err)
+	}
+	for _, l := range o.links {
+		if l.program == id && l.hook == h.attach && l.cgroup == st.Ino {
+			return l.id, nil
+		}
+	}
+	return 0, nil
+}
+
+// lookAtMapPins looks at what is pinned.
+func (o *observation) lookAtMapPins() error {
 	spec, err := sock.LoadSock()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
@@ -106,31 +371,53 @@ func (o *observation) observeMaps() error {
 		if !pinnable(name) {
 			continue
 		}
-		mo := mapObservation{name: name, pin: o.opts.pinPath(name)}
-		if err := mo.look(); err != nil {
+		s := mapState{name: name, pin: o.opts.pinPath(name)}
+		if err := s.look(spec.Maps[name]); err != nil {
 			return err
 		}
-		if name == mapConfig && mo.pinned != 0 {
-			if o.mode, err = readMode(mo.pin); err != nil {
+		if name == mapConfig && s.pinned != 0 && s.err == nil {
+			o.loaded = true
+			if o.mode, err = readMode(s.pin); err != nil {
 				return err
 			}
 		}
-		o.maps = append(o.maps, mo)
+		o.maps = append(o.maps, s)
 	}
 	return nil
 }
 
-func (mo *mapObservation) look() error {
-	m, err := openPinnedMap(mo.pin)
-	if errors.Is(err, os.ErrNotExist) {
+func (s *mapState) look(spec *ebpf.MapSpec) error {
+	m, err := openPinnedMap(s.pin)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, ErrNotAPin):
+		s.foreign, s.err = true, err
+		return nil
+	case err != nil:
 		return err
 	}
 	defer m.Close()
-	mo.pinned, err = mapID(m)
+	s.foreign = m.Type() != spec.Type
+	if s.pinned, err = mapID(m); err != nil {
+		return err
+	}
+	if err := checkSizes(m, spec); err != nil {
+		s.err = fmt.Errorf("%s: %w", s.pin, err)
+		return nil
+	}
+	if s.name == mapReverse4 || s.name == mapReverse6 {
+		s.has, err = hasEntries(m)
+	}
 	return err
+}
+
+func hasEntries(m *ebpf.Map) (bool, error) {
+	key, err := m.NextKeyBytes(nil)
+	if err != nil {
+		return false, fmt.Errorf("reading %v: %w", m, err)
+	}
+	return key != nil, nil
 }
 
 func readMode(path string) (Mode, error) {
@@ -146,105 +433,102 @@ func readMode(path string) (Mode, error) {
 	return Mode(cfg.Mode), nil
 }
 
-// observeHook looks at what is on a hook of the datapath's own cgroup.
-func (o *observation) observeHook(h hook) (hookObservation, error) {
-	ho := hookObservation{hook: h}
-	s, err := findSeat(o.opts, h)
-	if err != nil {
-		return ho, err
-	}
-	defer s.Close()
-	ho.link = s.link != nil
-	ho.dead = ho.link && !s.live()
-	if ho.dead {
-		if _, ho.removed, err = onRemovedCgroup(s.link); err != nil {
-			return ho, err
-		}
-	}
-	ho.saved, ho.own, ho.ours = s.formerly, s.now, s.ours()
-	found, err := queryOwn(o.opts, h)
-	if err != nil {
-		return ho, err
-	}
-	for _, id := range found.IDs {
-		if id == s.now.id {
-			continue
-		}
-		a, err := describeAttachment(id, o.opts.Cgroup)
-		if err != nil {
-			return ho, err
-		}
-		if ho.conflicts(a) {
-			ho.others = append(ho.others, a)
-		}
-	}
-	return ho, nil
-}
-
-// observeUse finds out which maps the programs of this datapath use.
-func (o *observation) observeUse() error {
+// lookAtMaps finds out which maps the programs use: those of this datapath, and the reference's.
+func (o *observation) lookAtMaps() error {
 	spec, err := sock.LoadSock()
 	if err != nil {
 		return fmt.Errorf("reading the compiled programs: %w", err)
 	}
-	seen := make(map[ebpf.MapID]bool)
-	for _, ho := range o.hooks {
-		if ho.own.id == 0 {
-			continue
-		}
-		used, err := mapsOf(ho.own.id)
-		if err != nil {
-			return err
-		}
-		for _, id := range used {
-			if seen[id] {
-				continue
+	own := make(map[ebpf.MapID]bool) // whether a program of ours uses it
+	var ids []ebpf.MapID
+	note := func(p program, ours bool) {
+		for _, id := range p.maps {
+			if _, ok := own[id]; !ok {
+				ids = append(ids, id)
 			}
-			seen[id] = true
-			if err := o.noteUse(id, spec); err != nil {
+			own[id] = own[id] || ours
+		}
+	}
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		place := h.own()
+		if place.live() && place.name == "" { // not on the cgroup any more
+			if place.program, err = describeProgram(place.id); err != nil {
 				return err
 			}
+		}
+		note(place.program, true)
+		note(h.saved, false)
+		for _, a := range h.on {
+			if h.isReference(a.program) || a.isOurs() {
+				note(a.program, false)
+			}
+		}
+	}
+	for _, id := range ids {
+		if err := o.noteMap(id, own[id], spec); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (o *observation) noteUse(id ebpf.MapID, spec *ebpf.CollectionSpec) error {
+func (o *observation) noteMap(id ebpf.MapID, own bool, spec *ebpf.CollectionSpec) error {
 	m, err := openMapID(id)
 	if m == nil {
 		return err
 	}
 	defer m.Close()
+	for _, name := range []string{mapReverse4, mapReverse6} {
+		// By its type and sizes alone, which tell it from all other maps of the reference.
+		if checkSizes(m, spec.Maps[name]) == nil {
+			o.hashes[id] = name
+		}
+	}
 	for i := range o.maps {
-		same, err := isMap(m, spec.Maps[o.maps[i].name])
+		s := &o.maps[i]
+		same, err := isMap(m, spec.Maps[s.name])
 		if err != nil {
 			return err
 		}
-		if same {
-			o.maps[i].used = append(o.maps[i].used, id)
-			slices.Sort(o.maps[i].used)
+		if !same {
+			continue
 		}
+		use := mapUse{id: id, own: own}
+		if s.pinned == 0 && !ownMap(s.name) {
+			if use.has, err = hasEntries(m); err != nil {
+				return err
+			}
+		}
+		s.used = append(s.used, use)
+		slices.SortFunc(s.used, func(a, b mapUse) int { return int(a.id) - int(b.id) })
 	}
 	return nil
 }
 
-// observeAround looks for programs above and below the cgroup that share a map with this datapath: each would
-// see the addresses that the other has translated.
-func (o *observation) observeAround() error {
+// lookAround looks for what is on the cgroups above and below: programs that share a map with this datapath, since each
+// would see the addresses that the other has translated, and those beside which no link can be attached.
+func (o *observation) lookAround() error {
 	shared := make(map[ebpf.MapID]bool)
-	for _, mo := range o.maps {
-		if mo.pinned != 0 {
-			shared[mo.pinned] = true
+	for _, s := range o.maps {
+		if s.pinned != 0 {
+			shared[s.pinned] = true
 		}
 	}
-	cgroups, err := cgroupsAround(o.opts.Cgroup)
+	above, below, err := cgroupsAround(o.opts.Cgroup)
 	if err != nil {
 		return err
 	}
-	for _, dir := range cgroups {
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		if h.blocked, err = blocked(h.hook, append([]string{o.opts.Cgroup}, above...)); err != nil {
+			return err
+		}
+	}
+	for _, dir := range append(above, below...) {
 		for i := range o.hooks {
-			ho := &o.hooks[i]
-			found, err := attached.To(dir, ho.hook.attach)
+			h := &o.hooks[i]
+			found, err := attached.To(dir, h.attach)
 			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
 				break // removed meanwhile, or no cgroup
 			}
@@ -252,12 +536,13 @@ func (o *observation) observeAround() error {
 				return describe(err)
 			}
 			for _, id := range found.IDs {
-				a, err := describeAttachment(id, dir)
+				p, err := describeProgram(id)
 				if err != nil {
 					return err
 				}
-				if ho.conflicts(a) && slices.ContainsFunc(a.maps, func(id ebpf.MapID) bool { return shared[id] }) {
-					ho.others = append(ho.others, a)
+				a := attachment{program: p, cgroup: dir, flags: found.Flags}
+				if h.conflicts(a) && slices.ContainsFunc(p.maps, func(id ebpf.MapID) bool { return shared[id] }) {
+					h.around = append(h.around, a)
 				}
 			}
 		}
@@ -265,43 +550,109 @@ func (o *observation) observeAround() error {
 	return nil
 }
 
-// cgroupsAround are the cgroups above and below one.
-func cgroupsAround(cgroup string) ([]string, error) {
-	dir, err := filepath.Abs(cgroup)
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	for above := filepath.Dir(dir); ; above = filepath.Dir(above) {
-		magic, err := fsMagic(above)
+// blocked is why the kernel would not attach a link to the first of these cgroups, each of which is below the next: it
+// would not beside programs that are attached to the same cgroup without BPF_F_ALLOW_MULTI, nor below one that is attached without any flag. Below
+// one that is attached with BPF_F_ALLOW_OVERRIDE it would, and no longer run that program for the sockets of our cgroup: it may be a
+// policy. The error wraps [ErrExclusive] or [ErrOverrides]; nil: it would.
+func blocked(h hook, cgroups []string) (why, err error) {
+	for i, dir := range cgroups {
+		found, err := attached.To(dir, h.attach)
+		switch {
+		case i > 0 && (errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL)):
+			return nil, nil
+		case err != nil:
+			return nil, describe(err)
+		case len(found.IDs) == 0:
+			continue
+		case found.Flags&unix.BPF_F_ALLOW_MULTI != 0:
+			return nil, nil
+		case i == 0 || found.Flags&unix.BPF_F_ALLOW_OVERRIDE == 0:
+			return fmt.Errorf("%s of %s: %w", h.program, dir, ErrExclusive), nil
+		}
+		p, err := describeProgram(found.IDs[0])
 		if err != nil {
 			return nil, err
+		}
+		return fmt.Errorf("%s: %w: %v on %s", h.program, ErrOverrides, p, dir), nil
+	}
+	return nil, nil
+}
+
+// cgroupsAround are the cgroups above one, the nearest first, and below it.
+func cgroupsAround(cgroup string) (above, below []string, err error) {
+	dir, err := filepath.Abs(cgroup)
+	if err != nil {
+		return nil, nil, err
+	}
+	for up := filepath.Dir(dir); ; up = filepath.Dir(up) {
+		magic, err := fsMagic(up)
+		if err != nil {
+			return nil, nil, err
 		}
 		if magic != unix.CGROUP2_SUPER_MAGIC {
 			break
 		}
-		all = append(all, above)
+		above = append(above, up)
 	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
-		if err != nil {
-			return err
+		if err == nil && d.IsDir() && path != dir {
+			below = append(below, path)
 		}
-		if d.IsDir() && path != dir {
-			all = append(all, path)
-		}
-		return nil
+		return err
 	})
-	return all, err
+	return above, below, err
 }
 
-func describeAttachment(id ebpf.ProgramID, cgroup string) (attachment, error) {
-	o, err := describeProgram(id)
-	if err != nil || o.id == 0 {
-		return attachment{}, err
+// describeProgram finds out what a program is. It returns the zero program if it is gone.
+func describeProgram(id ebpf.ProgramID) (program, error) {
+	prog, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return program{}, nil
 	}
-	used, err := mapsOf(id)
-	return attachment{o, cgroup, used}, err
+	if err != nil {
+		return program{}, describe(fmt.Errorf("opening program %d: %w", id, err))
+	}
+	defer prog.Close()
+	return aboutProgram(prog)
+}
+
+func aboutProgram(prog *ebpf.Program) (program, error) {
+	info, err := prog.Info()
+	if err != nil {
+		return program{}, fmt.Errorf("reading about a program: %w", present(err))
+	}
+	p := program{name: info.Name, tag: info.Tag}
+	p.id, _ = info.ID()
+	p.maps, _ = info.MapIDs()
+	p.loaded, _ = info.LoadTime()
+	return p, nil
+}
+
+// AgentRuns tells whether a reference agent's programs are on the cgroup, in whose place [Options.Takeover] would put
+// ours. Returns an error wrapping [ErrPermission] or [ErrNoCgroup2].
+func AgentRuns(opts Options) (bool, error) {
+	opts, err := opts.WithDefaults()
+	if err != nil {
+		return false, err
+	}
+	o := &observation{opts: opts}
+	for _, h := range hooks {
+		hs := hookState{hook: h}
+		if err := o.lookAtHook(&hs); err != nil {
+			return false, err
+		}
+		if _, runs := hs.beside(attachment{}); runs {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// isNamespaceRoot tells whether a cgroup is the root of a cgroup namespace, and not of the hierarchy.
+func isNamespaceRoot(cgroup string) bool {
+	usual, err := FindCgroup2()
+	return err == nil && usual == cgroup && !cgroup2.IsRoot(usual)
 }

@@ -63,17 +63,8 @@ type Options struct {
 	// Logger for what is done; nil: none.
 	Logger *slog.Logger
 
-	// dryRun checks everything and changes nothing.
-	dryRun bool
-	// step is called before every step that changes something; tests make it fail.
+	// step is called before every step of a plan, and after the last one; tests make it fail.
 	step func(name string) error
-}
-
-// planning makes a call change nothing and say what it would change.
-func (o Options) planning(changes *[]Change) Options {
-	o.dryRun = true
-	o.OnChange = func(c Change) { *changes = append(*changes, c) }
-	return o
 }
 
 // WithDefaults fills what is empty. Returns an error wrapping [ErrNoCgroup2] if there is no cgroup2
@@ -115,8 +106,6 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	return o, nil
 }
-
-func (o Options) linksDir() string { return filepath.Join(o.PinsDir, "links") }
 
 // applySizes writes the sizes asked for into the specs of maps that may have to be created.
 func (o Options) applySizes(spec *ebpf.CollectionSpec) {

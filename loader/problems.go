@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/cilium/ebpf"
 )
 
 // Problem is something that is not as it has to be.
@@ -45,8 +43,8 @@ func (o *observation) problems() []Problem {
 	all := []Problem{}
 	all = append(all, o.hookProblems()...)
 	all = append(all, o.otherProblems()...)
-	for _, mo := range o.maps {
-		all = append(all, mo.problems(o.mode)...)
+	for _, s := range o.maps {
+		all = append(all, s.problems(o.mode)...)
 	}
 	if o.unsafe != nil {
 		all = append(all, Problem{Code: ProblemUnsafeDir, Text: o.unsafe.Error()})
@@ -57,18 +55,19 @@ func (o *observation) problems() []Problem {
 func (o *observation) hookProblems() []Problem {
 	var missing, dead, removed, back []string
 	attached := 0
-	for _, ho := range o.hooks {
-		name := strings.TrimPrefix(ho.program, "revsk_")
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		name := strings.TrimPrefix(h.program, "revsk_")
 		switch {
-		case ho.ours:
+		case h.ours():
 			attached++
-		case ho.saved.id != 0 && ho.own.id != 0:
+		case h.own().live():
 			back = append(back, name)
-		case ho.removed:
+		case h.pin.removed:
 			removed = append(removed, name)
-		case ho.dead:
+		case h.pin.id != 0:
 			dead = append(dead, name)
-		case ho.isWanted(o.opts.Features):
+		case h.isWanted(o.opts.Features):
 			missing = append(missing, name)
 		}
 	}
@@ -101,12 +100,12 @@ func (o *observation) hookProblems() []Problem {
 func (o *observation) otherProblems() []Problem {
 	by := make(map[string][]string) // by cgroup
 	var cgroups []string
-	for _, ho := range o.hooks {
-		for _, a := range ho.others {
+	for i := range o.hooks {
+		for _, a := range o.hooks[i].others() {
 			if by[a.cgroup] == nil {
 				cgroups = append(cgroups, a.cgroup)
 			}
-			by[a.cgroup] = append(by[a.cgroup], a.occupant.String())
+			by[a.cgroup] = append(by[a.cgroup], a.program.String())
 		}
 	}
 	var all []Problem
@@ -115,7 +114,7 @@ func (o *observation) otherProblems() []Problem {
 			Code: ProblemBeside,
 			Text: fmt.Sprintf("another datapath runs on %s, on the same sockets: %s", cgroup, strings.Join(by[cgroup], ", ")),
 		}
-		if cgroup == o.opts.Cgroup && o.beside((*hookObservation).besideReference) {
+		if cgroup == o.opts.Cgroup && slices.ContainsFunc(o.hooks, besideReference) {
 			p.Mend = o.leaveCommand() + " && " + takeOverCommand
 		}
 		all = append(all, p)
@@ -128,60 +127,40 @@ const takeOverCommand = "revsk load --takeover"
 
 // leaveCommand takes our programs off hooks on which another agent's run as well.
 func (o *observation) leaveCommand() string {
-	if slices.ContainsFunc(o.hooks, func(ho hookObservation) bool { return ho.saved.id != 0 }) {
+	if o.takenOver() {
 		return "revsk rollback && revsk unload --hand-back"
 	}
 	return "revsk unload"
 }
 
-func (o *observation) beside(is func(*hookObservation) bool) bool {
-	for i := range o.hooks {
-		if is(&o.hooks[i]) {
-			return true
-		}
-	}
-	return false
+func besideReference(h hookState) bool {
+	_, beside := h.beside(h.own())
+	return beside
 }
 
-func (ho *hookObservation) besideReference() bool {
-	return slices.ContainsFunc(ho.others, func(a attachment) bool { return ho.isReference(a.occupant) })
-}
-
-// checkAlone returns an error wrapping [ErrOtherDatapath] if another datapath runs on the same sockets, of
-// revsk on the same cgroup, or of whomever on one above or below.
-func (o *observation) checkAlone() error {
-	for _, ho := range o.hooks {
-		for _, a := range ho.others {
-			if a.cgroup != o.opts.Cgroup || isOurs(a.occupant) {
-				return fmt.Errorf("%s: %w: %v", ho.program, ErrOtherDatapath, a)
-			}
-		}
-	}
-	return nil
-}
-
-func (mo mapObservation) problems(mode Mode) []Problem {
+func (s mapState) problems(mode Mode) []Problem {
+	used := slices.DeleteFunc(slices.Clone(s.used), func(use mapUse) bool { return !use.own })
 	var all []Problem
 	switch {
-	case len(mo.used) > 0 && mo.pinned == 0:
-		id := mo.used[len(mo.used)-1]
+	case len(used) > 0 && s.pinned == 0:
+		id := used[len(used)-1].id
 		all = append(all, Problem{
 			Code: ProblemMapMissing,
-			Text: fmt.Sprintf("nothing is pinned at %s, and the programs use map %d", mo.pin, id),
-			Mend: fmt.Sprintf("bpftool map pin id %d %s", id, mo.pin),
+			Text: fmt.Sprintf("nothing is pinned at %s, and the programs use map %d", s.pin, id),
+			Mend: fmt.Sprintf("bpftool map pin id %d %s", id, s.pin),
 		})
-	case len(mo.used) > 0 && slices.ContainsFunc(mo.used, func(id ebpf.MapID) bool { return id != mo.pinned }):
+	case len(used) > 0 && slices.ContainsFunc(used, func(use mapUse) bool { return use.id != s.pinned }):
 		all = append(all, Problem{
 			Code: ProblemMapReplaced,
-			Text: fmt.Sprintf("map %d is pinned at %s, and programs use map %d", mo.pinned, mo.pin, mo.used[0]),
+			Text: fmt.Sprintf("map %d is pinned at %s, and programs use map %d", s.pinned, s.pin, used[0].id),
 			Mend: "revsk load",
 		})
 	}
-	hash := mo.name == mapReverse4 || mo.name == mapReverse6
-	if hash && mode != ModeStorage && mo.size > 0 && mo.entries*100 >= mo.size*almostFull {
+	hash := s.name == mapReverse4 || s.name == mapReverse6
+	if hash && mode != ModeStorage && s.size > 0 && s.entries*100 >= s.size*almostFull {
 		all = append(all, Problem{
 			Code: ProblemHashFull,
-			Text: fmt.Sprintf("%s has %d entries of %d, and evicts those of live sockets when it is full", mo.name, mo.entries, mo.size),
+			Text: fmt.Sprintf("%s has %d entries of %d, and evicts those of live sockets when it is full", s.name, s.entries, s.size),
 			Mend: "revsk migrate",
 		})
 	}

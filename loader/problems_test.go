@@ -7,35 +7,78 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 const testCgroup = "/cgroup/here"
 
-// observed is a datapath where everything is as it has to be.
-func observed() *observation {
-	o := &observation{opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps", Features: &Features{NodePort: true}}}
-	for i, h := range hooks {
-		ho := hookObservation{hook: h}
-		if h.isWanted(o.opts.Features) {
-			ho.link, ho.ours = true, true
-			ho.own = occupant{id: ebpf.ProgramID(100 + i), name: kept(h.program)}
-		}
-		o.hooks = append(o.hooks, ho)
+// nothingThere is a node on which nothing was loaded yet.
+func nothingThere() *observation {
+	o := &observation{
+		opts: Options{Cgroup: testCgroup, PinsDir: "/bpf/revsk", MapsDir: "/bpf/maps"},
+		dirs: make(map[string][]string), hashes: make(map[ebpf.MapID]string),
 	}
-	for i, name := range []string{mapReverse4, "cilium_lb4_services_v2", mapConn} {
-		id := ebpf.MapID(10 + i)
-		o.maps = append(o.maps, mapObservation{name: name, pin: o.opts.pinPath(name), pinned: id, used: []ebpf.MapID{id}})
+	for _, h := range hooks {
+		o.hooks = append(o.hooks, hookState{hook: h})
+	}
+	for _, name := range []string{mapReverse4, mapReverse6, "cilium_lb4_services_v2", mapConfig, mapConn} {
+		o.maps = append(o.maps, mapState{name: name, pin: o.opts.pinPath(name)})
 	}
 	return o
 }
 
-func (o *observation) at(program string) *hookObservation {
-	i := slices.IndexFunc(o.hooks, func(ho hookObservation) bool { return ho.program == program })
+// observed is a datapath where everything is as it has to be.
+func observed() *observation {
+	o := nothingThere()
+	f := DefaultFeatures()
+	o.features, o.opts.Features, o.loaded = &f, &f, true
+	o.dirs[o.opts.PinsDir], o.dirs[o.opts.MapsDir] = []string{"links", mapConfig, mapConn, mapFeatures}, []string{}
+	o.dirs[o.opts.linksDir()] = []string{}
+	for i := range o.hooks {
+		if h := &o.hooks[i]; h.isWanted(&f) {
+			p := program{id: ebpf.ProgramID(100 + i), name: kept(h.program)}
+			h.pin = linkState{path: o.opts.linkPath(h.hook), id: link.ID(200 + i), program: p.id, live: true}
+			h.on = []attachment{{program: p, cgroup: testCgroup, link: h.pin.id}}
+			o.dirs[o.opts.linksDir()] = append(o.dirs[o.opts.linksDir()], h.program)
+		}
+	}
+	for i := range o.maps {
+		s := &o.maps[i]
+		s.pinned = ebpf.MapID(10 + i)
+		s.used = []mapUse{{id: s.pinned, own: true}}
+	}
+	return o
+}
+
+func (o *observation) at(program string) *hookState {
+	i := slices.IndexFunc(o.hooks, func(h hookState) bool { return h.program == program })
 	return &o.hooks[i]
 }
 
-func theirs(h hook) occupant { return occupant{id: 7, name: kept(h.reference)} }
+// each does something to every hook that has a program of ours.
+func (o *observation) each(f func(*hookState)) {
+	for i := range o.hooks {
+		if h := &o.hooks[i]; h.ours() {
+			f(h)
+		}
+	}
+}
+
+// theirs is a program of another agent's.
+func (o *observation) theirs(h *hookState) attachment {
+	hash := o.mapNamed(mapReverse4).pinned
+	o.hashes[hash] = mapReverse4
+	return attachment{program: program{id: 7, name: kept(h.reference), maps: []ebpf.MapID{hash}}, cgroup: testCgroup, flags: unix.BPF_F_ALLOW_MULTI}
+}
+
+// takeBack is what an agent does that restarts.
+func (o *observation) takeBack(h *hookState) {
+	h.saved = program{id: 6, name: kept(h.reference)}
+	h.on = []attachment{o.theirs(h)}
+	h.on[0].link, h.pin.program = h.pin.id, 7
+}
 
 func TestProblems(t *testing.T) {
 	type problem struct{ code, mend string }
@@ -46,53 +89,44 @@ func TestProblems(t *testing.T) {
 		"all is well": {func(*observation) {}, nil},
 		"nothing is attached": {func(o *observation) {
 			for i := range o.hooks {
-				o.hooks[i] = hookObservation{hook: o.hooks[i].hook}
+				o.hooks[i] = hookState{hook: o.hooks[i].hook}
 			}
 		}, []problem{{ProblemNotAttached, "revsk load"}}},
 		"a hook is missing": {func(o *observation) {
-			o.at("revsk_connect4").own, o.at("revsk_connect4").ours = occupant{}, false
+			h := o.at("revsk_connect4")
+			h.pin, h.on = linkState{}, nil
 		}, []problem{{ProblemHooksMissing, "revsk load"}}},
 		"a link that only a feature needs is detached": {func(o *observation) {
-			ho := o.at("revsk_post_bind4")
-			ho.own, ho.ours, ho.dead = occupant{}, false, true
+			h := o.at("revsk_post_bind4")
+			h.pin.live, h.on = false, nil
 		}, []problem{{ProblemLinkDetached, "revsk load"}}},
 		"the cgroup was removed and made again": {func(o *observation) {
-			for i := range o.hooks {
-				if ho := &o.hooks[i]; ho.ours {
-					ho.own, ho.ours, ho.dead, ho.removed = occupant{}, false, true, true
-				}
-			}
+			o.each(func(h *hookState) { h.pin.live, h.pin.removed, h.on = false, true, nil })
 		}, []problem{{ProblemCgroupRemoved, "revsk load"}}},
 		"the agent has its hooks back": {func(o *observation) {
-			for i := range o.hooks {
-				if ho := &o.hooks[i]; ho.ours {
-					ho.saved, ho.own, ho.ours = occupant{id: 6}, theirs(ho.hook), false
-				}
-			}
+			o.each(o.takeBack)
 		}, []problem{{ProblemTakenBack, "revsk load --takeover"}}},
 		"the agent has some of its hooks back": {func(o *observation) {
-			ho := o.at("revsk_release")
-			ho.saved, ho.own, ho.ours = occupant{id: 6}, theirs(ho.hook), false
+			o.takeBack(o.at("revsk_release"))
 		}, []problem{{ProblemTakenBack, "revsk load --takeover"}}},
 		"the agent runs beside ours": {func(o *observation) {
-			ho := o.at("revsk_connect4")
-			ho.others = []attachment{{occupant: theirs(ho.hook), cgroup: testCgroup}}
+			h := o.at("revsk_connect4")
+			h.on = append(h.on, o.theirs(h))
 		}, []problem{{ProblemBeside, "revsk unload && revsk load --takeover"}}},
 		"the agent runs beside ours on a node that was taken over": {func(o *observation) {
-			ho := o.at("revsk_connect4")
-			ho.saved = occupant{id: 6}
-			ho.others = []attachment{{occupant: theirs(ho.hook), cgroup: testCgroup}}
+			h := o.at("revsk_connect4")
+			h.saved = program{id: 6}
+			h.on = append(h.on, o.theirs(h))
 		}, []problem{{ProblemBeside, "revsk rollback && revsk unload --hand-back && revsk load --takeover"}}},
 		"another datapath above and below": {func(o *observation) {
-			ho := o.at("revsk_connect4")
-			other := occupant{id: 9, name: "revsk_connect4"}
-			ho.others = []attachment{{occupant: other, cgroup: "/cgroup"}, {occupant: other, cgroup: testCgroup + "/below"}}
+			other := program{id: 9, name: "revsk_connect4"}
+			o.at("revsk_connect4").around = []attachment{{program: other, cgroup: "/cgroup"}, {program: other, cgroup: testCgroup + "/below"}}
 		}, []problem{{ProblemBeside, ""}, {ProblemBeside, ""}}},
 		"the pin of a map is gone": {func(o *observation) {
-			o.maps[1].pinned = 0
-		}, []problem{{ProblemMapMissing, "bpftool map pin id 11 /bpf/maps/cilium_lb4_services_v2"}}},
+			o.mapNamed("cilium_lb4_services_v2").pinned = 0
+		}, []problem{{ProblemMapMissing, "bpftool map pin id 12 /bpf/maps/cilium_lb4_services_v2"}}},
 		"the control plane has made a map anew": {func(o *observation) {
-			o.maps[1].pinned = 99
+			o.mapNamed("cilium_lb4_services_v2").pinned = 99
 		}, []problem{{ProblemMapReplaced, "revsk load"}}},
 		"the hash is almost full": {func(o *observation) {
 			o.mode, o.maps[0].entries, o.maps[0].size = ModeDual, 80, 100
@@ -117,6 +151,15 @@ func TestProblems(t *testing.T) {
 				found = append(found, problem{p.Code, p.Mend})
 			}
 			require.Equal(t, test.want, found)
+			// What mends it is not refused.
+			for _, p := range found {
+				if p.mend == "revsk load" || p.mend == takeOverCommand {
+					o.opts.Takeover = p.mend == takeOverCommand
+					steps, _, err := planLoad(o)
+					require.NoError(t, err)
+					require.NotEmpty(t, steps)
+				}
+			}
 		})
 	}
 }

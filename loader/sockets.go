@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
@@ -29,20 +31,13 @@ func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
 	return all, describe(err)
 }
 
-// checkStorageEmpty returns an error wrapping ErrUnsafeMode if sockets hold tuples.
-func (dp *Datapath) checkStorageEmpty(ctx context.Context) error {
+// held is how many tuples sockets hold.
+func (dp *Datapath) held(ctx context.Context) (n int, err error) {
 	all, err := dp.sockets(ctx)
-	if err != nil {
-		return err
-	}
-	held := 0
 	for i := range all {
-		held += len(tuples(&all[i]))
+		n += len(tuples(&all[i]))
 	}
-	if held > 0 {
-		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, held)
-	}
-	return nil
+	return n, err
 }
 
 // tuples are those that a socket holds, in the order in which they were written of one peer: the hash has one
@@ -57,77 +52,104 @@ func tuples(s *inspect.Socket) []revnat.Tuple {
 	return append(all, s.Peers...)
 }
 
-// checkHash returns an error wrapping ErrHashIncomplete if sockets hold what the hash lacks. With exactly,
-// the hash must say the same of each; else another service for the same peer will do, as where
-// programs have written that keep the hash only.
-func (dp *Datapath) checkHash(ctx context.Context, exactly bool) error {
-	var lacking map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
-	for range looks {
-		all, err := dp.sockets(ctx)
-		if err != nil {
-			return err
-		}
-		now, err := dp.lackedByHash(hashEntries(all), exactly)
-		if err != nil {
-			return err
-		}
-		if lacking != nil {
-			for key, value := range now {
-				if before, ok := lacking[key]; !ok || before != value {
-					delete(now, key)
-				}
-			}
-		}
-		if lacking = now; len(lacking) == 0 {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: %d of them", ErrHashIncomplete, len(lacking))
+// entries are those that the hash has, or should have.
+type entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
+
+// difference is what the hash lacks of what sockets hold.
+type difference struct {
+	missing entries
+	// others has another service for the same peer, as where programs have written that keep the hash only.
+	others entries
+	// unreachable is how many could not be found by their socket.
+	unreachable int
 }
 
-// refill puts back into the hash what it lacks of what sockets hold: it may have evicted that. What differs is left to
-// [Datapath.checkHash].
+// check returns an error wrapping [ErrHashIncomplete] if the hash lacks something. With exactly, it must say the same of
+// each peer. What can be put back does not count with refill.
+func (d difference) check(exactly, refill bool) error {
+	n := len(d.missing)
+	if refill {
+		n = d.unreachable
+	}
+	if exactly {
+		n += len(d.others)
+	}
+	if n > 0 {
+		return fmt.Errorf("%w: %d of them", ErrHashIncomplete, n)
+	}
+	return nil
+}
+
+// lackedByHash compares sockets and hash, until they agree or what differs stays.
+func (dp *Datapath) lackedByHash(ctx context.Context) (difference, error) {
+	var d difference
+	for look := range looks {
+		all, err := dp.sockets(ctx)
+		if err != nil {
+			return d, err
+		}
+		now, err := dp.compare(hashEntries(all))
+		if err != nil {
+			return d, err
+		}
+		if look > 0 {
+			now.missing.keep(d.missing)
+			now.others.keep(d.others)
+		}
+		if d = now; len(d.missing)+len(d.others) == 0 {
+			break
+		}
+	}
+	for key := range d.missing {
+		if !dp.reachable(key) {
+			d.unreachable++
+		}
+	}
+	return d, nil
+}
+
+// keep removes what is not in other, too.
+func (e entries) keep(other entries) {
+	maps.DeleteFunc(e, func(key lbmap.ReverseSKKey, value lbmap.ReverseSKValue) bool {
+		before, ok := other[key]
+		return !ok || before != value
+	})
+}
+
+// refill puts back into the hash what it lacks of what sockets hold: it may have evicted that. What differs is left.
 func (dp *Datapath) refill(ctx context.Context) error {
+	lacking, err := dp.lackedByHash(ctx)
+	if err != nil || len(lacking.missing) == 0 {
+		return err
+	}
+	for key, value := range lacking.missing {
+		if !dp.reachable(key) {
+			continue
+		}
+		if err := dp.hashOf(key).Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("writing the hash: %w", err)
+		}
+	}
+	// What was closed meanwhile would leave an entry.
 	all, err := dp.sockets(ctx)
 	if err != nil {
 		return err
 	}
-	lacking, err := dp.lackedByHash(hashEntries(all), false)
-	if err != nil {
-		return err
-	}
-	dp.dryFilled = make(map[lbmap.ReverseSKKey]bool)
-	for key, value := range lacking {
-		m := dp.hashOf(key)
-		if key.Cookie == 0 || m == nil {
-			continue // nobody would find it by that
-		}
-		if dp.opts.dryRun {
-			dp.dryFilled[key] = true
-			continue
-		}
-		if err := m.Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			return fmt.Errorf("writing the hash: %w", err)
-		}
-	}
-	if len(lacking) == 0 {
-		return nil
-	}
-	// What was closed meanwhile would leave an entry.
-	if all, err = dp.sockets(ctx); err != nil {
-		return err
-	}
 	held := hashEntries(all)
-	for key := range lacking {
-		m := dp.hashOf(key)
-		if _, ok := held[key]; ok || m == nil || dp.opts.dryRun {
+	for key := range lacking.missing {
+		if _, ok := held[key]; ok || !dp.reachable(key) {
 			continue
 		}
-		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := dp.hashOf(key).Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("deleting from the hash: %w", err)
 		}
 	}
 	return nil
+}
+
+// reachable tells whether a socket would find an entry.
+func (dp *Datapath) reachable(key lbmap.ReverseSKKey) bool {
+	return key.Cookie != 0 && dp.hashOf(key) != nil
 }
 
 // hashOf is the map of the hash that an entry belongs to; nil if it is not there.
@@ -139,32 +161,33 @@ func (dp *Datapath) hashOf(key lbmap.ReverseSKKey) *ebpf.Map {
 }
 
 // hashEntries are what the hash has to say of what sockets hold.
-func hashEntries(sockets []inspect.Socket) map[lbmap.ReverseSKKey]lbmap.ReverseSKValue {
-	entries := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
+func hashEntries(sockets []inspect.Socket) entries {
+	all := make(entries)
 	for i := range sockets {
 		s := &sockets[i]
 		for _, t := range tuples(s) {
-			entries[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
+			all[lbmap.ReverseSKKey{Cookie: s.Cookie, Backend: t.Peer}] = lbmap.ReverseSKValue{Service: t.Service, RevNat: t.RevNATIndex}
 		}
 	}
-	return entries
+	return all
 }
 
-func (dp *Datapath) lackedByHash(entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, exactly bool) (map[lbmap.ReverseSKKey]lbmap.ReverseSKValue, error) {
-	lacking := make(map[lbmap.ReverseSKKey]lbmap.ReverseSKValue)
-	for key, value := range entries {
+func (dp *Datapath) compare(held entries) (difference, error) {
+	d := difference{missing: make(entries), others: make(entries)}
+	for key, value := range held {
 		var now lbmap.ReverseSKValue
 		err := ebpf.ErrKeyNotExist
 		if m := dp.hashOf(key); m != nil {
 			err = m.Lookup(key, &now)
 		}
 		switch {
-		case errors.Is(err, ebpf.ErrKeyNotExist) && dp.dryFilled[key]:
-		case errors.Is(err, ebpf.ErrKeyNotExist), err == nil && exactly && now != value:
-			lacking[key] = value
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			d.missing[key] = value
 		case err != nil:
-			return nil, fmt.Errorf("looking into the hash: %w", err)
+			return d, fmt.Errorf("looking into the hash: %w", err)
+		case now != value:
+			d.others[key] = value
 		}
 	}
-	return lacking, nil
+	return d, nil
 }

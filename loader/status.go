@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/kclock"
 )
@@ -132,9 +131,13 @@ func (dp *Datapath) Hooks() ([]HookStatus, error) {
 	if err := dp.checkOpen(); err != nil {
 		return nil, err
 	}
+	o, err := observePins(dp.opts)
+	if err != nil {
+		return nil, err
+	}
 	var all []HookStatus
-	for _, h := range hooks {
-		hs, err := dp.hookStatus(h)
+	for i := range o.hooks {
+		hs, err := o.hooks[i].status()
 		if err != nil {
 			return nil, err
 		}
@@ -143,45 +146,39 @@ func (dp *Datapath) Hooks() ([]HookStatus, error) {
 	return all, nil
 }
 
-func (dp *Datapath) hookStatus(h hook) (HookStatus, error) {
+func (h *hookState) status() (HookStatus, error) {
 	hs := HookStatus{Program: h.program, Attach: h.attach.String(), Optional: h.wanted != nil}
-	s, err := findSeat(dp.opts, h)
-	if err != nil {
-		return hs, err
+	if h.pin.err != nil {
+		return hs, h.pin.err
 	}
-	defer s.Close()
-	if s.taken() {
+	own := h.own()
+	if h.saved.id != 0 {
 		hs.TakenOver = &TakenOver{
-			Program: h.reference, ProgramID: uint32(s.formerly.id), Tag: s.formerly.tag, Link: s.link != nil,
+			Program: h.reference, ProgramID: uint32(h.saved.id), Tag: h.saved.tag, Link: h.pin.id != 0,
+		}
+		if !h.ours() {
+			hs.TakenOver.BackID = uint32(own.id)
 		}
 	}
-	if s.taken() && !s.ours() {
-		hs.TakenOver.BackID = uint32(s.now.id)
-	}
-	if !s.ours() {
+	if !h.ours() {
 		return hs, nil
 	}
 	hs.Attached = true
-	hs.ProgramID = uint32(s.now.id)
-	prog, err := ebpf.NewProgramFromID(s.now.id)
-	if errors.Is(err, unix.EPERM) {
-		return hs, nil
+	hs.ProgramID = uint32(own.id)
+	if own.name == "" {
+		p, err := describeProgram(own.id)
+		if err != nil && !errors.Is(err, ErrPermission) {
+			return hs, err
+		}
+		own.program = p
 	}
-	if err != nil {
-		return hs, describe(fmt.Errorf("program of %s: %w", h.program, err))
-	}
-	defer prog.Close()
-	pi, err := prog.Info()
-	if err != nil {
-		return hs, fmt.Errorf("program of %s: %w", h.program, err)
-	}
-	hs.Tag = pi.Tag
-	if since, ok := pi.LoadTime(); ok {
+	hs.Tag = own.tag
+	if own.loaded != 0 {
 		now, err := kclock.Boot()
 		if err != nil {
 			return hs, err
 		}
-		hs.LoadedAt = time.Now().Add(since - now).Truncate(time.Second)
+		hs.LoadedAt = time.Now().Add(own.loaded - now).Truncate(time.Second)
 	}
 	return hs, nil
 }

@@ -65,7 +65,7 @@ func ofTakeover(step string) bool {
 	case "attach revsk_recvmsg4", "attach revsk_release", "attach revsk_connect6", "attach revsk_post_bind4", "attach revsk_post_bind6":
 		return true
 	}
-	return !strings.HasPrefix(step, "attach ") && !strings.HasPrefix(step, "create map ")
+	return !strings.HasPrefix(step, "attach ") && !strings.HasPrefix(step, "create map ") && !strings.Contains(step, "revsk_tab_")
 }
 
 // takeover are the options of a load that takes over.
