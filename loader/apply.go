@@ -155,6 +155,34 @@ func (a *applier) newMap(name string, spec *ebpf.MapSpec) error {
 	return nil
 }
 
+// adoptMap pins a map again that programs use.
+type adoptMap struct {
+	name, pin string
+	id        ebpf.MapID
+}
+
+func (s adoptMap) String() string    { return "pin map " + s.name + " again" }
+func (s adoptMap) changes() []Change { return []Change{{ActionAdopt, s.pin}} }
+
+func (s adoptMap) try(a *applier) error {
+	m, err := openMapID(s.id)
+	if err != nil || m == nil {
+		return errors.Join(err, fmt.Errorf("map %d: %w", s.id, ErrStale))
+	}
+	a.dp.maps[s.name] = m
+	if err := adapt(m, a.spec.Maps[s.name]); err != nil {
+		return fmt.Errorf("map %d: %w", s.id, err)
+	}
+	return nil
+}
+
+func (s adoptMap) do(a *applier) (func() error, error) {
+	if err := s.try(a); err != nil {
+		return nil, err
+	}
+	return pinMap{s.name}.do(a)
+}
+
 // pinMap pins a map that was created.
 type pinMap struct{ name string }
 
@@ -241,21 +269,21 @@ func (setMark) do(a *applier) (func() error, error) {
 // setFeatures pins the features, in one atomic step where others are pinned already.
 type setFeatures struct {
 	pin    string
-	before *Features // nil: none
-	to     Features
+	before *keptState // nil: nothing is kept
+	to     keptState
 }
 
 func (setFeatures) String() string { return "keep the features" }
 
 func (s setFeatures) changes() []Change {
 	var all []Change
-	before := s.before
-	if before == nil {
+	before := DefaultFeatures()
+	if s.before == nil {
 		all = []Change{{ActionCreate, s.pin}}
-		defaults := DefaultFeatures()
-		before = &defaults
+	} else {
+		before = s.before.Features
 	}
-	if changed := s.to.Differences(*before); len(changed) > 0 {
+	if changed := s.to.Differences(before); len(changed) > 0 {
 		all = append(all, Change{ActionSet, strings.Join(changed, " ")})
 	}
 	return all
@@ -464,8 +492,9 @@ func swapAttached(cgroup string, h hook, old, next *ebpf.Program) error {
 
 // detach takes our program off a hook at once: removing the last pin would do so some time later.
 type detach struct {
-	hook    hook   // the zero hook: nothing is said of it
-	path    string // of the link's pin; empty: attached without a link
+	hook    hook    // the zero hook: nothing is said of it
+	path    string  // of the link's pin
+	id      link.ID // of a link that is not pinned; 0, and path empty: attached without a link
 	program ebpf.ProgramID
 	final   bool // it cannot be taken back
 }
@@ -484,10 +513,14 @@ func (s detach) do(a *applier) (func() error, error) {
 	if err == nil {
 		a.hold(prog)
 	} // else it is dead, or cannot be attached again for want of CAP_SYS_ADMIN
-	if s.path == "" {
+	if s.path == "" && s.id == 0 {
 		return s.detachAttached(a, prog)
 	}
-	l, err := openPinnedLink(s.path)
+	open := func() (link.Link, error) { return openPinnedLink(s.path) }
+	if s.id != 0 {
+		open = func() (link.Link, error) { return link.NewFromID(s.id) }
+	}
+	l, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -622,15 +655,15 @@ func (s leave) String() string                    { return "leave " + s.object }
 func (s leave) changes() []Change                 { return []Change{{ActionLeave, s.object}} }
 func (s leave) do(*applier) (func() error, error) { return nothing, nil }
 
-// fillHash puts back into the hash what it lacks of what sockets hold, and makes sure that it has everything then.
-type fillHash struct{}
+// fillHash puts back into the hash what it lacks of what sockets hold, and may make sure that it has everything then.
+type fillHash struct{ verify bool }
 
 func (fillHash) String() string    { return "fill the hash" }
 func (fillHash) changes() []Change { return nil }
-func (fillHash) do(a *applier) (func() error, error) {
+func (s fillHash) do(a *applier) (func() error, error) {
 	ctx := context.Background()
-	if err := a.dp.refill(ctx); err != nil {
-		return nil, err
+	if err := a.dp.refill(ctx); err != nil || !s.verify {
+		return nothing, err
 	}
 	lacking, err := a.dp.lackedByHash(ctx)
 	if err == nil {

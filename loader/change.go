@@ -13,6 +13,7 @@ type Change struct {
 // The actions of a [Change].
 const (
 	ActionCreate  = "create"  // a directory, or a map and its pin
+	ActionAdopt   = "adopt"   // a map that programs use: pin it again
 	ActionAttach  = "attach"  // a program, and pin its link
 	ActionReplace = "replace" // the program of a link
 	ActionDetach  = "detach"  // a program, and remove its link's pin

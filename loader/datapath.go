@@ -4,7 +4,10 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -51,13 +54,14 @@ func Open(opts Options) (*Datapath, error) {
 			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
 		}
 	}
-	f, pinned, err := readFeatures(opts)
-	if pinned != nil {
-		pinned.Close()
-	}
+	state, err := readKept(opts)
 	if err != nil {
 		dp.Close()
 		return nil, err
+	}
+	f := DefaultFeatures()
+	if state != nil {
+		f = state.Features
 	}
 	dp.opts.Features = &f
 	return dp, nil
@@ -178,6 +182,10 @@ func (dp *Datapath) putMode(mode Mode) error {
 	}
 	if err := waitForPrograms(); err != nil {
 		return fmt.Errorf("waiting for running hooks: %w", err)
+	}
+	// Since when it is in this mode. A first load has not pinned it yet.
+	if err := os.Chtimes(dp.opts.pinPath(mapConfig), time.Time{}, time.Now()); !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

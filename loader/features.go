@@ -99,8 +99,14 @@ func (f Features) check() error {
 	return nil
 }
 
-// The features are kept with the datapath: as JSON in the only entry of an array. Another array takes
+// keptState is what is kept with the datapath beside its maps: as JSON in the only entry of an array. Another array takes
 // its place with every change, so that nobody reads half of one.
+type keptState struct {
+	Features
+	// AgentLinks is the directory in which another agent had pinned its links when they were taken over.
+	AgentLinks string `json:"agent_links,omitempty"`
+}
+
 const (
 	mapFeatures  = "revsk_features"
 	featuresSize = 1024
@@ -119,29 +125,27 @@ func (f Features) Differences(other Features) []string {
 	return all
 }
 
-// readFeatures returns the features of the datapath, and the map that holds them; [DefaultFeatures] and nil
-// if there is none yet.
-func readFeatures(opts Options) (Features, *ebpf.Map, error) {
-	f := DefaultFeatures()
+// readKept returns what is kept with the datapath; nil if nothing is yet.
+func readKept(opts Options) (*keptState, error) {
 	path := opts.pinPath(mapFeatures)
 	m, err := openPinnedMap(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return f, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return f, nil, err
+		return nil, err
 	}
+	defer m.Close()
 	if m.Type() != ebpf.Array || m.ValueSize() != featuresSize {
-		m.Close()
-		return f, nil, fmt.Errorf("%s: %w: it does not hold features", path, ErrLayout)
+		return nil, fmt.Errorf("%s: %w: it does not hold features", path, ErrLayout)
 	}
+	state := &keptState{Features: DefaultFeatures()}
 	text, err := m.LookupBytes(uint32(0))
 	if err == nil {
-		err = json.Unmarshal(bytes.TrimRight(text, "\x00"), &f)
+		err = json.Unmarshal(bytes.TrimRight(text, "\x00"), state)
 	}
 	if err != nil {
-		m.Close()
-		return f, nil, fmt.Errorf("reading the features in %s: %w", path, err)
+		return nil, fmt.Errorf("reading the features in %s: %w", path, err)
 	}
-	return f, m, nil
+	return state, nil
 }

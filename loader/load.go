@@ -169,7 +169,7 @@ type planner func(ctx context.Context, a *applier) ([]step, error)
 
 func unload(purge bool) planner {
 	return func(_ context.Context, a *applier) ([]step, error) {
-		o, err := observePins(a.opts)
+		o, err := observeWhatOneMay(a.opts)
 		if err != nil {
 			return nil, err
 		}

@@ -51,18 +51,24 @@ func openMap(path string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkLayout(m, spec); err != nil {
+	if err := adapt(m, spec); err != nil {
 		m.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	return m, nil
+}
+
+// adapt makes the spec that of a map, if its layout is what the programs need.
+func adapt(m *ebpf.Map, spec *ebpf.MapSpec) error {
+	if err := checkLayout(m, spec); err != nil {
+		return err
+	}
 	info, err := m.Info()
 	if err != nil {
-		m.Close()
-		return nil, fmt.Errorf("reading the flags of %s: %w", path, err)
+		return fmt.Errorf("reading its flags: %w", present(err))
 	}
-	spec.MaxEntries = m.MaxEntries()
-	spec.Flags = info.Flags
-	return m, nil
+	spec.MaxEntries, spec.Flags = m.MaxEntries(), info.Flags
+	return nil
 }
 
 // checkLayout compares what the programs rely on: type, sizes, and for the maps of this datapath,

@@ -32,15 +32,22 @@ type observation struct {
 	// loaded tells that there is a mode: a load has come as far as that.
 	loaded bool
 	mode   Mode
-	// features are those that are kept with the datapath; nil: none are.
-	features    *Features
-	featuresErr error // why those that are cannot be read
+	// kept are the features, and what else is kept with the datapath; nil: nothing is.
+	kept    *keptState
+	keptErr error // why it cannot be read
+	// modeFor is how long the mode has been what it is.
+	modeFor time.Duration
+	// changing tells that another process is changing the datapath, namespaced that its cgroup is the root of a namespace
+	// only.
+	changing, namespaced bool
 	// dirs are the directories of the pins that exist, each with the names in it.
 	dirs map[string][]string
 	// removed are the links to cgroups that were removed, which are kept aside.
 	removed []linkState
 	// unsafe is why the directories of the pins cannot be trusted; nil: they can.
 	unsafe error
+	// elsewhere is where the maps of programs of ours on the cgroup are pinned, which are not this datapath's.
+	elsewhere string
 
 	// hashes are those maps of the programs that look like the hash of a family, by the name which that has.
 	hashes map[ebpf.MapID]string
@@ -62,6 +69,8 @@ type hookState struct {
 	// on are the programs of the cgroup, in the order in which they run, and around are those of load balancers for
 	// sockets on cgroups above and below that share a map with this datapath.
 	on, around []attachment
+	// orphan is a program of this datapath's whose link is not pinned where it should be, or that never had one.
+	orphan attachment
 	// agentPin is the link in the agent's directory.
 	agentPin linkState
 	// blocked is why no link could be attached; nil: one could.
@@ -139,6 +148,9 @@ func (h hook) isReference(p program) bool {
 func (h *hookState) own() attachment {
 	if h.pin.live {
 		return h.byID(h.pin.program, h.pin.id)
+	}
+	if h.orphan.live() {
+		return h.orphan
 	}
 	if h.pin.id != 0 || h.saved.id == 0 {
 		return attachment{}
@@ -227,10 +239,27 @@ func observe(opts Options) (*observation, error) {
 		err = o.lookAtCgroup()
 	}
 	if err == nil {
+		err = o.findOrphans()
+	}
+	if err == nil {
 		err = o.lookAtMaps()
 	}
 	if err == nil {
 		err = o.lookAround()
+	}
+	if err == nil {
+		o.namespaced = isNamespaceRoot(opts.Cgroup)
+		o.changing, err = isLockedByOthers(opts.PinsDir)
+	}
+	return o, err
+}
+
+// observeWhatOneMay is observe for a process that may lack CAP_SYS_ADMIN, or after the cgroup has been removed: then what is not
+// pinned is not found.
+func observeWhatOneMay(opts Options) (*observation, error) {
+	o, err := observe(opts)
+	if errors.Is(err, ErrPermission) || errors.Is(err, os.ErrNotExist) {
+		return observePins(opts)
 	}
 	return o, err
 }
@@ -265,14 +294,9 @@ func observePins(opts Options) (*observation, error) {
 		}
 		o.removed = append(o.removed, l)
 	}
-	f, pinned, err := readFeatures(opts)
-	if pinned != nil {
-		pinned.Close()
-		o.features = &f
-	}
-	o.featuresErr = err
+	o.kept, o.keptErr = readKept(opts)
 	for _, h := range hooks {
-		hs := hookState{hook: h}
+		hs, err := hookState{hook: h}, error(nil)
 		if hs.pin, err = readLink(opts, opts.linkPath(h), &h); err != nil {
 			return nil, err
 		}
@@ -296,7 +320,10 @@ func observePins(opts Options) (*observation, error) {
 
 // lookAtCgroup looks at the programs of the cgroup, and where another agent has its own.
 func (o *observation) lookAtCgroup() error {
-	var err error
+	dirs := []string{o.opts.TakeoverLinks}
+	if o.kept != nil {
+		dirs = append(dirs, o.kept.AgentLinks)
+	}
 	for i := range o.hooks {
 		h := &o.hooks[i]
 		if h.on == nil {
@@ -304,11 +331,14 @@ func (o *observation) lookAtCgroup() error {
 				return err
 			}
 		}
-		if o.opts.TakeoverLinks == "" {
-			continue
-		}
-		if h.agentPin, err = readLink(o.opts, filepath.Join(o.opts.TakeoverLinks, h.reference), &h.hook); err != nil {
-			return err
+		for _, dir := range dirs {
+			if dir == "" || h.agentPin.id != 0 {
+				continue
+			}
+			var err error
+			if h.agentPin, err = readLink(o.opts, filepath.Join(dir, h.reference), &h.hook); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -380,6 +410,9 @@ func (o *observation) lookAtMapPins() error {
 			if o.mode, err = readMode(s.pin); err != nil {
 				return err
 			}
+			if o.modeFor, err = age(s.pin); err != nil {
+				return err
+			}
 		}
 		o.maps = append(o.maps, s)
 	}
@@ -431,6 +464,119 @@ func readMode(path string) (Mode, error) {
 		return 0, fmt.Errorf("reading the mode: %w", err)
 	}
 	return Mode(cfg.Mode), nil
+}
+
+// age is how long ago a pin was made, or its modification time set.
+func age(pin string) (time.Duration, error) {
+	info, err := os.Lstat(pin)
+	if err != nil {
+		return 0, err
+	}
+	return time.Since(info.ModTime()), nil
+}
+
+// findOrphans looks for programs of this datapath whose pins were removed: those that use its map of the mode. Where that
+// has no pin, and no program in a pinned link uses it, any will do that is pinned nowhere.
+func (o *observation) findOrphans() error {
+	config := o.mapNamed(mapConfig).pinned
+	var candidates []*hookState
+	uses := make(map[ebpf.ProgramID]ebpf.MapID)
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		for _, a := range h.on {
+			if !a.isOurs() {
+				continue
+			}
+			id, err := o.configOf(a.program)
+			if err != nil {
+				return err
+			}
+			uses[a.id] = id
+			switch {
+			case id == 0:
+			case a.id != h.own().id:
+				candidates = append(candidates, h)
+			case config == 0:
+				config = id
+			}
+		}
+	}
+	for _, h := range candidates {
+		for _, a := range h.on {
+			id := uses[a.id]
+			if id == 0 || a.id == h.own().id || h.pin.live {
+				continue
+			}
+			if config == 0 {
+				var err error
+				if o.elsewhere, err = findPinOfMap(o.opts.PinsDir, id); err != nil || o.elsewhere != "" {
+					return err
+				}
+				config = id
+			}
+			if id == config {
+				h.orphan = a
+			}
+		}
+	}
+	return nil
+}
+
+// configOf is the map of the mode that a program uses; 0: none.
+func (o *observation) configOf(p program) (ebpf.MapID, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return 0, fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	for _, id := range p.maps {
+		m, err := openMapID(id)
+		if err != nil {
+			return 0, err
+		}
+		if m == nil {
+			continue
+		}
+		same, err := isMap(m, spec.Maps[mapConfig])
+		m.Close()
+		if err != nil || same {
+			return id, err
+		}
+	}
+	return 0, nil
+}
+
+// findPinOfMap looks for a map in the BPF file system of a directory. It returns the empty string if it is not there.
+func findPinOfMap(dir string, id ebpf.MapID) (found string, err error) {
+	for {
+		if !exists(dir) {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		top, err := isMountRoot(dir)
+		if err != nil {
+			return "", err
+		}
+		if top {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		m, err := openPinnedMap(path)
+		if err != nil {
+			return nil // a program, a link, or removed meanwhile
+		}
+		defer m.Close()
+		if pinned, err := mapID(m); err == nil && pinned == id {
+			found = path
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found, err
 }
 
 // lookAtMaps finds out which maps the programs use: those of this datapath, and the reference's.
@@ -499,6 +645,14 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, spec *ebpf.CollectionSpec
 			if use.has, err = hasEntries(m); err != nil {
 				return err
 			}
+		}
+		if s.name == mapConfig && s.pinned == 0 && own {
+			// It will be pinned again.
+			var cfg sock.SockRevskConfigValue
+			if err := m.Lookup(uint32(0), &cfg); err != nil {
+				return fmt.Errorf("reading the mode: %w", err)
+			}
+			o.loaded, o.mode = true, Mode(cfg.Mode)
 		}
 		s.used = append(s.used, use)
 		slices.SortFunc(s.used, func(a, b mapUse) int { return int(a.id) - int(b.id) })

@@ -104,6 +104,69 @@ func TestAMapThatTheControlPlaneHasMadeAnewIsAProblemAndALoadMendsIt(t *testing.
 	require.Empty(t, codes(t, options()))
 }
 
+// What programs use is pinned again, with what sockets remember in it.
+func TestPinsThatWereRemovedAreAdopted(t *testing.T) {
+	own := []string{"revsk_conn", "revsk_config", "revsk_peers", "revsk_metrics"}
+	for name, test := range map[string]struct {
+		takeover bool
+		remove   func(t *testing.T)
+	}{
+		"maps": {false, func(t *testing.T) {
+			for _, name := range own {
+				require.NoError(t, os.Remove(filepath.Join(pinsDir, name)))
+			}
+		}},
+		"links": {true, func(t *testing.T) {
+			require.NoError(t, os.RemoveAll(pinsDir+"/links"))
+			require.Equal(t, []string{loader.ProblemLinkUnpinned}, codes(t, options()))
+		}},
+		"everything": {true, func(t *testing.T) { require.NoError(t, os.RemoveAll(pinsDir)) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cleanUp(t)
+			opts := withMode(options(), loader.ModeDual)
+			if test.takeover {
+				idle(t, anchorings["links"]) // whose pins keep the links
+				opts.Takeover = true
+			}
+			mustLoad(t, opts)
+			conn := connected(t)
+			before := pins(t)
+			test.remove(t)
+			plan, err := loader.PlanLoad(t.Context(), options())
+			require.NoError(t, err)
+			require.NotContains(t, plan, loader.Change{Action: loader.ActionCreate, Object: pinsDir + "/revsk_conn"})
+			s := mustLoad(t, options())
+			require.True(t, s.Complete())
+			require.Empty(t, s.Problems)
+			require.Equal(t, loader.ModeDual, s.Mode)
+			requireOnce(t)
+			require.Equal(t, serviceAddr, peer(t, conn))
+			for _, name := range own {
+				path := filepath.Join(pinsDir, name)
+				require.Equal(t, before[path], pins(t)[path], "the map is the same")
+			}
+			again := options()
+			again.Force = true
+			require.NoError(t, loader.Unload(t.Context(), again, true))
+		})
+	}
+}
+
+// Programs that are pinned nowhere are found by an unload, too.
+func TestUnloadDetachesWhatIsNotPinned(t *testing.T) {
+	cleanUp(t)
+	idle(t, anchorings["links"])
+	mustLoad(t, takeover())
+	require.NoError(t, os.RemoveAll(pinsDir+"/links"))
+	opts := options()
+	opts.Force = true
+	require.NoError(t, loader.Unload(t.Context(), opts, true))
+	for attach := range attached(t) {
+		require.False(t, wantedByDefault(attach), attach)
+	}
+}
+
 // A BPF file system can be written to by everybody, unless it was mounted otherwise.
 func TestDirectoriesThatOthersMadeOrCanWriteToAreRefused(t *testing.T) {
 	require.NoError(t, os.Chmod("/sys/fs/bpf", 0o777|os.ModeSticky))

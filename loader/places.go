@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -122,4 +124,28 @@ func sameDir(f *os.File, path string) bool {
 	a, errA := f.Stat()
 	b, errB := os.Stat(path)
 	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
+// isLockedByOthers tells whether another process has the lock of a directory, without getting into its way.
+func isLockedByOthers(dir string) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // a kernel without file locks
+	}
+	if err != nil {
+		return false, err
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		// proc_locks(5): NUMBER: TYPE MODE ACCESS PID MAJOR:MINOR:INODE START END
+		f := strings.Fields(line)
+		if len(f) == 8 && f[1] == "FLOCK" && f[5] == file && f[4] != strconv.Itoa(os.Getpid()) {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/revsk/revsk/bpf/sock"
 )
 
@@ -51,6 +53,9 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 		steps = append(steps, o.planDir(o.opts.formerDir())...)
 	}
 	steps = append(steps, modes...)
+	if o.loaded && o.mode != ModeLegacy && slices.ContainsFunc(places, func(p *place) bool { return p.leaving.live() }) {
+		steps = append(steps, fillHash{}) // for a moment the agent's programs will be alone
+	}
 	for _, p := range places {
 		steps = append(steps, o.planKeep(p)...)
 	}
@@ -63,15 +68,15 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 		steps = append(steps, o.planHook(p)...)
 	}
 	steps = append(steps, after...)
-	steps = append(steps, o.planFeatures(f)...)
+	steps = append(steps, o.planState(f, places)...)
 	return append(steps, o.planUnwanted(&f)...), f, nil
 }
 
 // wantedFeatures are those of the datapath, or the defaults, with what the options change of them.
 func (o *observation) wantedFeatures() (Features, error) {
 	f := DefaultFeatures()
-	if o.features != nil {
-		f = *o.features
+	if o.kept != nil {
+		f = o.kept.Features
 	}
 	if o.opts.Features != nil {
 		f = *o.opts.Features
@@ -87,8 +92,8 @@ func (o *observation) checkLoad(f Features) error {
 	if o.unsafe != nil {
 		return o.unsafe
 	}
-	if o.featuresErr != nil {
-		return o.featuresErr
+	if o.keptErr != nil {
+		return o.keptErr
 	}
 	for i := range o.hooks {
 		if err := o.hooks[i].pin.err; err != nil {
@@ -99,6 +104,9 @@ func (o *observation) checkLoad(f Features) error {
 		h := &o.hooks[i]
 		for _, a := range h.others() {
 			if a.cgroup != o.opts.Cgroup || a.isOurs() {
+				if o.elsewhere != "" {
+					return fmt.Errorf("%s: %w: %v, whose pins are in %s", h.program, ErrOtherDatapath, a, filepath.Dir(o.elsewhere))
+				}
 				return fmt.Errorf("%s: %w: %v", h.program, ErrOtherDatapath, a)
 			}
 		}
@@ -126,12 +134,24 @@ func (s *mapState) checkPin() error {
 	return nil
 }
 
+// lost is a map of this datapath's whose pin was removed, and which its programs use; 0: there is none.
+func (s *mapState) lost() ebpf.MapID {
+	for _, use := range slices.Backward(s.used) { // the newest first
+		if s.pinned == 0 && ownMap(s.name) && use.own {
+			return use.id
+		}
+	}
+	return 0
+}
+
 // place is where the program of a hook is to go: in the place of the one that is there, or else into a new link.
 type place struct {
 	*hookState
 	now attachment
 	// foreign: it is another agent's, and nothing is kept of it yet.
 	foreign bool
+	// leaving is a program of ours that runs beside the agent's, and makes way.
+	leaving attachment
 }
 
 // oursRuns tells whether a program of ours is there.
@@ -143,10 +163,15 @@ func (p *place) takesOver() bool { return p.now.live() && !p.oursRuns() }
 // choose finds the place for a hook.
 func (o *observation) choose(h *hookState) *place {
 	p := &place{hookState: h, now: h.own()}
-	if !p.now.live() && o.opts.Takeover {
-		if theirs := h.agent(); theirs.live() || h.agentPin.err != nil {
-			p.now, p.foreign = theirs, true
+	_, beside := h.beside(p.now)
+	if !o.opts.Takeover || p.now.live() && !(h.ours() && beside) {
+		return p
+	}
+	if theirs := h.agent(); theirs.live() || h.agentPin.err != nil {
+		if h.ours() { // an agent that was off, or has lost its pins, has made new links
+			p.leaving = p.now
 		}
+		p.now, p.foreign = theirs, true
 	}
 	return p
 }
@@ -228,7 +253,10 @@ func (o *observation) planDirsAndMaps(f *Features) []step {
 	steps = append(steps, o.planDir(o.opts.MapsDir)...)
 	steps = append(steps, o.planDir(o.opts.linksDir())...)
 	for _, s := range o.maps {
-		if s.pinned == 0 && needsMap(s.name, f) {
+		switch id := s.lost(); {
+		case id != 0:
+			steps = append(steps, adoptMap{s.name, s.pin, id})
+		case s.pinned == 0 && needsMap(s.name, f):
 			steps = append(steps, createMap{s.name, s.pin})
 		}
 	}
@@ -328,14 +356,20 @@ func (o *observation) checkHashEmpty() error {
 }
 
 // planKeep pins what is needed to give a place back, before it is taken over: its program, and the agent's link, which
-// stays then if the agent removes its pin.
+// stays then if the agent removes its pin. A link of ours whose pin was removed is pinned again.
 func (o *observation) planKeep(p *place) []step {
-	if !p.takesOver() || !p.foreign && p.now.id == p.saved.id {
-		return nil
+	var steps []step
+	if p.takesOver() && (p.foreign || p.now.id != p.saved.id) {
+		steps = append(steps, saveProgram{p.hook, p.now.id})
 	}
-	steps := []step{saveProgram{p.hook, p.now.id}}
-	if p.foreign && p.now.link != 0 {
+	if p.leaving.live() {
+		steps = append(steps, detach{hook: p.hook, program: p.leaving.id, path: p.pin.path})
+	}
+	notPinned := p.now.link != 0 && p.now.link != p.pin.id
+	if p.leaving.link != 0 || notPinned {
 		steps = append(steps, o.planClearPin(p.hookState)...)
+	}
+	if notPinned {
 		steps = append(steps, pinLink{p.hook, p.now.link})
 	}
 	return steps
@@ -370,11 +404,19 @@ func (o *observation) planHook(p *place) []step {
 	return append(steps, attach{p.hook})
 }
 
-func (o *observation) planFeatures(f Features) []step {
-	if o.features != nil && *o.features == f {
+// planState keeps the features, and where the agent has its links.
+func (o *observation) planState(f Features, places []*place) []step {
+	to := keptState{Features: f}
+	if o.kept != nil {
+		to.AgentLinks = o.kept.AgentLinks
+	}
+	if i := slices.IndexFunc(places, func(p *place) bool { return p.foreign && p.agentPin.id != 0 }); i >= 0 {
+		to.AgentLinks = filepath.Dir(places[i].agentPin.path)
+	}
+	if o.kept != nil && *o.kept == to {
 		return nil
 	}
-	return []step{setFeatures{pin: o.opts.pinPath(mapFeatures), before: o.features, to: f}}
+	return []step{setFeatures{pin: o.opts.pinPath(mapFeatures), before: o.kept, to: to}}
 }
 
 // planUnwanted frees the hooks that only an earlier load wanted. They have nothing to do with what
@@ -418,8 +460,11 @@ func (o *observation) planFree(h *hookState, back bool) []step {
 	own := h.own()
 	if !back && !h.takenBack() && (h.ours() || h.pin.id != 0 && !h.pin.live) {
 		d := detach{hook: h.hook, program: own.id, path: h.pin.path}
+		if h.orphan.live() {
+			d.id = own.link
+		}
 		// A link that is not ours to make, or to a cgroup that is gone.
-		d.final = h.pin.removed || h.saved.id != 0 && own.link != 0
+		d.final = h.pin.removed || d.id != 0 || h.saved.id != 0 && own.link != 0
 		steps = append(steps, d)
 	}
 	if h.pin.id != 0 {
@@ -488,7 +533,7 @@ func (o *observation) planRemove(back map[string]bool, purge bool) ([]step, erro
 		for _, name := range o.dirs[o.opts.PinsDir] {
 			path := filepath.Join(o.opts.PinsDir, name)
 			switch s := slices.IndexFunc(o.maps, func(s mapState) bool { return s.name == name }); {
-			case s >= 0 && o.maps[s].foreign, name == mapFeatures && o.featuresErr != nil:
+			case s >= 0 && o.maps[s].foreign, name == mapFeatures && o.keptErr != nil:
 				steps = append(steps, leave{path})
 			case s >= 0 && o.maps[s].pinned != 0, name == mapFeatures:
 				remove(aMap, path)
@@ -535,7 +580,7 @@ func planHandBack(o *observation) ([]step, error) {
 			return nil, err
 		}
 		if len(ours) > 0 && (o.mode == ModeDual || o.mode == ModeMirror) {
-			steps = append(steps, fillHash{})
+			steps = append(steps, fillHash{verify: true})
 		}
 	}
 	// From then on their programs and ours do the same, in whatever mixture.

@@ -206,10 +206,23 @@ func TestPlanOfALoad(t *testing.T) {
 			h := o.at("revsk_connect4")
 			h.on[0].name, h.blocked = "somebody_elses", ErrExclusive
 		}, nil, ErrExclusive},
-		"a takeover beside ours": {observed(), func(o *observation) {
+		"a takeover beside ours, which makes way": {observed(), func(o *observation) {
 			h := o.at("revsk_connect4")
 			o.opts.Takeover, h.on = true, append(h.on, o.theirs(h))
-		}, nil, ErrAgentRuns},
+			h.on[1].link = 9
+		}, []string{"load programs", "create directory /bpf/revsk/former", "switch to mode dual", "fill the hash",
+			"keep", "detach", "unpin link", "pin link", "set mark", "replace", "take over", "replace"}, nil},
+		"a takeover beside ours, in the place of the agent's former links": {takenOverFrom(true), func(o *observation) {
+			h := o.at("revsk_connect4")
+			o.opts.Takeover, h.on = true, append(h.on, o.theirs(h))
+			h.on[1].link = 9
+			h.agentPin = linkState{path: "/bpf/cilium/cil_sock4_connect", id: 9, program: 7, live: true}
+		}, []string{"load programs", "switch to mode dual", "fill the hash",
+			"keep", "detach", "unpin link", "pin link", "set mark", "replace", "take over", "replace", "keep the features"}, nil},
+		"a takeover beside ours, of programs without links": {takenOverFrom(false), func(o *observation) {
+			h := o.at("revsk_connect4")
+			o.opts.Takeover, h.on, o.mode = true, append(h.on, o.theirs(h)), ModeLegacy
+		}, []string{"load programs", "keep", "detach", "set mark", "replace", "take over", "replace"}, nil},
 		"ours in the agent's place":                {takenOverFrom(true), func(*observation) {}, []string{"load programs", "replace"}, nil},
 		"ours in the agent's place, without links": {takenOverFrom(false), func(*observation) {}, []string{"load programs", "replace"}, nil},
 		"a call was cut short before the exchange": {takenOverFrom(true), func(o *observation) {
@@ -255,7 +268,7 @@ func TestPlanOfALoad(t *testing.T) {
 		}, nil, ErrForeignLink},
 		"a directory is not safe":     {nothingThere(), func(o *observation) { o.unsafe = ErrUnsafeDir }, nil, ErrUnsafeDir},
 		"a map has another layout":    {observed(), func(o *observation) { o.maps[2].err = ErrLayout }, nil, ErrLayout},
-		"the features cannot be read": {observed(), func(o *observation) { o.featuresErr = ErrLayout }, nil, ErrLayout},
+		"the features cannot be read": {observed(), func(o *observation) { o.keptErr = ErrLayout }, nil, ErrLayout},
 		"a pin is missing":            {observed(), func(o *observation) { o.maps[2].pinned = 0 }, []string{"create maps", "load programs", "replace"}, nil},
 		"a pin of a map with entries is missing": {observed(), func(o *observation) {
 			o.maps[2].pinned, o.maps[2].used[0].has = 0, true

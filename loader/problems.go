@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Problem is something that is not as it has to be.
@@ -17,7 +18,7 @@ type Problem struct {
 	// Mend is the command that mends it, with its options for this datapath's places left out; empty
 	// if there is none.
 	Mend string `json:"mend,omitempty"`
-	// Passes tells whether it goes away without anybody's doing.
+	// Passes tells whether it may go away without anybody's doing: another process is changing the datapath.
 	Passes bool `json:"passes"`
 }
 
@@ -26,6 +27,7 @@ const (
 	ProblemNotAttached   = "not-attached"     // no hook is attached
 	ProblemHooksMissing  = "hooks-missing"    // some hooks are not attached
 	ProblemLinkDetached  = "link-detached"    // a pinned link is attached to nothing
+	ProblemLinkUnpinned  = "link-pin-missing" // a hook's link, or program, is not pinned
 	ProblemCgroupRemoved = "cgroup-removed"   // the hooks are on a cgroup that was removed and made again
 	ProblemTakenBack     = "taken-back"       // another agent has put its programs back on its hooks
 	ProblemBeside        = "other-datapath"   // another datapath runs on the same sockets
@@ -33,7 +35,14 @@ const (
 	ProblemMapReplaced   = "map-replaced"     // another map is pinned than the programs use
 	ProblemHashFull      = "hash-full"        // the hash will soon evict the entries of live sockets
 	ProblemUnsafeDir     = "unsafe-directory" // others could have put something in place of the pins
+	ProblemAgentOff      = "agent-off"        // another agent has removed its links, in whose place our programs are
+	ProblemModeDual      = "mode-dual"        // mode dual, for longer than a migration takes
+	ProblemNotRoot       = "cgroup-not-root"  // the cgroup is the root of a namespace: only sockets of a container are translated
+	ProblemHashLacks     = "hash-lacks"       // the hash lacks what sockets hold: only [Datapath.CompareHash] finds out
 )
+
+// dualFor is how long mode dual may last without being a problem. A migration takes minutes.
+const dualFor = time.Hour
 
 // almostFull is from how many percent on a hash counts as full.
 const almostFull = 80
@@ -49,11 +58,26 @@ func (o *observation) problems() []Problem {
 	if o.unsafe != nil {
 		all = append(all, Problem{Code: ProblemUnsafeDir, Text: o.unsafe.Error()})
 	}
+	if o.mode == ModeDual && o.modeFor > dualFor && !o.changing {
+		all = append(all, Problem{
+			Code: ProblemModeDual, Mend: "revsk migrate",
+			Text: fmt.Sprintf("mode dual for %v: connects and releases take longer in it, and a migration has not ended it", o.modeFor.Round(time.Minute)),
+		})
+	}
+	if o.namespaced {
+		all = append(all, Problem{
+			Code: ProblemNotRoot,
+			Text: fmt.Sprintf("%s is the root of a cgroup namespace: only sockets of processes in it are translated", o.opts.Cgroup),
+		})
+	}
+	for i := range all {
+		all[i].Passes = o.changing
+	}
 	return all
 }
 
 func (o *observation) hookProblems() []Problem {
-	var missing, dead, removed, back []string
+	var missing, dead, removed, back, unpinned []string
 	attached := 0
 	for i := range o.hooks {
 		h := &o.hooks[i]
@@ -61,6 +85,9 @@ func (o *observation) hookProblems() []Problem {
 		switch {
 		case h.ours():
 			attached++
+			if h.orphan.live() {
+				unpinned = append(unpinned, name)
+			}
 		case h.own().live():
 			back = append(back, name)
 		case h.pin.removed:
@@ -89,10 +116,27 @@ func (o *observation) hookProblems() []Problem {
 	if len(missing) > 0 {
 		all = append(all, Problem{Code: ProblemHooksMissing, Text: "not attached: " + strings.Join(missing, ", "), Mend: "revsk load"})
 	}
+	if len(unpinned) > 0 {
+		all = append(all, Problem{Code: ProblemLinkUnpinned, Text: "attached, and not pinned: " + strings.Join(unpinned, ", "), Mend: "revsk load"})
+	}
+	if o.agentOff() {
+		all = append(all, Problem{
+			Code: ProblemAgentOff, Mend: o.handBackCommand(),
+			Text: fmt.Sprintf("another agent has removed its links from %s: it is off, and may write no services", o.kept.AgentLinks),
+		})
+	}
 	if len(dead) > 0 {
 		all = append(all, Problem{Code: ProblemLinkDetached, Text: "detached, but pinned: " + strings.Join(dead, ", "), Mend: "revsk load"})
 	}
 	return all
+}
+
+// agentOff tells whether nothing of another agent's is left where its links were pinned, while ours are in them.
+func (o *observation) agentOff() bool {
+	if o.kept == nil || o.kept.AgentLinks == "" || !o.takenOver() {
+		return false
+	}
+	return !slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.agentPin.id != 0 || h.takenBack() || besideReference(h) })
 }
 
 // otherProblems are about programs that run on the same sockets: each sees the addresses that the other has
@@ -115,7 +159,7 @@ func (o *observation) otherProblems() []Problem {
 			Text: fmt.Sprintf("another datapath runs on %s, on the same sockets: %s", cgroup, strings.Join(by[cgroup], ", ")),
 		}
 		if cgroup == o.opts.Cgroup && slices.ContainsFunc(o.hooks, besideReference) {
-			p.Mend = o.leaveCommand() + " && " + takeOverCommand
+			p.Mend = takeOverCommand
 		}
 		all = append(all, p)
 	}
@@ -125,12 +169,12 @@ func (o *observation) otherProblems() []Problem {
 // takeOverCommand takes over from the agent, wherever its links are pinned.
 const takeOverCommand = "revsk load --takeover"
 
-// leaveCommand takes our programs off hooks on which another agent's run as well.
-func (o *observation) leaveCommand() string {
-	if o.takenOver() {
+// handBackCommand gives the hooks back.
+func (o *observation) handBackCommand() string {
+	if o.mode == ModeStorage {
 		return "revsk rollback && revsk unload --hand-back"
 	}
-	return "revsk unload"
+	return "revsk unload --hand-back"
 }
 
 func besideReference(h hookState) bool {
@@ -144,11 +188,15 @@ func (s mapState) problems(mode Mode) []Problem {
 	switch {
 	case len(used) > 0 && s.pinned == 0:
 		id := used[len(used)-1].id
-		all = append(all, Problem{
+		p := Problem{
 			Code: ProblemMapMissing,
 			Text: fmt.Sprintf("nothing is pinned at %s, and the programs use map %d", s.pin, id),
 			Mend: fmt.Sprintf("bpftool map pin id %d %s", id, s.pin),
-		})
+		}
+		if ownMap(s.name) {
+			p.Mend = "revsk load"
+		}
+		all = append(all, p)
 	case len(used) > 0 && slices.ContainsFunc(used, func(use mapUse) bool { return use.id != s.pinned }):
 		all = append(all, Problem{
 			Code: ProblemMapReplaced,

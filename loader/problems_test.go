@@ -5,6 +5,7 @@ package loader
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -33,7 +34,7 @@ func nothingThere() *observation {
 func observed() *observation {
 	o := nothingThere()
 	f := DefaultFeatures()
-	o.features, o.opts.Features, o.loaded = &f, &f, true
+	o.kept, o.opts.Features, o.loaded = &keptState{Features: f}, &f, true
 	o.dirs[o.opts.PinsDir], o.dirs[o.opts.MapsDir] = []string{"links", mapConfig, mapConn, mapFeatures}, []string{}
 	o.dirs[o.opts.linksDir()] = []string{}
 	for i := range o.hooks {
@@ -112,12 +113,12 @@ func TestProblems(t *testing.T) {
 		"the agent runs beside ours": {func(o *observation) {
 			h := o.at("revsk_connect4")
 			h.on = append(h.on, o.theirs(h))
-		}, []problem{{ProblemBeside, "revsk unload && revsk load --takeover"}}},
+		}, []problem{{ProblemBeside, "revsk load --takeover"}}},
 		"the agent runs beside ours on a node that was taken over": {func(o *observation) {
 			h := o.at("revsk_connect4")
 			h.saved = program{id: 6}
 			h.on = append(h.on, o.theirs(h))
-		}, []problem{{ProblemBeside, "revsk rollback && revsk unload --hand-back && revsk load --takeover"}}},
+		}, []problem{{ProblemBeside, "revsk load --takeover"}}},
 		"another datapath above and below": {func(o *observation) {
 			other := program{id: 9, name: "revsk_connect4"}
 			o.at("revsk_connect4").around = []attachment{{program: other, cgroup: "/cgroup"}, {program: other, cgroup: testCgroup + "/below"}}
@@ -137,6 +138,24 @@ func TestProblems(t *testing.T) {
 		"nobody uses the hash that is full": {func(o *observation) {
 			o.mode, o.maps[0].entries, o.maps[0].size = ModeStorage, 100, 100
 		}, nil},
+		"a migration has not ended": {func(o *observation) {
+			o.mode, o.modeFor = ModeDual, 2*time.Hour
+		}, []problem{{ProblemModeDual, "revsk migrate"}}},
+		"a migration takes a while": {func(o *observation) {
+			o.mode, o.modeFor, o.changing = ModeDual, 2*time.Hour, true
+		}, nil},
+		"the agent is off": {func(o *observation) {
+			o.mode, o.kept.AgentLinks = ModeMirror, "/bpf/cilium"
+			o.each(func(h *hookState) { h.saved = program{id: 6} })
+		}, []problem{{ProblemAgentOff, "revsk unload --hand-back"}}},
+		"the agent's links are where they were": {func(o *observation) {
+			o.mode, o.kept.AgentLinks = ModeMirror, "/bpf/cilium"
+			o.each(func(h *hookState) { h.saved, h.agentPin.id = program{id: 6}, h.pin.id })
+		}, nil},
+		"the agent never pinned its links": {func(o *observation) {
+			o.each(func(h *hookState) { h.saved = program{id: 6} })
+		}, nil},
+		"in a container": {func(o *observation) { o.namespaced = true }, []problem{{ProblemNotRoot, ""}}},
 		"others could write to a directory": {func(o *observation) {
 			o.unsafe = ErrUnsafeDir
 		}, []problem{{ProblemUnsafeDir, ""}}},
@@ -146,6 +165,7 @@ func TestProblems(t *testing.T) {
 			test.is(o)
 			var found []problem
 			for _, p := range o.problems() {
+				require.Equal(t, o.changing, p.Passes)
 				require.NotEmpty(t, p.Text)
 				require.NotContains(t, p.Text, "\n")
 				found = append(found, problem{p.Code, p.Mend})
@@ -162,4 +182,15 @@ func TestProblems(t *testing.T) {
 			}
 		})
 	}
+}
+
+// While another process changes the datapath, it may be about to mend it.
+func TestProblemsMayPassWhileAnotherProcessChangesTheDatapath(t *testing.T) {
+	o := observed()
+	o.changing = true
+	o.at("revsk_connect4").pin = linkState{}
+	o.at("revsk_connect4").on = nil
+	all := o.problems()
+	require.Len(t, all, 1)
+	require.True(t, all[0].Passes)
 }

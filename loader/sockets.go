@@ -108,6 +108,41 @@ func (dp *Datapath) lackedByHash(ctx context.Context) (difference, error) {
 	return d, nil
 }
 
+// HashDifference is how much of what sockets hold the hash lacks.
+type HashDifference struct {
+	// Tuples are those that sockets hold.
+	Tuples int `json:"tuples"`
+	// Missing have no entry in the hash, and Others have one that says something else.
+	Missing int `json:"missing"`
+	Others  int `json:"others"`
+}
+
+// CompareHash finds out what the hash lacks of what sockets hold, which takes a look at every socket. In mode mirror that should be
+// nothing; if it is something, there is a problem with the code [ProblemHashLacks]. Returns an error wrapping [ErrPermission] or [ErrClosed].
+func (dp *Datapath) CompareHash(ctx context.Context) (HashDifference, *Problem, error) {
+	mode, err := dp.Mode()
+	if err != nil {
+		return HashDifference{}, nil, err
+	}
+	held, err := dp.held(ctx)
+	if err != nil {
+		return HashDifference{}, nil, err
+	}
+	lacking, err := dp.lackedByHash(ctx)
+	if err != nil {
+		return HashDifference{}, nil, err
+	}
+	d := HashDifference{Tuples: held, Missing: len(lacking.missing), Others: len(lacking.others)}
+	if mode != ModeMirror || d.Missing+d.Others == 0 {
+		return d, nil, nil
+	}
+	return d, &Problem{
+		Code: ProblemHashLacks, Mend: "revsk migrate",
+		Text: fmt.Sprintf("the hash lacks %d of the %d tuples that sockets hold, and has another service for %d: the agent's programs would show backends to them",
+			d.Missing, d.Tuples, d.Others),
+	}, nil
+}
+
 // keep removes what is not in other, too.
 func (e entries) keep(other entries) {
 	maps.DeleteFunc(e, func(key lbmap.ReverseSKKey, value lbmap.ReverseSKValue) bool {

@@ -82,7 +82,15 @@ func (dp *Datapath) Status() (Status, error) {
 	if s.Counters, err = dp.Counters(); err != nil {
 		return s, err
 	}
-	if s.Hooks, err = dp.Hooks(); err != nil {
+	o, err := observe(dp.opts)
+	judged := err == nil
+	if errors.Is(err, ErrPermission) {
+		o, err = observePins(dp.opts)
+	}
+	if err != nil {
+		return s, err
+	}
+	if s.Hooks, err = o.hookStatus(); err != nil {
 		return s, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(dp.maps)) {
@@ -103,15 +111,10 @@ func (dp *Datapath) Status() (Status, error) {
 		}
 		s.Maps = append(s.Maps, ms)
 	}
-	o, err := observe(dp.opts)
-	if errors.Is(err, ErrPermission) {
-		return s, nil
+	if judged {
+		o.fill(s.Maps)
+		s.Problems = o.problems()
 	}
-	if err != nil {
-		return s, err
-	}
-	o.fill(s.Maps)
-	s.Problems = o.problems()
 	return s, nil
 }
 
@@ -131,10 +134,14 @@ func (dp *Datapath) Hooks() ([]HookStatus, error) {
 	if err := dp.checkOpen(); err != nil {
 		return nil, err
 	}
-	o, err := observePins(dp.opts)
+	o, err := observeWhatOneMay(dp.opts)
 	if err != nil {
 		return nil, err
 	}
+	return o.hookStatus()
+}
+
+func (o *observation) hookStatus() ([]HookStatus, error) {
 	var all []HookStatus
 	for i := range o.hooks {
 		hs, err := o.hooks[i].status()

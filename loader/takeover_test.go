@@ -453,12 +453,6 @@ func TestTakeoverIsRefused(t *testing.T) {
 		"without the option": {
 			func(t *testing.T) { idle(t, anchorings["links"]) }, options(), loader.ErrAgentRuns,
 		},
-		"a datapath runs beside it": {
-			func(t *testing.T) {
-				mustLoad(t, options())
-				idle(t, anchorings["links"])
-			}, takeover(), loader.ErrAgentRuns,
-		},
 		"another hash": {
 			func(t *testing.T) {
 				hash, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 16})
@@ -490,6 +484,40 @@ func TestTakeoverIsRefused(t *testing.T) {
 				}
 				require.Equal(t, before, pins(t))
 				require.Equal(t, programs, attached(t))
+			}
+		})
+	}
+}
+
+// The agent has started on a cgroup on which a datapath runs: ours makes way, and takes over.
+func TestTakeoverBesideOurs(t *testing.T) {
+	for _, name := range []string{"links", "multi"} {
+		t.Run(name, func(t *testing.T) {
+			cleanUp(t)
+			mustLoad(t, options())
+			conn := connected(t)
+			a := idle(t, anchorings[name])
+			injected := errors.New("injected")
+			before, programs := withoutLinks(pins(t)), attached(t)
+			err := loadAndClose(t, takeover().WithStep(func(step string) error {
+				if step == "attach revsk_sendmsg6" {
+					return injected
+				}
+				return nil
+			}))
+			require.ErrorIs(t, err, injected)
+			require.Equal(t, before, withoutLinks(pins(t)))
+			for attach, ids := range attached(t) {
+				require.ElementsMatch(t, programs[attach], ids)
+			}
+			s := mustLoad(t, takeover())
+			require.Empty(t, s.Problems)
+			require.Equal(t, loader.ModeDual, s.Mode)
+			requireTaken(t, a)
+			require.Equal(t, serviceAddr, peer(t, conn))
+			require.NoError(t, loader.HandBack(t.Context(), options()))
+			for attach, ids := range attached(t) {
+				require.Len(t, ids, 1, attach)
 			}
 		})
 	}
