@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/maplayout"
 )
@@ -88,7 +89,11 @@ func OpenTables(dir string) (*Tables, error) {
 }
 
 func openMap(dir, name string) (*ebpf.Map, error) {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+	path := filepath.Join(dir, name)
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, unix.EROFS) {
+		m, err = ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	}
 	if err != nil {
 		return nil, err
 	}

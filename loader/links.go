@@ -43,6 +43,9 @@ func readLink(opts Options, path string, h *hook) (linkState, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return linkState{}, nil
 	}
+	if errors.Is(err, unix.EROFS) {
+		return linkState{path: path, hidden: true}, nil
+	}
 	if err != nil {
 		return linkState{}, err
 	}

@@ -69,7 +69,7 @@ type hookState struct {
 	// on are the programs of the cgroup, in the order in which they run, and around are those of load balancers for
 	// sockets on cgroups above and below that share a map with this datapath.
 	on, around []attachment
-	// orphan is a program of this datapath's whose link is not pinned where it should be, or that never had one.
+	// orphan is a program of this datapath's whose link is not pinned where it should be, cannot be opened, or never was.
 	orphan attachment
 	// agentPin is the link in the agent's directory.
 	agentPin linkState
@@ -87,6 +87,7 @@ type linkState struct {
 	cgroup  uint64
 	live    bool  // on the cgroup of the datapath
 	removed bool  // on a cgroup that was removed, and whose sockets live on
+	hidden  bool  // the file system is read-only: the kernel does not say what is pinned there
 	err     error // why it is not what its name says
 }
 
@@ -515,6 +516,18 @@ func (o *observation) findOrphans() error {
 				config = id
 			}
 			if id == config {
+				h.orphan = a
+			}
+		}
+	}
+	// Programs about binding do not know the mode: they belong to the others.
+	if !slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.ours() }) {
+		return nil
+	}
+	for i := range o.hooks {
+		h := &o.hooks[i]
+		for _, a := range h.on {
+			if a.isOurs() && uses[a.id] == 0 && !h.own().live() && !h.remembers() {
 				h.orphan = a
 			}
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // checkPin makes sure that a path can be that of a pinned object. Returns an error wrapping
@@ -34,31 +35,30 @@ func kindOfFile(mode os.FileMode) string {
 	return "a special file"
 }
 
-// openPin opens what is pinned at a path. Its error wraps [os.ErrNotExist] only if nothing exists at that
-// path: what opening fails with can have other reasons to say so.
-func openPin[T any](path string, open func(string) (T, error)) (T, error) {
+// openPin opens what is pinned at a path; where the file system is read-only, for reading, which the kernel does not do with
+// links. Its error wraps [os.ErrNotExist] only if nothing exists at that path: what opening fails with can have other reasons to say so.
+func openPin[T any](path string, open func(string, *ebpf.LoadPinOptions) (T, error)) (T, error) {
 	var none T
 	if err := checkPin(path); err != nil {
 		return none, err
 	}
-	opened, err := open(path)
+	opened, err := open(path, nil)
+	if errors.Is(err, unix.EROFS) {
+		if read, readErr := open(path, &ebpf.LoadPinOptions{ReadOnly: true}); readErr == nil {
+			return read, nil
+		}
+	}
 	if err != nil {
 		return none, describe(fmt.Errorf("opening %s: %w", path, present(err)))
 	}
 	return opened, nil
 }
 
-func openPinnedMap(path string) (*ebpf.Map, error) {
-	return openPin(path, func(path string) (*ebpf.Map, error) { return ebpf.LoadPinnedMap(path, nil) })
-}
-
+func openPinnedMap(path string) (*ebpf.Map, error) { return openPin(path, ebpf.LoadPinnedMap) }
 func openPinnedProgram(path string) (*ebpf.Program, error) {
-	return openPin(path, func(path string) (*ebpf.Program, error) { return ebpf.LoadPinnedProgram(path, nil) })
+	return openPin(path, ebpf.LoadPinnedProgram)
 }
-
-func openPinnedLink(path string) (link.Link, error) {
-	return openPin(path, func(path string) (link.Link, error) { return link.LoadPinnedLink(path, nil) })
-}
+func openPinnedLink(path string) (link.Link, error) { return openPin(path, link.LoadPinnedLink) }
 
 // present hides that an error wraps [os.ErrNotExist], where that is not what is meant by it.
 func present(err error) error {

@@ -62,6 +62,11 @@ func lock(ctx context.Context, dir string, wait time.Duration) (unlock func(), e
 	if err != nil {
 		return nil, err
 	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
+		f.Close()
+		return nil, fmt.Errorf("changing %s: %w", dir, unix.EROFS)
+	}
 	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) && wait != 0 {
 		return waitForLock(ctx, f, dir, wait)
@@ -129,7 +134,9 @@ func sameDir(f *os.File, path string) bool {
 // isLockedByOthers tells whether another process has the lock of a directory, without getting into its way.
 func isLockedByOthers(dir string) (bool, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	if err := unix.Stat(dir, &st); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	} else if err != nil {
 		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	locks, err := os.ReadFile("/proc/locks")

@@ -85,7 +85,7 @@ func (o *observation) hookProblems() []Problem {
 		switch {
 		case h.ours():
 			attached++
-			if h.orphan.live() {
+			if h.orphan.live() && !h.pin.hidden {
 				unpinned = append(unpinned, name)
 			}
 		case h.own().live():

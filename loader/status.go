@@ -161,7 +161,7 @@ func (h *hookState) status() (HookStatus, error) {
 	own := h.own()
 	if h.saved.id != 0 {
 		hs.TakenOver = &TakenOver{
-			Program: h.reference, ProgramID: uint32(h.saved.id), Tag: h.saved.tag, Link: h.pin.id != 0,
+			Program: h.reference, ProgramID: uint32(h.saved.id), Tag: h.saved.tag, Link: h.pin.id != 0 || h.pin.hidden,
 		}
 		if !h.ours() {
 			hs.TakenOver.BackID = uint32(own.id)

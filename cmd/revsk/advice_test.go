@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/internal/reference"
@@ -37,7 +39,7 @@ func (p place) follow(mend string) {
 func (p place) problems() map[string]loader.Problem {
 	p.t.Helper()
 	var doc statusDocument
-	p.run("status", "-o", "json").json(&doc)
+	p.run("status", "--compare", "-o", "json").json(&doc)
 	all := make(map[string]loader.Problem)
 	for _, problem := range doc.Problems {
 		all[problem.Code] = problem
@@ -80,6 +82,30 @@ func TestTheAdviceOfEachProblemMendsIt(t *testing.T) {
 				"key", "12", "value", "12", "entries", "100", "name", "cilium_lb4_serv", "flags", "1").CombinedOutput()
 			require.NoError(t, err, "%s", out)
 		},
+		loader.ProblemLinkUnpinned: func(t *testing.T, p place) {
+			takenOver(t, p) // the agent's pins keep the links
+			require.NoError(t, os.RemoveAll(filepath.Join(p.pins(), "links")))
+		},
+		loader.ProblemLinkDetached: func(t *testing.T, p place) {
+			p.load("--quiet").ok()
+			l, err := link.LoadPinnedLink(filepath.Join(p.pins(), "links", "revsk_connect4"), nil)
+			require.NoError(t, err)
+			defer l.Close()
+			require.NoError(t, l.Detach())
+		},
+		loader.ProblemModeDual: func(t *testing.T, p place) {
+			p.load("--mode", "dual", "--quiet").ok()
+			before := time.Now().Add(-2 * time.Hour)
+			require.NoError(t, os.Chtimes(filepath.Join(p.pins(), "revsk_config"), before, before))
+		},
+		loader.ProblemHashLacks: func(t *testing.T, p place) {
+			takenOver(t, p)
+			connectUDP(t, p)
+			hash := node{place: p}.hash()
+			key, err := hash.NextKeyBytes(nil)
+			require.NoError(t, err)
+			require.NoError(t, hash.Delete(key))
+		},
 		loader.ProblemHashFull: func(t *testing.T, p place) {
 			takenOver(t, p)
 			n := node{place: p}
@@ -97,6 +123,68 @@ func TestTheAdviceOfEachProblemMendsIt(t *testing.T) {
 			require.NotContains(t, p.problems(), code)
 		})
 	}
+}
+
+// What another agent's programs need is given back where the agent is off, and then there is no datapath.
+func TestTheAdviceWhereTheAgentIsOff(t *testing.T) {
+	p := newPlace(t)
+	_, links := otherAgent(t, p)
+	p.load("--takeover", "--quiet").ok()
+	require.NoError(t, os.RemoveAll(links))
+	problem := p.problems()[loader.ProblemAgentOff]
+	require.Equal(t, "revsk unload --hand-back", problem.Mend)
+	p.follow(problem.Mend)
+	require.NoDirExists(t, p.pins())
+}
+
+// The cgroup is one that the test may remove.
+func TestTheAdviceWhereTheCgroupWasMadeAgain(t *testing.T) {
+	p := newPlace(t)
+	cgroup := filepath.Join(sandbox.Cgroup(), "removed")
+	require.NoError(t, os.Mkdir(cgroup, 0o700))
+	t.Cleanup(func() { require.NoError(t, os.Remove(cgroup)) })
+	on := func(args ...string) result { return p.run(append(args, "--cgroup", cgroup)...) }
+	on("load", "--legacy-entries", "1024", "--quiet").ok()
+	enter := func(cgroup string) {
+		require.NoError(t, os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0))
+	}
+	enter(cgroup)
+	s := connectUDP(t, p)
+	enter(sandbox.Cgroup())
+	require.NoError(t, os.Remove(cgroup))
+	require.NoError(t, os.Mkdir(cgroup, 0o700))
+	require.Regexp(t, "was removed and made again: .*: run revsk load$", on("status").fails(exitPartly))
+	on("load", "--quiet").ok()
+	on("status").ok()
+	require.Equal(t, serviceAddr, s.peer(t))
+	on("unload", "--purge", "--quiet").ok()
+}
+
+// Where there is nothing to run, the message says what to do.
+func TestTheAdviceOfProblemsWithoutACommand(t *testing.T) {
+	t.Run("a datapath on the cgroup above", func(t *testing.T) {
+		p := newPlace(t)
+		cgroup := filepath.Join(sandbox.Cgroup(), "below")
+		require.NoError(t, os.Mkdir(cgroup, 0o700))
+		t.Cleanup(func() { require.NoError(t, os.Remove(cgroup)) })
+		p.load("--quiet").ok()
+		require.Regexp(t, "another datapath runs on the same sockets: .* on "+sandbox.Cgroup()+": use the --pins with which it was loaded, or unload it first$",
+			p.run("load", "--cgroup", cgroup, "--pins", p.pins()+"-below").fails(exitFailed))
+		p.run("unload", "--purge", "--quiet").ok()
+		p.run("load", "--cgroup", cgroup, "--pins", p.pins()+"-below", "--quiet").ok()
+		p.run("unload", "--purge", "--pins", p.pins()+"-below", "--cgroup", cgroup, "--quiet").ok()
+	})
+	t.Run("a directory that others can write to", func(t *testing.T) {
+		p := newPlace(t)
+		p.load("--quiet").ok()
+		require.NoError(t, os.Chmod(p.pins(), 0o777))
+		require.Contains(t, p.problems(), loader.ProblemUnsafeDir)
+		require.Regexp(t, "directory is not safe: its mode is 0777: have root own it and nobody else write to it, or name other pins with --pins$",
+			p.load().fails(exitFailed))
+		require.NoError(t, os.Chmod(p.pins(), 0o700))
+		require.NotContains(t, p.problems(), loader.ProblemUnsafeDir)
+		p.load("--quiet").ok()
+	})
 }
 
 // An audit of a node with another agent's programs names the command that is not refused there.

@@ -71,7 +71,7 @@ var advice = []struct {
 	{loader.ErrOtherDatapath, exitFailed, "use the --pins with which it was loaded, or unload it first"},
 	{loader.ErrUnsafeDir, exitFailed, "have root own it and nobody else write to it, or name other pins with --pins"},
 	{loader.ErrMapsReplaced, exitFailed, "pin it there again, or start the agent that owns the maps and let it pin its own"},
-	{loader.ErrAgentRuns, exitFailed, "run revsk load --takeover to take over from it, after revsk unload if both run"},
+	{loader.ErrAgentRuns, exitFailed, "run revsk load --takeover to take over from it"},
 	{loader.ErrForeignProgram, exitFailed, "start the agent that owns it anew, or find it with bpftool cgroup tree and detach it"},
 	{loader.ErrNothingToTakeOver, exitFailed, "run revsk load without --takeover"},
 	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
@@ -105,6 +105,7 @@ var advice = []struct {
 	{inspect.ErrNoMap, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
 
 	{os.ErrPermission, exitFailed, asRoot},
+	{unix.EROFS, exitFailed, "mount it read-write (mount -o remount,rw /sys/fs/bpf), or name another with --bpffs"},
 	{unix.EMFILE, exitFailed, "allow the process more open files (ulimit -n)"},
 	{unix.ENOMEM, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},
 	{unix.ENOSPC, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},

@@ -104,6 +104,28 @@ func TestNotRootIsSaid(t *testing.T) {
 	require.Equal(t, before, state(t, p))
 }
 
+// Who only reads needs to write nothing.
+func TestReadOnlyBPFFS(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("bpf", dir, "bpf", 0, "mode=0700"))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	remount := func(flags uintptr) { require.NoError(t, unix.Mount("bpf", dir, "", unix.MS_REMOUNT|flags, "")) }
+	p := place{t, dir}
+	p.load("--quiet").ok()
+	t.Cleanup(func() { p.run("unload", "--purge", "--quiet").ok() })
+	connectUDP(t, p)
+	remount(unix.MS_RDONLY)
+	defer remount(0)
+	for _, line := range reading {
+		p.run(strings.Fields(line)...).ok()
+	}
+	require.Contains(t, p.run("list").ok().stdout, serviceAddr)
+	require.Regexp(t, `(?m)^connect4 +\d+ `, p.run("status").ok().stdout)
+	for _, line := range []string{"load", "load --dry-run", "unload", "mode dual", "service add 10.96.0.1:80/tcp --no-backend"} {
+		require.Regexp(t, "read-only file system: mount it read-write", p.run(strings.Fields(line)...).fails(exitFailed), line)
+	}
+}
+
 func TestPinnedMapOfAnotherLayoutIsRefused(t *testing.T) {
 	foreign := &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 5, MaxEntries: 1}
 	t.Run("of sockets", func(t *testing.T) {

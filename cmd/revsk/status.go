@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,8 @@ import (
 )
 
 func newStatusCommand(env *env) *cobra.Command {
-	return &cobra.Command{
+	var compare bool
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is attached, the maps and the counters",
 		Long: `Shows the mode, the program on every hook, the maps with their number of entries,
@@ -30,11 +32,16 @@ over from another agent it shows the agent's program, which revsk unload
 --hand-back puts back, and whether the agent has attached its own program again.
 
 Lists problems, each with its code and the command that mends it, and explains
-them on standard error. Exits with 3 if there is one.`,
+them on standard error. Exits with 3 if there is one. While another process is
+changing the datapath, a problem may pass by itself.
+
+--compare also reads every socket, and says how many of the tuples on sockets are
+missing in the legacy maps. In mode mirror there should be none.`,
 		Example: `  revsk status
+  revsk status --compare
   revsk status -o json | jq .counters`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			dp, opts, err := env.open()
 			if err != nil {
 				return err
@@ -43,6 +50,11 @@ them on standard error. Exits with 3 if there is one.`,
 			status, err := readStatus(opts, dp)
 			if err != nil {
 				return err
+			}
+			if compare {
+				if err := status.compare(cmd.Context(), dp); err != nil {
+					return err
+				}
 			}
 			if env.json() {
 				err = env.printJSON(status)
@@ -55,6 +67,8 @@ them on standard error. Exits with 3 if there is one.`,
 			return status.err()
 		},
 	}
+	cmd.Flags().BoolVar(&compare, "compare", false, "look at every socket, and say what of theirs the legacy maps lack")
+	return cmd
 }
 
 // statusDocument is the JSON output of status.
@@ -68,7 +82,19 @@ type statusDocument struct {
 	Complete bool `json:"complete"`
 	// LiveTuples is Counters.Live.
 	LiveTuples int64 `json:"live_tuples"`
+	// Hash is what the hash lacks of what sockets hold; only with --compare.
+	Hash *loader.HashDifference `json:"hash,omitempty"`
 	loader.Status
+}
+
+// compare asks the sockets.
+func (s *statusDocument) compare(ctx context.Context, dp *loader.Datapath) error {
+	d, problem, err := dp.CompareHash(ctx)
+	s.Hash = &d
+	if problem != nil {
+		s.Problems = append(s.Problems, *problem)
+	}
+	return err
 }
 
 func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error) {
@@ -92,7 +118,10 @@ func (s statusDocument) err() error {
 	}
 	var all []string
 	for _, p := range s.Problems {
-		if p.Mend != "" {
+		switch {
+		case p.Passes:
+			p.Text += " (another process is changing the datapath)"
+		case p.Mend != "":
 			p.Text += ": run " + p.Mend
 		}
 		all = append(all, p.Text)
@@ -111,6 +140,9 @@ func (s statusDocument) print(w io.Writer) error {
 		features = strings.Join(changed, " ")
 	}
 	general.row("features", features)
+	if s.Hash != nil {
+		general.row("legacy maps lack", fmt.Sprintf("%d of %d tuples, and have another service for %d", s.Hash.Missing, s.Hash.Tuples, s.Hash.Others))
+	}
 
 	problems.row("PROBLEM", "MENDED BY")
 	for _, p := range s.Problems {
