@@ -35,14 +35,6 @@ func (c changes) print(env *env) (bool, error) {
 	return env.quiet, nil
 }
 
-// partly is an error of a call that keeps what it has done before it fails.
-func (c changes) partly(err error) error {
-	if len(c) > 0 {
-		return exitError{exitPartly, err}
-	}
-	return err
-}
-
 // printLeft says which programs of another agent were left alone.
 func (c changes) printLeft(env *env) {
 	if left := c.objects(loader.ActionLeave); len(left) > 0 {

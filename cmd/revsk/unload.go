@@ -88,7 +88,7 @@ func runUnload(ctx context.Context, env *env, opts loader.Options, purge, dryRun
 	var done changes
 	opts.OnChange = done.add
 	if err := loader.Unload(ctx, opts, purge); err != nil {
-		return done.partly(err)
+		return err
 	}
 	forget("forgot")
 	if printed, err := done.print(env); printed {

@@ -55,14 +55,15 @@ func TestDryRunOfUnloadSaysWhatUnloadDoes(t *testing.T) {
 	require.Equal(t, plan.Changes, done.Changes)
 }
 
-func TestUnloadThatIsCutShortIsPartlyDone(t *testing.T) {
+func TestUnloadThatFailsChangesNothing(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
-	// The order is that of attaching, from the end: this one comes last.
 	foreign := filepath.Join(p.pins(), "links", "revsk_recvmsg4")
 	require.NoError(t, os.Remove(foreign))
 	require.NoError(t, os.Mkdir(foreign, 0o700))
-	p.run("unload").fails(exitPartly)
+	before := state(t, p)
+	p.run("unload").fails(exitFailed)
+	require.Equal(t, before, state(t, p))
 	require.NoError(t, os.Remove(foreign))
 	p.run("unload").ok()
 }
