@@ -141,6 +141,24 @@ func (dp *Datapath) Hooks() ([]HookStatus, error) {
 	return o.hookStatus()
 }
 
+// TakenBack is on how many hooks another agent has put its programs back. They keep the hash only: what sockets hold is
+// not what their applications did last. Returns an error wrapping [ErrPermission] or [ErrClosed].
+func (dp *Datapath) TakenBack() (n int, err error) {
+	if err := dp.checkOpen(); err != nil {
+		return 0, err
+	}
+	o, err := observePins(dp.opts)
+	if err != nil {
+		return 0, err
+	}
+	for i := range o.hooks {
+		if o.hooks[i].takenBack() {
+			n++
+		}
+	}
+	return n, nil
+}
+
 func (o *observation) hookStatus() ([]HookStatus, error) {
 	var all []HookStatus
 	for i := range o.hooks {

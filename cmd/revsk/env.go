@@ -81,7 +81,8 @@ func (e *env) open() (*loader.Datapath, loader.Options, error) {
 	return dp, opts, err
 }
 
-// openToInspect is open for commands that read the sockets with programs of their own.
+// openToInspect is open for commands that read the sockets with programs of their own. It says so if what sockets hold may
+// be outdated.
 func (e *env) openToInspect() (*loader.Datapath, error) {
 	dp, _, err := e.open()
 	if err != nil {
@@ -89,6 +90,14 @@ func (e *env) openToInspect() (*loader.Datapath, error) {
 	}
 	if err := unlimitMemory(); err != nil {
 		return nil, errors.Join(err, dp.Close())
+	}
+	back, err := dp.TakenBack()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return nil, errors.Join(err, dp.Close())
+	}
+	if back > 0 {
+		fmt.Fprintf(e.Stderr, "another agent's programs run on %s: what sockets hold may be outdated until revsk load --takeover\n",
+			count(int64(back), "hook", "hooks"))
 	}
 	return dp, nil
 }

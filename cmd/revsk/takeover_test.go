@@ -122,6 +122,11 @@ func TestHooksTakenBackAreSaid(t *testing.T) {
 	require.Regexp(t, `: hook was taken back by another agent: cil_sock4_recvm \(program \d+\): `+
 		"run revsk load --takeover to take it over once more$", p.load().fails(exitFailed))
 
+	for _, line := range []string{"list", "terminate --all-gone --dry-run"} {
+		require.Contains(t, p.run(strings.Fields(line)...).stderr,
+			"another agent's programs run on 9 hooks: what sockets hold may be outdated until revsk load --takeover\n", line)
+	}
+
 	r = p.run("unload", "--hand-back")
 	require.Equal(t, 0, r.code)
 	require.Equal(t, "handed back 2 hooks of "+sandbox.Cgroup()+", removed "+p.pins()+"\n", r.stdout)

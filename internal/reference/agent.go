@@ -179,6 +179,11 @@ func (a *Agent) Without(names ...string) *Agent {
 
 // Link attaches the programs to the cgroup by links, and pins those in the directory.
 func (a *Agent) Link(cgroup, dir string) error {
+	return a.LinkSome(cgroup, dir, slices.Collect(maps.Keys(a.Programs))...)
+}
+
+// LinkSome is Link of the programs with these names.
+func (a *Agent) LinkSome(cgroup, dir string, names ...string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -187,8 +192,8 @@ func (a *Agent) Link(cgroup, dir string) error {
 		return err
 	}
 	defer target.Close()
-	for name, prog := range a.Programs {
-		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(target.Fd()), Program: prog, Attach: attachTypes[name]})
+	for _, name := range names {
+		l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(target.Fd()), Program: a.Programs[name], Attach: attachTypes[name]})
 		if err != nil {
 			return fmt.Errorf("linking %s: %w", name, err)
 		}

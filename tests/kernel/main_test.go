@@ -56,6 +56,9 @@ func TestMain(m *testing.M) {
 	if childRole() != "" {
 		os.Exit(runChild())
 	}
+	if os.Getenv(stayEnv) != "" {
+		os.Exit(runStayChild())
+	}
 	if workerRole() != "" {
 		os.Exit(runWorker())
 	}
