@@ -39,6 +39,9 @@ var (
 	ErrForeignProgram = errors.New("program cannot be taken over")
 	// ErrNothingToTakeOver: a takeover was asked for, but there is no other agent.
 	ErrNothingToTakeOver = errors.New("nothing to take over")
+	// ErrFeaturesUnknown: applications would notice how another agent's programs are configured, and that could not be found out
+	// ([Options.Said]).
+	ErrFeaturesUnknown = errors.New("cannot find out how the agent's programs are configured")
 	// ErrTakenOver: another agent's hooks were taken over, and wait to be handed back.
 	ErrTakenOver = errors.New("hooks were taken over from another agent")
 	// ErrNotTakenOver: there is nothing to hand back.

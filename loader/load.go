@@ -91,6 +91,9 @@ func (a *applier) prepareLoad(ctx context.Context) ([]step, error) {
 			return nil, err
 		}
 	}
+	if err := o.lookAtAgent(ctx); err != nil {
+		return nil, err
+	}
 	steps, f, err := planLoad(o)
 	if err != nil {
 		return nil, err

@@ -49,6 +49,8 @@ type observation struct {
 	// elsewhere is where the maps of programs of ours on the cgroup are pinned, which are not this datapath's.
 	elsewhere string
 
+	// agent is what was found out about another agent's programs that are to be taken over; nil: nobody has looked.
+	agent *agentFacts
 	// hashes are those maps of the programs that look like the hash of a family, by the name which that has.
 	hashes map[ebpf.MapID]string
 	// links are all links to cgroups; nil: not looked for.

@@ -50,6 +50,12 @@ type Options struct {
 	Features *Features
 	// ChangeFeatures, if not nil, changes some of them. It is called when nobody else can.
 	ChangeFeatures func(*Features)
+	// Said are the features, by their names in JSON, about which the caller is sure. The first takeover finds out how the
+	// agent's programs are configured; what it cannot find out must be said here, and set by ChangeFeatures if it is not the default.
+	// Features, if given, says everything.
+	Said []string
+	// AgentState is where the agent keeps the header with which it compiled its programs. Default: /var/run/cilium/state.
+	AgentState string
 
 	// Wait is for how long to wait for another process that holds the lock, before the call fails with
 	// [ErrLocked]; less than 0: until the context ends. Those who wait get the lock in turn.
@@ -82,6 +88,9 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	if o.PinsDir == "" {
 		o.PinsDir = "/sys/fs/bpf/revsk"
+	}
+	if o.AgentState == "" {
+		o.AgentState = "/var/run/cilium/state"
 	}
 	if o.TakeoverLinks != "" {
 		o.Takeover = true

@@ -43,6 +43,11 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	if err := o.checkTakeover(places); err != nil {
 		return nil, f, err
 	}
+	if o.agent != nil {
+		if err := o.agent.check(o.opts.Said); err != nil {
+			return nil, f, err
+		}
+	}
 	modes, after, err := o.planModes(places)
 	if err != nil {
 		return nil, f, err
@@ -72,11 +77,15 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	return append(steps, o.planUnwanted(&f)...), f, nil
 }
 
-// wantedFeatures are those of the datapath, or the defaults, with what the options change of them.
+// wantedFeatures are those of the datapath, or the defaults, or on the first takeover the agent's, with what the options
+// change of them.
 func (o *observation) wantedFeatures() (Features, error) {
 	f := DefaultFeatures()
 	if o.kept != nil {
 		f = o.kept.Features
+	}
+	if o.agent != nil {
+		o.agent.apply(o, &f)
 	}
 	if o.opts.Features != nil {
 		f = *o.opts.Features

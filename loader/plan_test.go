@@ -284,6 +284,44 @@ func TestPlanOfALoad(t *testing.T) {
 	}
 }
 
+// A feature is what the agent's programs say, unless somebody has said otherwise.
+func TestFeaturesOfATakeover(t *testing.T) {
+	yes := true
+	for name, test := range map[string]struct {
+		facts agentFacts
+		is    func(*observation)
+		want  func(*Features)
+		err   error
+	}{
+		"programs that do not translate": {agentFacts{}, func(*observation) {}, func(*Features) {}, nil},
+		"nobody knows":                   {agentFacts{real: true}, func(*observation) {}, func(*Features) {}, ErrFeaturesUnknown},
+		"somebody has said so": {agentFacts{real: true}, func(o *observation) {
+			o.opts.Said = []string{"host_netns_only"}
+		}, func(f *Features) { f.IPv6, f.HealthCheck = false, true }, nil},
+		"what is known, and one thing said otherwise": {
+			agentFacts{real: true, hostOnly: &yes, constants: map[string]uint64{"enable_jiffies": 1, "kernel_hz": 250, "enable_lrp": 0}},
+			func(o *observation) {
+				o.opts.ChangeFeatures = func(f *Features) { f.LocalRedirect = true }
+			}, func(f *Features) { f.IPv6, f.HealthCheck, f.HostNetnsOnly, f.AffinityHz = false, true, true, 250 }, nil,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := nothingThere()
+			o.maps = append(o.maps, mapState{name: lbmap.Services6Map})
+			agentOn(o, true, unix.BPF_F_ALLOW_MULTI)
+			o.agent = &test.facts
+			test.is(o)
+			want := DefaultFeatures()
+			test.want(&want)
+			_, f, err := planLoad(o)
+			require.ErrorIs(t, err, test.err)
+			if test.err == nil {
+				require.Equal(t, want, f)
+			}
+		})
+	}
+}
+
 // with is a list with another word at one place.
 func with(list []string, i int, word string) []string {
 	list = slices.Clone(list)

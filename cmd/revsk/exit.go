@@ -74,6 +74,7 @@ var advice = []struct {
 	{loader.ErrAgentRuns, exitFailed, "run revsk load --takeover to take over from it"},
 	{loader.ErrForeignProgram, exitFailed, "start the agent that owns it anew, or find it with bpftool cgroup tree and detach it"},
 	{loader.ErrNothingToTakeOver, exitFailed, "run revsk load without --takeover"},
+	{loader.ErrFeaturesUnknown, exitFailed, "look for bpf-lb-sock-hostns-only in the agent's configuration, and add --host-netns-only or --host-netns-only=false"},
 	{loader.ErrTakenOver, exitFailed, "use --hand-back to give them back, or --force to detach them"},
 	{loader.ErrNotTakenOver, exitFailed, "use revsk unload without --hand-back"},
 	{loader.ErrUnsafeMode, exitFailed, "run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; or use --force, by which those sockets lose their service"},

@@ -53,6 +53,12 @@ func changeFeatures(given *pflag.FlagSet, f *loader.Features) {
 	})
 }
 
+// saidFeatures are the features whose flags were given, by their names in JSON.
+func saidFeatures(given *pflag.FlagSet) (said []string) {
+	given.Visit(func(flag *pflag.Flag) { said = append(said, strings.ReplaceAll(flag.Name, "-", "_")) })
+	return said
+}
+
 // portRange is a flag like 30000-32767.
 type portRange struct {
 	first, last *uint16

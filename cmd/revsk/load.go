@@ -70,6 +70,7 @@ a load changes those whose flags you give, and keeps the others.
 				opts.Features = &defaults
 			}
 			opts.ChangeFeatures = func(f *loader.Features) { changeFeatures(cmd.Flags(), f) }
+			opts.Said = saidFeatures(cmd.Flags())
 			then := migration(&opts)
 			if dryRun {
 				return printPlan(env, func() (changes, error) { return planLoad(cmd.Context(), opts, then) })
