@@ -74,7 +74,7 @@ func adapt(m *ebpf.Map, spec *ebpf.MapSpec) error {
 // checkLayout compares what the programs rely on: type, sizes, and for the maps of this datapath,
 // whose values are ours to define, every field of the value.
 func checkLayout(m *ebpf.Map, spec *ebpf.MapSpec) error {
-	if err := checkSizes(m, spec); err != nil {
+	if err := maplayout.Check(m, spec, ErrLayout); err != nil {
 		return err
 	}
 	if !ownMap(spec.Name) || spec.Value == nil {
@@ -162,7 +162,7 @@ func openMapID(id ebpf.MapID) (*ebpf.Map, error) {
 // isMap tells whether a map is what the spec describes: by type, sizes and the name, as far as the kernel
 // keeps it: together they are different for each map of the programs. A map may have no name.
 func isMap(m *ebpf.Map, spec *ebpf.MapSpec) (bool, error) {
-	if checkSizes(m, spec) != nil {
+	if maplayout.Check(m, spec, ErrLayout) != nil {
 		return false, nil
 	}
 	info, err := m.Info()

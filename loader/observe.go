@@ -19,6 +19,7 @@ import (
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/attached"
 	"github.com/revsk/revsk/internal/cgroup2"
+	"github.com/revsk/revsk/internal/maplayout"
 )
 
 // A call observes first, then plans (plan.go), then applies the plan (apply.go). What is observed are values: no
@@ -438,7 +439,7 @@ func (s *mapState) look(spec *ebpf.MapSpec) error {
 	if s.pinned, err = mapID(m); err != nil {
 		return err
 	}
-	if err := checkSizes(m, spec); err != nil {
+	if err := maplayout.Check(m, spec, ErrLayout); err != nil {
 		s.err = fmt.Errorf("%s: %w", s.pin, err)
 		return nil
 	}
@@ -642,7 +643,7 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, spec *ebpf.CollectionSpec
 	defer m.Close()
 	for _, name := range []string{mapReverse4, mapReverse6} {
 		// By its type and sizes alone, which tell it from all other maps of the reference.
-		if checkSizes(m, spec.Maps[name]) == nil {
+		if maplayout.Check(m, spec.Maps[name], ErrLayout) == nil {
 			o.hashes[id] = name
 		}
 	}

@@ -136,7 +136,9 @@ func (o *observation) agentOff() bool {
 	if o.kept == nil || o.kept.AgentLinks == "" || !o.takenOver() {
 		return false
 	}
-	return !slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.agentPin.id != 0 || h.saved.id != 0 && (h.takenBack() || besideReference(h)) })
+	return !slices.ContainsFunc(o.hooks, func(h hookState) bool {
+		return h.agentPin.id != 0 || h.saved.id != 0 && (h.takenBack() || besideReference(h))
+	})
 }
 
 // otherProblems are about programs that run on the same sockets: each sees the addresses that the other has
