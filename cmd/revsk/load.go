@@ -9,7 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
+	capabilities "github.com/revsk/revsk/internal/capability"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
@@ -72,6 +74,9 @@ a load changes those whose flags you give, and keeps the others.
 			opts.ChangeFeatures = func(f *loader.Features) { changeFeatures(cmd.Flags(), f) }
 			opts.Said = saidFeatures(cmd.Flags())
 			then := migration(&opts)
+			if err := checkMigration(then); err != nil {
+				return err
+			}
 			if dryRun {
 				return printPlan(env, func() (changes, error) { return planLoad(cmd.Context(), opts, then) })
 			}
@@ -104,6 +109,19 @@ func migration(opts *loader.Options) *migrate.Options {
 	}
 	opts.Mode = nil
 	return &migrate.Options{To: &to}
+}
+
+// checkMigration finds out before anything is taken over whether the migration could follow: without it, the node would stay in
+// mode dual.
+func checkMigration(then *migrate.Options) error {
+	if then == nil {
+		return nil
+	}
+	held, err := capabilities.Held()
+	if err == nil && !held.Has(unix.CAP_SYS_PTRACE) {
+		err = fmt.Errorf("%w: no CAP_SYS_PTRACE", migrate.ErrProcesses)
+	}
+	return err
 }
 
 func planLoad(ctx context.Context, opts loader.Options, then *migrate.Options) (changes, error) {

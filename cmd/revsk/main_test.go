@@ -32,6 +32,7 @@ var update = flag.Bool("update", false, "write what commands print into testdata
 const (
 	beCommandEnv   = "REVSK_TEST_COMMAND"
 	withoutCgroup2 = "without cgroup2"
+	inContainer    = "in a container" // sees its own part of the cgroup hierarchy and, where they are its own, its processes
 )
 
 func TestMain(m *testing.M) {
@@ -48,9 +49,31 @@ func TestMain(m *testing.M) {
 		if err := unmountCgroup2(); err != nil {
 			panic(err)
 		}
+	case inContainer:
+		if err := enterContainer(); err != nil {
+			panic(err)
+		}
 	}
 	main()
 }
+
+// enterContainer mounts what a container has: its part of the cgroup hierarchy, and /proc, in which processes of others
+// are hidden.
+func enterContainer() error {
+	if err := unmountCgroup2(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(containerCgroup, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("cgroup2", containerCgroup, "cgroup2", 0, ""); err != nil {
+		return fmt.Errorf("mounting cgroup2: %w", err)
+	}
+	return unix.Mount("proc", "/proc", "proc", 0, "hidepid=2")
+}
+
+// containerCgroup is where a container has its part of the cgroup hierarchy.
+const containerCgroup = "/tmp/revsk-test-cgroup"
 
 // unmountCgroup2 leaves no cgroup2 in this process's mount namespace, which must be its own.
 func unmountCgroup2() error {

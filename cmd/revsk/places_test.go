@@ -91,6 +91,38 @@ func TestNoCgroup2MountIsSaid(t *testing.T) {
 	require.Equal(t, before, state(t, p))
 }
 
+// In a container with its own namespaces of cgroups, mounts and processes, each command does what it does elsewhere, or says
+// why not. The cgroup is the container's.
+func TestInAContainer(t *testing.T) {
+	t.Cleanup(func() { os.Remove(containerCgroup) })
+	p := newPlace(t)
+	p.load("--quiet").ok()
+	connectUDP(t, p)
+	container := func(line string) result {
+		attr := &syscall.SysProcAttr{
+			Cloneflags:   unix.CLONE_NEWPID,
+			Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP,
+		}
+		return runAs(t, inContainer, attr, append([]string{"--bpffs", p.dir}, strings.Fields(line)...)...)
+	}
+	const notRoot = " is the root of a cgroup namespace: only sockets of processes in it are translated$"
+	require.Regexp(t, "^revsk: "+containerCgroup+notRoot, container("status").fails(exitPartly))
+	for _, line := range []string{"mode", "service list", "features --quiet", "load --dry-run", "unload --dry-run", "mode dual --dry-run"} {
+		require.Zero(t, container(line).code, "%s: %s", line, container(line).stderr)
+	}
+	r := container("list")
+	require.Zero(t, r.code)
+	require.Contains(t, r.stdout, serviceAddr, "what sockets hold is read from the sockets, whosever they are")
+	require.NotContains(t, r.stdout, filepath.Base(os.Args[0]), "its process is not one of the container's")
+	r = container("migrate --dry-run")
+	require.Zero(t, r.code)
+	require.Contains(t, r.stderr, "processes outside this pid namespace are not seen")
+	r = container("load")
+	require.Zero(t, r.code)
+	require.Contains(t, r.stderr, "only sockets of processes in it are translated")
+	p.run("status").ok()
+}
+
 func TestNotRootIsSaid(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()

@@ -46,7 +46,8 @@ type need struct {
 var privileges = map[string][]need{
 	"revsk load": {
 		{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
-		{[]capability{capAdmin, capResource}, "to replace what runs, or to take it over"},
+		{[]capability{capAdmin, capResource}, "to replace what runs"},
+		{[]capability{capAdmin, capPtrace, capResource}, "to take over, which migrates"},
 	},
 	"revsk unload": {
 		{[]capability{capOldBPF}, ""},

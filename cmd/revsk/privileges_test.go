@@ -121,22 +121,23 @@ func TestSmallestCapabilities(t *testing.T) {
 	require.NotEqual(t, "0", strings.TrimSpace(string(setting)), "%s lets everybody do what is tested here", unprivilegedF)
 
 	lines := map[string]string{
-		"revsk load for a first load":                         "load --legacy-entries 1000",
-		"revsk load to replace what runs, or to take it over": "load",
-		"revsk unload": "unload",
+		"revsk load for a first load":              "load --legacy-entries 1000",
+		"revsk load to replace what runs":          "load",
+		"revsk load to take over, which migrates":  "load --takeover --quiet",
+		"revsk unload":                             "unload",
 		"revsk unload with --purge or --hand-back": "unload --purge --quiet",
-		"revsk status":            "status",
-		"revsk mode to show it":   "mode",
-		"revsk mode to switch it": "mode dual",
-		"revsk list":              "list",
-		"revsk terminate":         "terminate 127.0.0.1:5353/udp --dry-run",
-		"revsk migrate":           "migrate",
-		"revsk rollback":          "rollback",
-		"revsk service list":      "service list",
-		"revsk service add":       "service add 192.0.2.9:80/tcp --no-backend",
-		"revsk service delete":    "service delete 192.0.2.8:80/tcp",
-		"revsk features":          "features --quiet",
-		"revsk selftest":          "selftest",
+		"revsk status":                             "status",
+		"revsk mode to show it":                    "mode",
+		"revsk mode to switch it":                  "mode dual",
+		"revsk list":                               "list",
+		"revsk terminate":                          "terminate 127.0.0.1:5353/udp --dry-run",
+		"revsk migrate":                            "migrate",
+		"revsk rollback":                           "rollback",
+		"revsk service list":                       "service list",
+		"revsk service add":                        "service add 192.0.2.9:80/tcp --no-backend",
+		"revsk service delete":                     "service delete 192.0.2.8:80/tcp",
+		"revsk features":                           "features --quiet",
+		"revsk selftest":                           "selftest",
 	}
 	loaded := func(t *testing.T) place {
 		t.Helper()
@@ -161,6 +162,9 @@ func TestSmallestCapabilities(t *testing.T) {
 				switch {
 				case n.when == "for a first load":
 					p = newPlace(t)
+				case strings.HasPrefix(n.when, "to take over"):
+					p = newPlace(t)
+					otherAgent(t, p)
 				case command == "revsk load", command == "revsk unload", command == "revsk terminate":
 					p = loaded(t)
 				default:
