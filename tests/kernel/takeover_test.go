@@ -44,6 +44,11 @@ func TestTakeoverWithoutGap(t *testing.T) {
 			nil,
 		},
 		{
+			"attached so that cgroups below may override",
+			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_OVERRIDE) },
+			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), unix.BPF_F_ALLOW_OVERRIDE) },
+		},
+		{
 			"attached alone",
 			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
 			func(a *reference.Agent) error { return a.Attach(sandbox.Cgroup(), 0) },
