@@ -46,9 +46,9 @@ func (o *observation) lookAtAgent(ctx context.Context) error {
 	}
 	facts := agentFacts{constants: make(map[string]uint64)}
 	for i := range o.hooks {
-		theirs := o.hooks[i].agent()
+		theirs := o.hooks[i].theirs()
 		for _, name := range []string{lbmap.Services4Map, lbmap.Services6Map} {
-			if i := slices.IndexFunc(o.maps, func(s mapState) bool { return s.name == name }); i >= 0 && o.maps[i].usedBy(theirs.program) {
+			if i := slices.IndexFunc(o.maps, func(s mapState) bool { return s.name == name }); i >= 0 && o.maps[i].usedBy(theirs) {
 				facts.real = true
 			}
 		}
@@ -148,10 +148,10 @@ func (f *agentFacts) apply(o *observation, to *Features) {
 		return
 	}
 	has := func(program string) bool {
-		return slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.reference == program && h.agent().live() })
+		return slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.reference == program && h.theirs().id != 0 })
 	}
 	to.IPv4 = has("cil_sock4_connect")
-	to.IPv6 = slices.ContainsFunc(o.hooks, func(h hookState) bool { return o.mapNamed(lbmap.Services6Map).usedBy(h.agent().program) })
+	to.IPv6 = slices.ContainsFunc(o.hooks, func(h hookState) bool { return o.mapNamed(lbmap.Services6Map).usedBy(h.theirs()) })
 	to.NodePort = has("cil_sock4_post_bind") || has("cil_sock6_post_bind")
 	to.HealthCheck = has("cil_sock4_pre_bind") || has("cil_sock6_pre_bind")
 	if first, last := f.constants["nodeport_port_min"], f.constants["nodeport_port_max"]; first != 0 && first <= last {

@@ -195,6 +195,17 @@ func (h *hookState) agent() attachment {
 	return attachment{}
 }
 
+// theirs is the program of the reference's that is on the hook, or was until a takeover, which may have been cut short.
+func (h *hookState) theirs() program {
+	if h.saved.id != 0 {
+		return h.saved
+	}
+	if p := h.agent().program; h.isReference(p) {
+		return p
+	}
+	return program{}
+}
+
 // ours tells whether a program of ours is in the place of this datapath.
 func (h *hookState) ours() bool {
 	own := h.own()

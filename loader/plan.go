@@ -69,11 +69,18 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	if o.loaded && slices.ContainsFunc(places, func(p *place) bool { return p.remembers() && !p.oursRuns() }) {
 		steps = append(steps, setMark{})
 	}
+	// What was found out about the agent's programs cannot be found out again once ours are in their place.
+	first := o.kept == nil && o.agent != nil
+	if first {
+		steps = append(steps, o.planState(f, places)...)
+	}
 	for _, p := range places {
 		steps = append(steps, o.planHook(p)...)
 	}
 	steps = append(steps, after...)
-	steps = append(steps, o.planState(f, places)...)
+	if !first {
+		steps = append(steps, o.planState(f, places)...)
+	}
 	return append(steps, o.planUnwanted(&f)...), f, nil
 }
 
