@@ -56,6 +56,11 @@ test-reference: ## Test another agent's programs: OBJECT=bpf_sock.o (root)
 	@test -n "$(OBJECT)" || { echo "make test-reference OBJECT=FILE: FILE is a node's bpf_sock.o, or $(OWN_OBJECT)"; exit 2; }
 	$(GO) test -count=1 -timeout 30m ./tests/kernel -run '$(REFERENCE_TESTS)' -reference $(abspath $(OBJECT))
 
+.PHONY: test-stay
+DURATION ?= 10m
+test-stay: ## Test revsk beside another agent that does all it can, under traffic: DURATION=10m (root)
+	$(GO) test -count=1 -timeout 24h -v ./tests/kernel -run TestStayBesideAnotherAgent -stay.duration $(DURATION)
+
 .PHONY: test-agent
 test-agent: clang ## Test revsk beside the Go code of Cilium's agent (root)
 	cd tests/agent && $(GO) test -count=1 -timeout 20m . -v && $(GO) test -count=1 -timeout 20m -modfile=cilium-1.19.mod -tags cilium119 . -v

@@ -25,7 +25,7 @@ import (
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
 // [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver], [ErrTakenBack],
-// [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
+// [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrFeaturesUnknown], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	opts, err = opts.checked()
 	if err != nil {
