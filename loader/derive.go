@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -53,7 +54,7 @@ func (o *observation) lookAtAgent(ctx context.Context) error {
 			}
 		}
 		for _, id := range theirs.maps {
-			if err := addConstants(id, facts.constants); err != nil {
+			if err := addConstants(id, "__config_", facts.constants); err != nil {
 				return err
 			}
 		}
@@ -80,8 +81,43 @@ func (s *mapState) usedBy(p program) bool {
 	return slices.ContainsFunc(s.used, func(use mapUse) bool { return slices.Contains(p.maps, use.id) })
 }
 
-// addConstants adds the constants in a map, if it is one that holds those of a program.
-func addConstants(id ebpf.MapID, all map[string]uint64) error {
+// lookAtOwnFeatures finds out with which features programs of ours were loaded, where that is not kept because its pin was removed.
+func (o *observation) lookAtOwnFeatures() error {
+	if o.kept != nil || o.keptErr != nil {
+		return nil
+	}
+	constants := make(map[string]uint64)
+	for i := range o.hooks {
+		if h := &o.hooks[i]; h.ours() {
+			for _, id := range h.own().maps {
+				if err := addConstants(id, "cfg_", constants); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if len(constants) == 0 {
+		return nil
+	}
+	f := DefaultFeatures()
+	fields := reflect.ValueOf(&f).Elem()
+	for i := range fields.NumField() {
+		field := fields.Field(i)
+		value, ok := constants[fields.Type().Field(i).Tag.Get("json")]
+		switch {
+		case !ok:
+		case field.Kind() == reflect.Bool:
+			field.SetBool(value != 0)
+		default:
+			field.SetUint(value)
+		}
+	}
+	o.running = &f
+	return nil
+}
+
+// addConstants adds the constants in a map, if it is one that holds those of a program, by their names without a prefix.
+func addConstants(id ebpf.MapID, prefix string, all map[string]uint64) error {
 	m, err := openMapID(id)
 	if m == nil {
 		return err
@@ -119,12 +155,16 @@ func addConstants(id ebpf.MapID, all map[string]uint64) error {
 			variable, ok := v.Type.(*btf.Var)
 			name, isConstant := "", false
 			if ok {
-				name, isConstant = strings.CutPrefix(variable.Name, "__config_")
+				name, isConstant = strings.CutPrefix(variable.Name, prefix)
 			}
 			if end := int(v.Offset + v.Size); isConstant && v.Size <= 8 && end <= len(data) {
 				var value [8]byte
-				copy(value[:], data[v.Offset:end]) // little-endian, as every kernel that the agent runs on
-				all[name] = binary.LittleEndian.Uint64(value[:])
+				at := 0
+				if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 { // big-endian
+					at = len(value) - int(v.Size)
+				}
+				copy(value[at:], data[v.Offset:end])
+				all[name] = binary.NativeEndian.Uint64(value[:])
 			}
 		}
 	}

@@ -50,6 +50,8 @@ type observation struct {
 	// elsewhere is where the maps of programs of ours on the cgroup are pinned, which are not this datapath's.
 	elsewhere string
 
+	// running are the features of our programs where none are kept, because the pin was removed; nil: they are not known.
+	running *Features
 	// agent is what was found out about another agent's programs that are to be taken over; nil: nobody has looked.
 	agent *agentFacts
 	// hashes are those maps of the programs that look like the hash of a family, by the name which that has.
@@ -258,6 +260,9 @@ func observe(opts Options) (*observation, error) {
 	}
 	if err == nil {
 		err = o.lookAtMaps()
+	}
+	if err == nil {
+		err = o.lookAtOwnFeatures()
 	}
 	if err == nil {
 		err = o.lookAround()

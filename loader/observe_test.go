@@ -125,6 +125,9 @@ func TestPinsThatWereRemovedAreAdopted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cleanUp(t)
 			opts := withMode(options(), loader.ModeDual)
+			f := loader.DefaultFeatures()
+			f.L7, f.NodePortMax = false, 31999
+			opts.Features = &f
 			if test.takeover {
 				idle(t, anchorings["links"]) // whose pins keep the links
 				opts.Takeover = true
@@ -140,6 +143,7 @@ func TestPinsThatWereRemovedAreAdopted(t *testing.T) {
 			require.True(t, s.Complete())
 			require.Empty(t, s.Problems)
 			require.Equal(t, loader.ModeDual, s.Mode)
+			require.Equal(t, f, s.Features)
 			requireOnce(t)
 			require.Equal(t, serviceAddr, peer(t, conn))
 			for _, name := range own {

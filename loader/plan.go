@@ -88,8 +88,11 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 // change of them.
 func (o *observation) wantedFeatures() (Features, error) {
 	f := DefaultFeatures()
-	if o.kept != nil {
+	switch {
+	case o.kept != nil:
 		f = o.kept.Features
+	case o.running != nil:
+		f = *o.running
 	}
 	if o.agent != nil {
 		o.agent.apply(o, &f)
@@ -444,7 +447,7 @@ func (o *observation) planUnwanted(f *Features) []step {
 		if h.isWanted(f) {
 			continue
 		}
-		back := h.saved.id != 0 && h.ours()
+		back := h.saved.id != 0 && h.ours() && !besideReference(*h)
 		if back {
 			first = append(first, giveBack(h))
 		}
