@@ -81,7 +81,17 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	if !first {
 		steps = append(steps, o.planState(f, places)...)
 	}
-	return append(steps, o.planUnwanted(&f)...), f, nil
+	steps = append(steps, o.planUnwanted(&f)...)
+	// A directory is made once, whoever needs it.
+	made := make(map[makeDir]bool)
+	return slices.DeleteFunc(steps, func(s step) bool {
+		dir, ok := s.(makeDir)
+		again := ok && made[dir]
+		if ok {
+			made[dir] = true
+		}
+		return again
+	}), f, nil
 }
 
 // wantedFeatures are those of the datapath, or the defaults, or on the first takeover the agent's, with what the options
@@ -286,7 +296,6 @@ func (o *observation) planDir(dir string) []step {
 	if _, ok := o.dirs[dir]; ok {
 		return nil
 	}
-	o.dirs[dir] = nil // once is enough
 	return []step{makeDir{dir}}
 }
 
