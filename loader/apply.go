@@ -36,6 +36,7 @@ type tried interface{ try(*applier) error }
 // applier carries out a plan. Its zero value with options is ready.
 type applier struct {
 	opts Options
+	ctx  context.Context      // of apply
 	dp   *Datapath            // the maps
 	spec *ebpf.CollectionSpec // of the programs that are to be loaded
 	ours map[string]*ebpf.Program
@@ -49,6 +50,7 @@ func nothing() error { return nil }
 
 // apply carries out the steps in order.
 func (a *applier) apply(ctx context.Context, steps []step) error {
+	a.ctx = ctx
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -231,7 +233,7 @@ func (s switchMode) do(a *applier) (func() error, error) {
 		return nil, err
 	}
 	if s.check {
-		if err := a.dp.checkMode(context.Background(), Mode(before.Mode), s.to); err != nil {
+		if err := a.dp.checkMode(a.ctx, Mode(before.Mode), s.to); err != nil {
 			return nil, err
 		}
 	}
@@ -661,11 +663,10 @@ type fillHash struct{ verify bool }
 func (fillHash) String() string    { return "fill the hash" }
 func (fillHash) changes() []Change { return nil }
 func (s fillHash) do(a *applier) (func() error, error) {
-	ctx := context.Background()
-	if err := a.dp.refill(ctx); err != nil || !s.verify {
+	if err := a.dp.refill(a.ctx); err != nil || !s.verify {
 		return nothing, err
 	}
-	lacking, err := a.dp.lackedByHash(ctx)
+	lacking, err := a.dp.lackedByHash(a.ctx)
 	if err == nil {
 		err = lacking.check(true, false)
 	}
