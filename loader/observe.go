@@ -185,7 +185,9 @@ func (h *hookState) byID(id ebpf.ProgramID, l link.ID) attachment {
 // elsewhere or nowhere, or without a link.
 func (h *hookState) agent() attachment {
 	if h.agentPin.live {
-		return h.byID(h.agentPin.program, h.agentPin.id)
+		if there := h.byID(h.agentPin.program, h.agentPin.id); !there.isOurs() {
+			return there
+		}
 	}
 	for _, linked := range []bool{true, false} {
 		for _, a := range h.on {
