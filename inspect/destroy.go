@@ -48,6 +48,11 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 			return fmt.Errorf("network namespace %d: %w", ns.Inode, err)
 		}
 	}
+	if !t.opts.DryRun {
+		if err := endParents(ctx, sockets); err != nil {
+			return err
+		}
+	}
 	for _, unreachable := range byNetNS {
 		for _, s := range unreachable {
 			s.set(OutcomeFailed, ErrUnreachable)
@@ -58,28 +63,50 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 
 func (s *Termination) set(o Outcome, err error) { s.Outcome, s.Err = o, err }
 
-// reach opens the network namespaces of the sockets, as far as there is a way into them.
-func reach(ctx context.Context, sockets []*Termination) (netns.List, error) {
-	found, err := netns.All(ctx)
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[uint64]bool)
-	for _, n := range found {
-		known[n.Inode] = true
-	}
+// reach opens the network namespaces of the sockets, as far as there is a way into them: mostly that of a process
+// that has a socket open.
+func reach(ctx context.Context, sockets []*Termination) (found netns.List, err error) {
+	wanted := make(map[uint64]bool)
 	for _, s := range sockets {
-		for _, p := range s.Socket.Owners {
-			if known[s.Socket.NetNS.Inode] {
-				break
-			}
-			// The socket is the only thing that keeps it.
-			n, err := netns.OfProcessSocket(p.ID, s.Socket.Inode)
-			if err == nil {
-				known[n.Inode] = true
-				found = append(found, n)
+		wanted[s.Socket.NetNS.Inode] = true
+	}
+	take := func(n *netns.Namespace, err error) {
+		switch {
+		case err != nil:
+		case wanted[n.Inode]:
+			delete(wanted, n.Inode)
+			found = append(found, n)
+		default:
+			n.Close()
+		}
+	}
+	eachOwner := func(f func(s *Socket, pid int)) {
+		for _, s := range sockets {
+			for _, p := range s.Socket.Owners {
+				if wanted[s.Socket.NetNS.Inode] {
+					f(&s.Socket, p.ID)
+				}
 			}
 		}
 	}
+	tried := make(map[int]bool)
+	eachOwner(func(_ *Socket, pid int) {
+		if !tried[pid] {
+			tried[pid] = true
+			take(netns.OfProcess(pid))
+		}
+	})
+	if len(wanted) == 0 {
+		return found, nil
+	}
+	all, err := netns.All(ctx)
+	if err != nil {
+		return nil, errors.Join(err, found.Close())
+	}
+	for _, n := range all {
+		take(n, nil)
+	}
+	// The socket may be the only thing that keeps it.
+	eachOwner(func(s *Socket, pid int) { take(netns.OfProcessSocket(pid, s.Inode)) })
 	return found, nil
 }

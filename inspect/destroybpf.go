@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 )
@@ -35,6 +36,7 @@ func (d *bpfDestroyer) load(maps Maps) error {
 	// Only the hooks use it.
 	delete(spec.Maps, programs.DestroyMapRevskPeers)
 	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Cache: bpfiter.Types,
 		MapReplacements: map[string]*ebpf.Map{
 			programs.DestroyMapRevskConn:   maps.Conn,
 			programs.DestroyMapRevskFormer: maps.Former,

@@ -130,7 +130,7 @@ func loadVariant(maps Maps, size int, v variant) (*dumpPrograms, error) {
 	for i, t := range revnat.TableMaps() {
 		replacements[t.Name] = maps.Tables[i]
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: bpfiter.Types})
 	if err != nil {
 		return nil, err
 	}

@@ -118,10 +118,15 @@ func (p *dumpPrograms) want(f *Filter) error {
 		}
 	}
 	how, keys := programs.DumpRevskWantedREVSK_WANTED_ALL, []programs.DumpRevskWantedBackend(nil)
-	if f.Backends != nil {
+	m := p.Maps[programs.DumpMapRevskWantedBackends]
+	backends := f.Backends
+	if m == nil || len(backends) > int(m.MaxEntries()) {
+		backends = nil
+	}
+	if backends != nil {
 		how = programs.DumpRevskWantedREVSK_WANTED_THESE
 	}
-	for b := range f.Backends {
+	for b := range backends {
 		key := programs.DumpRevskWantedBackend{Port: byteorder.Net16(b.AddrPort.Port()), Protocol: uint16(b.Protocol)}
 		key.Addr.Bytes = b.AddrPort.Addr().As16()
 		keys = append(keys, key)
@@ -129,7 +134,7 @@ func (p *dumpPrograms) want(f *Filter) error {
 			how = programs.DumpRevskWantedREVSK_WANTED_ALIKE
 		}
 	}
-	if m := p.Maps[programs.DumpMapRevskWantedBackends]; m != nil {
+	if m != nil {
 		err := batch.Delete(m, p.backends)
 		if err == nil {
 			p.backends = keys

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // These tests load programs, attach them to a cgroup of their own and open sockets in it.
@@ -17,14 +19,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		holdSocket()
 	}
-	os.Exit(run(m))
+	os.Exit(sandbox.TestMain(func() int { return run(m) }))
 }
 
 func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the tests of package inspect run BPF programs on this kernel: run them as root")
-		return 1
-	}
 	if err := rlimit.RemoveMemlock(); err != nil {
 		fmt.Fprintln(os.Stderr, "the tests of package inspect need memory for BPF maps:", err)
 		return 1

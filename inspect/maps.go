@@ -35,6 +35,9 @@ type Maps struct {
 	Tables []*ebpf.Map
 	// Config is revsk_config, which says what mode the hooks are in. Only [Terminate] needs it.
 	Config *ebpf.Map
+	// Hash4 and Hash6 are cilium_lb{4,6}_reverse_sk. Only [Terminate] uses them, in the modes dual and mirror; nil:
+	// it does not look there.
+	Hash4, Hash6 *ebpf.Map
 }
 
 // MapsOf returns the maps of a datapath: byName is loader's Datapath.Map, for example.
@@ -44,6 +47,8 @@ func MapsOf(byName func(name string) *ebpf.Map) Maps {
 		Former: byName(sock.SockMapRevskFormer),
 		Peers:  byName(sock.SockMapRevskPeers),
 		Config: byName(sock.SockMapRevskConfig),
+		Hash4:  byName(sock.SockMapCiliumLb4ReverseSk),
+		Hash6:  byName(sock.SockMapCiliumLb6ReverseSk),
 	}
 	for _, t := range revnat.TableMaps() {
 		maps.Tables = append(maps.Tables, byName(t.Name))

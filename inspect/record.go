@@ -46,6 +46,9 @@ const (
 // wholeTuples is how many tuples a whole record has before those of its peers: connection and former connection.
 const wholeTuples = 2
 
+// subflow is REVSK_SUBFLOW.
+const subflow = 0x8000
+
 // record is a struct revsk_socket, and the tuples that follow it.
 type record []byte
 
@@ -78,7 +81,7 @@ func records(buffer *ebpf.Memory, from, to int64) iter.Seq2[record, error] {
 
 func (r record) id() uint64           { return binary.NativeEndian.Uint64(r[idAt:]) }
 func (r record) tableVersion() uint16 { return binary.NativeEndian.Uint16(r[tableVersionAt:]) }
-func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:])) }
+func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ subflow) }
 func (r record) size() int            { return socketSize + r.tupleCount()*revnat.TupleSize }
 
 // socket adds what the record says of the socket itself.
@@ -86,6 +89,7 @@ func (r record) socket(s *Socket) {
 	s.Protocol = lbmap.Protocol(binary.NativeEndian.Uint16(r[protocolAt:]))
 	s.Family = Family(r[familyAt])
 	s.State = State(r[stateAt])
+	s.Subflow = binary.NativeEndian.Uint16(r[tuplesAt:])&subflow != 0
 	s.Local = netip.AddrPortFrom(address(r[localAt:]), binary.NativeEndian.Uint16(r[localPortAt:]))
 	s.NetNS.Inode = uint64(binary.NativeEndian.Uint32(r[netnsInodeAt:]))
 	s.NetNS.Cookie = binary.NativeEndian.Uint64(r[netnsCookieAt:])

@@ -30,6 +30,9 @@ type Socket struct {
 	// Inode is that of the socket's file, as in the links of /proc/PID/fd. 0: the socket has no
 	// file, because it has been closed and the kernel is still about to end its connection.
 	Inode uint64
+	// Subflow: the socket is one of the connections of an MPTCP socket, which is what applications have open. The
+	// inode and the owners are those of that one.
+	Subflow bool
 	// Conn is what the socket is connected to, nil if that is no service.
 	Conn *revnat.Tuple
 	// Former is what a datagram socket was connected to before, nil if that was no service. The socket is

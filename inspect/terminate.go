@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -28,6 +27,10 @@ var (
 	// keeps it but sockets, and no process has them open as files (in flight in a message, or in an
 	// io_uring).
 	ErrUnreachable = errors.New("no way into its network namespace")
+
+	// ErrUnmigrated is returned in the modes dual and mirror if sockets are connected to the backends of which only the
+	// hash knows by which service: a migration has to move that onto the sockets first.
+	ErrUnmigrated = errors.New("only the hash knows their service")
 
 	// ErrStillConnected is the error of a socket that is connected to the backend after all: mostly
 	// because its application, or the service, goes there again and again.
@@ -55,6 +58,8 @@ type Report struct {
 	Mechanism string
 	// Sockets are those that were found to be connected, in the order of [Sockets].
 	Sockets []Termination
+	// Unmigrated is how many sockets [ErrUnmigrated] is about.
+	Unmigrated int
 }
 
 // Termination is what has become of a socket.
@@ -110,12 +115,14 @@ func (r *Report) Count(o Outcome) (n int) {
 // of [Sockets], CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE.
 //
 // Returns an error wrapping [ErrNoProof], [ErrCannotDestroy], [ErrNoMap] or [ErrNotSupported], with
-// nothing destroyed; after other errors Report is what was done before. A socket that could not be
+// nothing destroyed; after other errors Report is what was done before. [ErrUnmigrated] is one of these: all was done, but there
+// are sockets that were not touched. A socket that could not be
 // destroyed is no error of Terminate.
 func Terminate(ctx context.Context, maps Maps, opts TerminateOptions) (Report, error) {
-	t := termination{maps: maps, opts: opts, backends: make(map[Backend]bool), found: make(map[identity]*Termination)}
-	for _, b := range opts.Backends {
-		t.backends[b] = true
+	t := termination{
+		maps: maps, opts: opts,
+		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
+		found: make(map[identity]*Termination),
 	}
 	err := t.run(ctx)
 	if err != nil {
@@ -130,10 +137,11 @@ const rounds = 3
 type termination struct {
 	maps      Maps
 	opts      TerminateOptions
-	backends  map[Backend]bool
+	meant     Filter
 	reader    *Reader
 	destroyer destroyer
 	found     map[identity]*Termination
+	left      int // unmigrated
 }
 
 // identity is what a socket is known by from one round to the next. Its cookie is not part of it:
@@ -148,14 +156,25 @@ func identityOf(s *Socket) identity {
 }
 
 func (t *termination) run(ctx context.Context) error {
-	if err := needStorage(t.maps.Config); err != nil {
+	hasHash, err := needStorage(t.maps.Config)
+	if err != nil {
 		return err
 	}
-	var err error
 	if t.reader, err = Open(t.maps, Options{NetNSDir: t.opts.NetNSDir}); err != nil {
 		return err
 	}
 	defer t.reader.Close()
+	if err := t.endAll(ctx); err != nil || !hasHash {
+		return err
+	}
+	if t.left, err = t.unmigrated(ctx); err == nil && t.left > 0 {
+		err = fmt.Errorf("%d sockets are connected to these backends: %w", t.left, ErrUnmigrated)
+	}
+	return err
+}
+
+// endAll destroys what is connected, until nothing is.
+func (t *termination) endAll(ctx context.Context) error {
 	for range rounds {
 		connected, err := t.connected(ctx)
 		if err != nil || len(connected) == 0 {
@@ -183,30 +202,33 @@ func (t *termination) run(ctx context.Context) error {
 	return err
 }
 
-// needStorage returns an error wrapping ErrNoProof unless the mode is one with storage.
-func needStorage(config *ebpf.Map) error {
+// needStorage returns an error wrapping ErrNoProof unless the mode is one with storage, and whether it is one with the
+// hash, too.
+func needStorage(config *ebpf.Map) (hasHash bool, err error) {
 	if err := need(map[string]*ebpf.Map{"revsk_config": config}); err != nil {
-		return err
+		return false, err
 	}
 	var cfg sock.SockRevskConfigValue
 	if err := config.Lookup(uint32(0), &cfg); err != nil {
-		return fmt.Errorf("reading the mode: %w", err)
+		return false, fmt.Errorf("reading the mode: %w", err)
 	}
-	if cfg.Mode == uint32(sock.SockRevskModeREVSK_MODE_LEGACY) {
-		return ErrNoProof
+	switch sock.SockRevskMode(cfg.Mode) {
+	case sock.SockRevskModeREVSK_MODE_LEGACY:
+		return false, ErrNoProof
+	case sock.SockRevskModeREVSK_MODE_STORAGE:
+		return false, nil
 	}
-	return nil
+	return true, nil
 }
 
 // connected returns what is to be destroyed. A socket that was to be before is among them if it still
 // is, or is again.
 func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
-	sockets, err := t.reader.sorted(ctx, Filter{Match: t.isMeant})
-	if err != nil {
-		return nil, err
-	}
 	var all []*Termination
-	for _, s := range sockets {
+	for s, err := range t.reader.Sockets(ctx, t.meant) {
+		if err != nil {
+			return nil, err
+		}
 		known := t.found[identityOf(&s)]
 		if known == nil {
 			known = &Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound}
@@ -215,12 +237,6 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 		all = append(all, known)
 	}
 	return all, nil
-}
-
-func (t *termination) isMeant(s *Socket) bool {
-	connection := s.Connection()
-	return connection != nil && t.opts.Service.Matches(connection.Service, s.Protocol) &&
-		(t.backends[Backend{connection.Peer, s.Protocol}] || t.backends[Backend{connection.Peer, lbmap.ProtocolAny}])
 }
 
 // load chooses the best destroyer that the kernel has what it takes for.
@@ -245,7 +261,7 @@ func (t *termination) load() error {
 }
 
 func (t *termination) report() Report {
-	r := Report{Sockets: []Termination{}}
+	r := Report{Sockets: []Termination{}, Unmigrated: t.left}
 	if t.destroyer != nil {
 		r.Mechanism = t.destroyer.name()
 	}

@@ -510,7 +510,8 @@ func (g *ground) victims(gone service) []*Termination {
 	defer reader.Close()
 	found := termination{
 		maps: g.Maps, opts: opts, reader: reader,
-		backends: map[Backend]bool{opts.Backends[0]: true}, found: make(map[identity]*Termination),
+		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
+		found: make(map[identity]*Termination),
 	}
 	victims, err := found.connected(g.Context())
 	require.NoError(g, err)
@@ -729,4 +730,35 @@ func TestAReportIsSorted(t *testing.T) {
 		require.Len(g, report.Sockets, 20)
 		assert.True(g, slices.IsSortedFunc(report.Sockets, func(a, b Termination) int { return compareSockets(a.Socket, b.Socket) }))
 	})
+}
+
+// What only the hash knows is no proof, but no reason to say that nobody is connected either.
+func TestSocketsThatOnlyTheHashKnowsAreSaidToNeedAMigration(t *testing.T) {
+	for _, mode := range []sock.SockRevskMode{sock.SockRevskModeREVSK_MODE_DUAL, sock.SockRevskModeREVSK_MODE_MIRROR} {
+		eachGround(t, either, func(g *ground) {
+			svc := g.service()
+			g.setMode(sock.SockRevskModeREVSK_MODE_LEGACY)
+			unknown, gone := g.connected(svc.front), g.connected(svc.front)
+			gone.disconnect(g)
+			g.setMode(mode)
+			opts := g.options(svc.backend)
+			report, err := Terminate(g.Context(), g.Maps, opts)
+			require.ErrorIs(g, err, ErrUnmigrated)
+			assert.Equal(g, 1, report.Unmigrated)
+			assert.Empty(g, report.Sockets)
+
+			known := g.connected(svc.front)
+			report, err = Terminate(g.Context(), g.Maps, opts)
+			require.ErrorIs(g, err, ErrUnmigrated)
+			assert.Equal(g, 1, report.Unmigrated)
+			assert.Equal(g, 1, report.Count(OutcomeDestroyed))
+			assert.Equal(g, known.inode(g), report.Sockets[0].Socket.Inode)
+
+			// Another backend has nothing to do with it.
+			opts.Backends[0].AddrPort = netip.AddrPortFrom(g.back, 9)
+			_, err = Terminate(g.Context(), g.Maps, opts)
+			require.NoError(g, err)
+			unknown.close()
+		})
+	}
 }

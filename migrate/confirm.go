@@ -16,7 +16,7 @@ const confirmAttempts = 3
 // visited it looks for those of leaked entries; and for those that could not be reached, which may have been closed
 // since. Only what neither way finds is leaked, or has ended. What one of them finds is visited again.
 func (m *migration) confirm(ctx context.Context) error {
-	leaked, unknown := withFate(m.entries, FateLeaked), withFate(m.entries, FateUnknown)
+	leaked, unknown := withResult(m.entries, ResultLeaked), withResult(m.entries, ResultUnknown)
 	for range confirmAttempts {
 		found, err := m.found(ctx, leaked)
 		if err != nil {
@@ -32,21 +32,21 @@ func (m *migration) confirm(ctx context.Context) error {
 		if err := m.sweeper.sweep(ctx, append(found, closed...)); err != nil {
 			return err
 		}
-		for _, e := range withFate(closed, FateLeaked) {
-			e.fate = FateEnded
+		for _, e := range withResult(closed, ResultLeaked) {
+			e.result = ResultEnded
 		}
-		leaked, unknown = withFate(found, FateLeaked), withFate(found, FateUnknown)
+		leaked, unknown = withResult(found, ResultLeaked), withResult(found, ResultUnknown)
 	}
 	for _, e := range leaked {
-		e.fate, e.why = FateUnknown, "its socket is found by one of two ways only"
+		e.result, e.why = ResultUnknown, "its socket is found by one of two ways only"
 	}
 	return nil
 }
 
-func withFate(entries []*entry, fate Fate) []*entry {
+func withResult(entries []*entry, result Result) []*entry {
 	var some []*entry
 	for _, e := range entries {
-		if e.fate == fate {
+		if e.result == result {
 			some = append(some, e)
 		}
 	}
@@ -55,16 +55,16 @@ func withFate(entries []*entry, fate Fate) []*entry {
 
 // found returns the entries that the other way does not call leaked.
 func (m *migration) found(ctx context.Context, entries []*entry) ([]*entry, error) {
-	return m.lookAgain(ctx, entries, func(other Fate) bool { return other != FateLeaked })
+	return m.lookAgain(ctx, entries, func(other Result) bool { return other != ResultLeaked })
 }
 
 // notFound returns the entries that the other way calls leaked.
 func (m *migration) notFound(ctx context.Context, entries []*entry) ([]*entry, error) {
-	return m.lookAgain(ctx, entries, func(other Fate) bool { return other == FateLeaked })
+	return m.lookAgain(ctx, entries, func(other Result) bool { return other == ResultLeaked })
 }
 
 // lookAgain returns the entries of which the other way says what is asked for.
-func (m *migration) lookAgain(ctx context.Context, entries []*entry, wanted func(Fate) bool) ([]*entry, error) {
+func (m *migration) lookAgain(ctx context.Context, entries []*entry, wanted func(Result) bool) ([]*entry, error) {
 	if len(entries) == 0 {
 		return nil, nil
 	}
@@ -72,27 +72,26 @@ func (m *migration) lookAgain(ctx context.Context, entries []*entry, wanted func
 	for i, e := range entries {
 		looks[i] = &entry{key: e.key, value: e.value, stale: e.stale, origin: e}
 	}
-	if err := m.sweepOtherWay(ctx, looks); err != nil {
+	if err := m.lookTheOtherWay(ctx, looks); err != nil {
 		return nil, err
 	}
 	var some []*entry
 	for _, look := range looks {
-		if wanted(look.fate) {
+		if wanted(look.result) {
 			some = append(some, look.origin)
 		}
 	}
 	return some, nil
 }
 
-// sweepOtherWay says what becomes of entries by an engine that changes nothing: the one that does not visit
-// the sockets, if the kernel has it.
-func (m *migration) sweepOtherWay(ctx context.Context, entries []*entry) error {
+// lookTheOtherWay says what becomes of entries by the engine that does not visit the sockets, if the kernel has it.
+func (m *migration) lookTheOtherWay(ctx context.Context, entries []*entry) error {
 	if m.sweeper.engine == EnginePidfd {
-		return m.sweeper.reader(EngineIter).sweep(ctx, entries) // or EnginePidfd, where that is refused
+		return (&looker{engine: EngineIter}).look(ctx, entries) // or EnginePidfd, where that is refused
 	}
-	err := m.sweeper.reader(EnginePidfd).sweep(ctx, entries)
+	err := (&looker{engine: EnginePidfd}).look(ctx, entries)
 	if errors.Is(err, sockdiag.ErrNotSupported) {
-		err = m.sweeper.reader(EngineIter).sweep(ctx, entries)
+		err = (&looker{engine: EngineIter}).look(ctx, entries)
 	}
 	return err
 }

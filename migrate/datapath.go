@@ -6,13 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
 
-	"github.com/revsk/revsk/bpf/iter"
+	bpf "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -25,6 +27,7 @@ type datapath struct {
 	hash hash
 	// takenOver tells that hooks were taken over from another agent, which uses the hash.
 	takenOver bool
+	reader    *inspect.Reader // nil: not opened yet
 }
 
 // openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
@@ -81,6 +84,9 @@ func checkHooks(hooks []loader.HookStatus) error {
 }
 
 func (d *datapath) close() error {
+	if d.reader != nil {
+		d.reader.Close()
+	}
 	d.Unlock()
 	return d.Close()
 }
@@ -89,8 +95,8 @@ func (d *datapath) close() error {
 func (d *datapath) programMaps() map[string]*ebpf.Map {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range []string{
-		iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers, iter.FillMapRevskMetrics,
-		iter.FillMapCiliumLb4ReverseSk, iter.FillMapCiliumLb6ReverseSk,
+		bpf.FillMapRevskConn, bpf.FillMapRevskFormer, bpf.FillMapRevskPeers, bpf.FillMapRevskMetrics,
+		bpf.FillMapCiliumLb4ReverseSk, bpf.FillMapCiliumLb6ReverseSk,
 	} {
 		maps[name] = d.Map(name)
 	}
@@ -100,29 +106,57 @@ func (d *datapath) programMaps() map[string]*ebpf.Map {
 	return maps
 }
 
-// sockets lists what sockets hold.
-func (d *datapath) sockets(ctx context.Context, owners bool) ([]inspect.Socket, error) {
-	return inspect.Sockets(ctx, inspect.MapsOf(d.Map), inspect.Options{SkipOwners: !owners})
+// sockets lists what sockets hold. The programs are loaded once.
+func (d *datapath) sockets(ctx context.Context) iter.Seq2[inspect.Socket, error] {
+	return func(yield func(inspect.Socket, error) bool) {
+		if d.reader == nil {
+			r, err := inspect.Open(d.InspectMaps(), inspect.Options{SkipOwners: true})
+			if err != nil {
+				yield(inspect.Socket{}, err)
+				return
+			}
+			d.reader = r
+		}
+		d.reader.Sockets(ctx, inspect.Filter{})(yield)
+	}
 }
 
-// tuples returns the entries that the hash would have of what sockets hold. Of a peer that a socket has
-// sent to and is connected to as well, the hash has one: the send was later.
-func tuples(sockets []inspect.Socket) map[hashKey]hashValue {
-	all := make(map[hashKey]hashValue, len(sockets))
-	for i := range sockets {
-		s := &sockets[i]
-		for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
-			if t != nil {
-				key, value := ofTuple(s.Cookie, t)
-				all[key] = value
+// eachTuple calls f with the entries that the hash would have of what sockets hold.
+func (d *datapath) eachTuple(ctx context.Context, f func(hashKey, hashValue) error) error {
+	for s, err := range d.sockets(ctx) {
+		if err != nil {
+			return err
+		}
+		for t := range tuples(&s) {
+			key, value := ofTuple(s.Cookie, t)
+			if err := f(key, value); err != nil {
+				return err
 			}
 		}
-		for j := range s.Peers {
-			key, value := ofTuple(s.Cookie, &s.Peers[j])
-			all[key] = value
+	}
+	return nil
+}
+
+// tuples are those of a socket, one for each peer. Of a peer that it has sent to and is connected to as well, the hash
+// has one entry: the send was later.
+func tuples(s *inspect.Socket) iter.Seq[*revnat.Tuple] {
+	return func(yield func(*revnat.Tuple) bool) {
+		sent := func(t *revnat.Tuple) bool {
+			_, found := slices.BinarySearchFunc(s.Peers, t.Peer, func(p revnat.Tuple, peer netip.AddrPort) int { return p.Peer.Compare(peer) })
+			return found
+		}
+		for i := range s.Peers {
+			if !yield(&s.Peers[i]) {
+				return
+			}
+		}
+		if s.Conn != nil && !sent(s.Conn) && !yield(s.Conn) {
+			return
+		}
+		if s.Former != nil && !sent(s.Former) && (s.Conn == nil || s.Conn.Peer != s.Former.Peer) {
+			yield(s.Former)
 		}
 	}
-	return all
 }
 
 // openServices reads the services of a node. Returns an error wrapping [lbmap.ErrNoMap].

@@ -67,14 +67,17 @@ func (d *descriptors) attach() error {
 		return nil
 	}
 	if d.refused == nil {
+		if err := d.programs.loadDescriptors(); err != nil {
+			return fmt.Errorf("loading the programs that visit sockets by descriptor: %w", err)
+		}
 		// In the kernel's own words for the thread, which do not depend on a namespace.
-		_, err := d.programs.Programs[iter.FillProgNoteCaller].Run(&ebpf.RunOptions{})
+		_, err := d.programs.descriptors.Programs[iter.FillProgNoteCaller].Run(&ebpf.RunOptions{})
 		if err != nil {
 			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
 		}
 		for _, name := range []string{iter.FillProgGrowDescriptor, iter.FillProgFillDescriptor} {
 			var hook link.Link
-			if hook, err = attachSockoptHook(d.cgroup, d.programs.Programs[name]); err != nil {
+			if hook, err = attachSockoptHook(d.cgroup, d.programs.descriptors.Programs[name]); err != nil {
 				d.detach()
 				break
 			}
@@ -124,7 +127,7 @@ func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket
 	if err := d.attach(); err != nil {
 		return err
 	}
-	requests := d.programs.Maps[iter.FillMapRevskRequests]
+	requests := d.programs.descriptors.Maps[iter.FillMapRevskRequests]
 	request := iter.FillRevskRequest{Cookie: cookie, Nonce: nonce()}
 	if err := requests.Put(uint32(fd), request); err != nil {
 		return fmt.Errorf("putting a request on a socket: %w", err)
@@ -167,22 +170,20 @@ func nonce() uint64 {
 func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
 	d := newDescriptors(p, s.cgroup)
 	defer d.close()
-	l := newLister(s, p)
+	l := newLister(p.socketEntries)
 	if err := l.listAll(ctx); err != nil {
 		return err
 	}
-	err := d.eachSocket(ctx, l.done, func(fd int) error {
+	err := d.eachSocket(ctx, l.without, func(fd int) error {
 		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-		socket := p.sockets[cookie]
-		if err != nil || socket == nil {
+		number, ok := p.number(cookie)
+		if err != nil || !ok {
 			return nil // of a kind without cookie, or without entries
 		}
-		if !s.dryRun {
-			if err := d.visit(fd, cookie, socket); !errors.Is(err, errNotReached) {
-				return err
-			}
+		if err := d.visit(fd, cookie, &p.states[number]); !errors.Is(err, errNotReached) {
+			return err
 		}
-		return l.sight(fd, cookie)
+		return l.sight(fd, number)
 	})
 	if err != nil {
 		return fmt.Errorf("visiting the sockets of processes: %w", err)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/revsk/revsk/internal/bpfiter"
 )
 
 // Engine is a way to come to the sockets of the machine.
@@ -38,7 +40,7 @@ func ParseEngine(s string) (Engine, error) {
 // lockingIterators tells whether iter/udp holds the lock of the socket that it is at. There is no other
 // sign of it than the function that came in the same release because of it.
 func lockingIterators() (bool, error) {
-	kernel, err := btf.LoadKernelSpec()
+	kernel, err := bpfiter.Types.Kernel()
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, btf.ErrNotFound) {
 		return false, nil
 	}

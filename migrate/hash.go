@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -76,26 +75,21 @@ func ended(key *hashKey, value *hashValue) bool {
 	return value.RevNat == 0 && value.Port == key.Port && value.Addr == key.Addr
 }
 
-// read returns the entries of both maps. One that is there all the time is in the result, and once only.
-func (h hash) read() (keys []hashKey, values []hashValue, err error) {
+// each calls f with the entries of both maps. One that is there all the time is among them, and once only.
+func (h hash) each(f func(hashKey, hashValue)) error {
 	if h.v6 != nil {
-		if keys, values, err = batch.Read[hashKey, hashValue](h.v6); err != nil {
-			return nil, nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK6Map, err)
+		if err := batch.Each(h.v6, f); err != nil {
+			return fmt.Errorf("reading %s: %w", lbmap.ReverseSK6Map, err)
 		}
 	}
 	if h.v4 == nil {
-		return keys, values, nil
+		return nil
 	}
-	keys4, values4, err := batch.Read[hashKey4, hashValue4](h.v4)
+	err := batch.Each(h.v4, func(k hashKey4, v hashValue4) { f(k.key(), v.value()) })
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading %s: %w", lbmap.ReverseSK4Map, err)
+		return fmt.Errorf("reading %s: %w", lbmap.ReverseSK4Map, err)
 	}
-	keys, values = slices.Grow(keys, len(keys4)), slices.Grow(values, len(values4))
-	for i := range keys4 {
-		keys = append(keys, keys4[i].key())
-		values = append(values, values4[i].value())
-	}
-	return keys, values, nil
+	return nil
 }
 
 // lookup returns an entry, and whether there is one.
@@ -113,13 +107,26 @@ func (h hash) lookup(key *hashKey) (value hashValue, ok bool, err error) {
 	return value, err == nil, err
 }
 
-// update writes an entry.
-func (h hash) update(key *hashKey, value *hashValue, flags ebpf.MapUpdateFlags) error {
-	if key.is4() {
-		key4, value4 := key.v4(), value.v4()
-		return h.v4.Update(&key4, &value4, flags)
+// write writes entries.
+func (h hash) write(keys []hashKey, values []hashValue) error {
+	var keys4 []hashKey4
+	var values4 []hashValue4
+	var keys6 []hashKey
+	var values6 []hashValue
+	for i := range keys {
+		if keys[i].is4() {
+			keys4, values4 = append(keys4, keys[i].v4()), append(values4, values[i].v4())
+		} else {
+			keys6, values6 = append(keys6, keys[i]), append(values6, values[i])
+		}
 	}
-	return h.v6.Update(key, value, flags)
+	if err := batch.Write(h.v4, keys4, values4); err != nil {
+		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK4Map, err)
+	}
+	if err := batch.Write(h.v6, keys6, values6); err != nil {
+		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK6Map, err)
+	}
+	return nil
 }
 
 // delete removes entries, as far as they are there.

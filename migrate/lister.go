@@ -15,31 +15,24 @@ import (
 
 // lister notes which sockets there are, without visiting them.
 type lister struct {
-	programs     *programs
+	sockets      *socketEntries
 	backends     map[backendKey]bool
 	withoutEntry map[backendKey]int // nil: not to be counted
 	listed       map[uint64]bool    // network namespaces, by inode
-	done         map[uint64]bool    // sockets that need no visit, by inode
-	dryRun       bool
+	// Sockets that were listed, by inode: all of them, and those without entries.
+	known, without map[uint64]bool
 }
 
-func newLister(s *sweeper, p *programs) *lister {
-	l := &lister{
-		programs: p,
-		backends: make(map[backendKey]bool),
-		listed:   make(map[uint64]bool),
-		done:     make(map[uint64]bool),
-		dryRun:   s.dryRun,
-	}
-	if s.passes == 0 && len(s.backends) > 0 {
-		// Of one pass only.
-		s.withoutEntry = make(map[backendKey]int)
-		l.withoutEntry = s.withoutEntry
-	}
-	for _, b := range s.backends {
+func newLister(x *socketEntries) *lister {
+	return &lister{sockets: x, listed: make(map[uint64]bool), known: make(map[uint64]bool), without: make(map[uint64]bool)}
+}
+
+// count has sockets counted that are connected to one of the backends and have no entry for it.
+func (l *lister) count(backends []backendKey, into map[backendKey]int) {
+	l.backends, l.withoutEntry = make(map[backendKey]bool), into
+	for _, b := range backends {
 		l.backends[b] = true
 	}
-	return l
 }
 
 // listAll notes the sockets that the kernel lists in the network namespaces of the machine.
@@ -87,22 +80,33 @@ func (l *lister) note(s sockdiag.Socket) {
 		return // closed by its application
 	}
 	at := backendKey{s.Remote, lbmap.Protocol(s.Protocol)}
-	hasEntries := l.programs.sockets[s.Cookie] != nil
-	if l.dryRun || !hasEntries {
-		l.done[uint64(s.Inode)] = true
-	}
+	number, hasEntries := l.sockets.number(s.Cookie)
+	l.known[uint64(s.Inode)] = true
 	if hasEntries {
-		l.programs.seen[s.Cookie] = &sighting{uint16(s.Family), at.protocol, at.addr}
+		l.sockets.seen[number] = sighting{true, uint16(s.Family), at.protocol, at.addr}
+	} else {
+		l.without[uint64(s.Inode)] = true
 	}
-	if l.withoutEntry != nil && l.backends[at] && !l.programs.has(s.Cookie, at.addr) {
+	if l.withoutEntry != nil && l.backends[at] && !(hasEntries && l.sockets.has(number, at.addr)) {
 		l.withoutEntry[at]++
 	}
 }
 
+// sightIfWanted notes a socket by its descriptor if it has entries.
+func (l *lister) sightIfWanted(fd int) error {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	number, ok := l.sockets.number(cookie)
+	if err != nil || !ok {
+		return nil // of a kind without cookie, or without entries
+	}
+	return l.sight(fd, number)
+}
+
 // sight notes a socket by its descriptor. If the kernel does not list it, not even in the namespace that
 // only the socket itself may keep, it is connected to nobody.
-func (l *lister) sight(fd int, cookie uint64) error {
-	if l.programs.seen[cookie] != nil {
+func (l *lister) sight(fd, number int) error {
+	seen := &l.sockets.seen[number]
+	if seen.seen {
 		return nil
 	}
 	ns, err := netns.OfSocket(fd)
@@ -110,7 +114,7 @@ func (l *lister) sight(fd int, cookie uint64) error {
 		return err
 	}
 	defer ns.Close()
-	if err := l.list(ns); err != nil || l.programs.seen[cookie] != nil {
+	if err := l.list(ns); err != nil || seen.seen {
 		return err
 	}
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -121,6 +125,6 @@ func (l *lister) sight(fd int, cookie uint64) error {
 	if err != nil {
 		return err
 	}
-	l.programs.seen[cookie] = &sighting{family: uint16(family), protocol: lbmap.Protocol(protocol)}
+	*seen = sighting{seen: true, family: uint16(family), protocol: lbmap.Protocol(protocol)}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 // The steps of a migration, in order.
 const (
+	stepLoad     = "load programs"
 	stepDual     = "switch to mode dual"
 	stepSnapshot = "read the hash"
 	stepSweep    = "visit sockets"
@@ -32,9 +33,6 @@ const dualRounds = 3
 // ended it before, and brought it back before its entry is looked up; it will not time that well again
 // and again.
 const verifyAttempts = 10
-
-// ctxInterval is after how many entries a loop looks whether it is to end.
-const ctxInterval = 1024
 
 // deleteAtOnce is how many entries of the hash are deleted between two looks whether the work is to end.
 const deleteAtOnce = 8192
@@ -56,7 +54,7 @@ type Report struct {
 	Written, Missing int
 	// Rounds is how often the hash was read; Passes how often sockets were visited.
 	Rounds, Passes int
-	// Unresolved names entries of fate unknown, the first 100.
+	// Unresolved names entries with the result unknown, the first 100.
 	Unresolved []Unresolved
 	Steps      []Step
 }
@@ -77,7 +75,7 @@ type migration struct {
 	stale   *staleCache
 	sweeper sweeper
 	entries []*entry
-	known   map[hashKey]bool
+	known   map[hashKey]struct{}
 	rounds  int
 	deleted int
 	filled  RollbackReport // of the hash, for mode mirror
@@ -116,14 +114,15 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		dp:     dp,
 		to:     target(opts.To, dp.takenOver),
 		stale:  svcs.cached(),
-		known:  make(map[hashKey]bool),
+		known:  make(map[hashKey]struct{}),
 		sweeper: sweeper{
-			engine:       engine,
-			mayChange:    opts.Engine != EngineIter,
-			cgroup:       opts.Loader.Cgroup,
-			replacements: dp.programMaps(),
+			engine:    engine,
+			mayChange: opts.Engine != EngineIter,
+			cgroup:    opts.Loader.Cgroup,
+			datapath:  dp.programMaps(),
 		},
 	}
+	defer m.sweeper.close()
 	m.sweeper.progress = func(done, total int) { m.report(stepSweep, done, total) }
 	err = m.run(ctx)
 	report, reportErr := m.finish()
@@ -140,9 +139,6 @@ func (m *migration) run(ctx context.Context) error {
 	}
 	// In mode storage an earlier run has come to the last steps.
 	if mode != loader.ModeStorage {
-		if err := m.sweeper.check(); err != nil {
-			return err
-		}
 		if err := m.moveAll(ctx); err != nil {
 			return err
 		}
@@ -159,6 +155,10 @@ func (m *migration) run(ctx context.Context) error {
 
 // moveAll moves everything, and leaves the datapath in mode dual.
 func (m *migration) moveAll(ctx context.Context) error {
+	// The kernel may refuse the programs: before anything is changed.
+	if err := m.do(stepLoad, func() error { return m.sweeper.load(sweepRoom) }); err != nil {
+		return err
+	}
 	if err := m.switchTo(stepDual, loader.ModeDual); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (m *migration) moveAll(ctx context.Context) error {
 	if err := m.do(stepVerify, func() error { return m.verify(ctx) }); err != nil {
 		return err
 	}
-	if unknown := countFates(m.entries).Unknown; unknown > 0 {
+	if unknown := countResults(m.entries).Unknown; unknown > 0 {
 		return fmt.Errorf("%d entries: %w", unknown, ErrUnresolved)
 	}
 	return nil
@@ -211,42 +211,50 @@ func (m *migration) move(ctx context.Context) error {
 // ended already need no visit.
 func (m *migration) snapshot() ([]*entry, error) {
 	m.rounds++
-	keys, values, err := m.dp.hash.read()
-	if err != nil {
-		return nil, err
-	}
 	var fresh []*entry
-	for i, key := range keys {
-		if m.known[key] {
-			continue
+	var room []entry
+	err := m.dp.hash.each(func(key hashKey, value hashValue) {
+		if _, known := m.known[key]; known {
+			return
 		}
-		m.known[key] = true
-		e := &entry{key: key, value: values[i], stale: m.stale.stale(values[i])}
+		m.known[key] = struct{}{}
+		if len(room) == 0 {
+			room = make([]entry, entriesAtOnce)
+		}
+		e := &room[0]
+		room = room[1:]
+		*e = entry{key: key, value: value, stale: m.stale.stale(value)}
 		if ended(&e.key, &e.value) {
-			e.fate = FateEnded
+			e.result = ResultEnded
 			m.entries = append(m.entries, e)
-			continue
+			return
 		}
 		fresh = append(fresh, e)
-	}
-	return fresh, nil
+	})
+	return fresh, err
 }
+
+// entriesAtOnce is for how many entries memory is taken at once.
+const entriesAtOnce = 512
 
 // verify looks for what was moved by another way than it was moved.
 func (m *migration) verify(ctx context.Context) error {
-	open := m.entries
+	var open []*entry
+	for _, e := range m.entries {
+		if e.isMoved() {
+			open = append(open, e)
+		}
+	}
 	for range verifyAttempts {
-		list, err := m.dp.sockets(ctx, false)
-		if err != nil {
+		if len(open) == 0 {
+			return nil
+		}
+		if err := m.markHeld(ctx, open); err != nil {
 			return err
 		}
-		held := tuples(list)
 		var missing []*entry
 		for _, e := range open {
-			if !e.isMoved() {
-				continue
-			}
-			if _, ok := held[e.key]; ok {
+			if e.held {
 				continue
 			}
 			value, ok, err := m.dp.hash.lookup(&e.key)
@@ -254,20 +262,31 @@ func (m *migration) verify(ctx context.Context) error {
 				return err
 			}
 			if !ok || ended(&e.key, &value) {
-				e.fate = FateEnded
+				e.result = ResultEnded
 				continue
 			}
 			missing = append(missing, e)
 		}
 		open = missing
-		if len(open) == 0 {
-			return nil
-		}
 	}
 	for _, e := range open {
-		e.fate, e.why = FateUnknown, "its socket does not hold it"
+		e.result, e.why = ResultUnknown, "its socket does not hold it"
 	}
 	return nil
+}
+
+// markHeld finds out which of the entries are on their sockets.
+func (m *migration) markHeld(ctx context.Context, entries []*entry) error {
+	x := bySocket(entries)
+	for _, e := range entries {
+		e.held = false
+	}
+	return m.dp.eachTuple(ctx, func(key hashKey, _ hashValue) error {
+		if e := x.find(&key); e != nil {
+			e.held = true
+		}
+		return nil
+	})
 }
 
 // outdated takes stock of what is in the hash in mode storage. The hooks have not looked after it since
@@ -277,28 +296,18 @@ func (m *migration) outdated(ctx context.Context) error {
 	if err != nil || len(fresh) == 0 {
 		return err
 	}
-	list, err := m.dp.sockets(ctx, false)
-	if err != nil {
+	if err := m.markHeld(ctx, fresh); err != nil {
 		return err
 	}
-	held := tuples(list)
-	var others []*entry
+	if err := (&looker{engine: m.sweeper.engine}).look(ctx, fresh); err != nil {
+		return err
+	}
 	for _, e := range fresh {
-		if _, ok := held[e.key]; ok {
-			e.fate = FatePresent
-			continue
-		}
-		others = append(others, e)
-	}
-	if len(others) > 0 {
-		look := m.sweeper.reader(m.sweeper.engine)
-		if err := look.sweep(ctx, others); err != nil {
-			return err
-		}
-	}
-	for _, e := range others {
-		if e.fate != FateLeaked {
-			e.fate = FateEnded // its socket lives, and does not hold it
+		switch {
+		case e.held:
+			e.result = ResultPresent
+		case e.result != ResultLeaked:
+			e.result = ResultEnded // its socket lives, and does not hold it
 		}
 	}
 	m.entries = append(m.entries, fresh...)
@@ -324,7 +333,7 @@ func (m *migration) cleanUp(ctx context.Context) error {
 func (m *migration) deleteEntries(ctx context.Context) error {
 	var keys []hashKey
 	for _, e := range m.entries {
-		if e.isOver() && (e.fate != FateStale || !m.opts.KeepStale) || e.isMoved() && m.to == loader.ModeStorage {
+		if e.isOver() && (e.result != ResultStale || !m.opts.KeepStale) || e.isMoved() && m.to == loader.ModeStorage {
 			keys = append(keys, e.key)
 		}
 	}
@@ -351,7 +360,7 @@ func (m *migration) finish() (*Report, error) {
 		Engine:  m.sweeper.engine,
 		To:      m.to,
 		Mode:    mode,
-		Counts:  countFates(m.entries),
+		Counts:  countResults(m.entries),
 		Deleted: m.deleted,
 		Written: m.filled.Written,
 		Missing: m.filled.Missing,
@@ -361,7 +370,7 @@ func (m *migration) finish() (*Report, error) {
 	}
 	r.Unresolved = m.filled.Unresolved
 	for _, e := range m.entries {
-		if e.fate == FateUnknown && len(r.Unresolved) < maxReported {
+		if e.result == ResultUnknown && len(r.Unresolved) < maxReported {
 			r.Unresolved = append(r.Unresolved, Unresolved{e.key.exported(), e.value.exported(), e.why})
 		}
 	}

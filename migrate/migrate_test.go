@@ -92,21 +92,21 @@ func TestStale(t *testing.T) {
 	}
 }
 
-func TestEveryFateIsCounted(t *testing.T) {
+func TestEveryResultIsCounted(t *testing.T) {
 	var entries []*entry
-	for f := range fates {
+	for f := range results {
 		for range int(f) + 1 {
-			entries = append(entries, &entry{fate: f})
+			entries = append(entries, &entry{result: f})
 		}
 	}
-	c := countFates(entries)
+	c := countResults(entries)
 	assert.Equal(t, Counts{
 		Entries: 28, Unknown: 1, MovedConn: 2, MovedPeers: 3, Present: 4, Stale: 5, Leaked: 6, Ended: 7,
 	}, c)
-	// The name of a fate is the name of its count in JSON.
+	// The name of a result is the name of its count in JSON.
 	fields := reflect.TypeFor[Counts]()
 	names := []string{"entries"}
-	for f := range fates {
+	for f := range results {
 		names = append(names, f.String())
 	}
 	var tags []string
@@ -114,53 +114,62 @@ func TestEveryFateIsCounted(t *testing.T) {
 		tags = append(tags, fields.Field(i).Tag.Get("json"))
 	}
 	assert.ElementsMatch(t, names, tags)
-	assert.Equal(t, "fate(7)", fates.String())
+	assert.Equal(t, "result(7)", results.String())
 }
 
 func TestJudge(t *testing.T) {
-	for f, want := range map[iter.FillRevskFate]Fate{
-		iter.FillRevskFateREVSK_FATE_CONN:         FateConn,
-		iter.FillRevskFateREVSK_FATE_PEERS:        FatePeers,
-		iter.FillRevskFateREVSK_FATE_PRESENT:      FatePresent,
-		iter.FillRevskFateREVSK_FATE_ENDED:        FateEnded,
-		iter.FillRevskFateREVSK_FATE_DISCONNECTED: FateLeaked,
-		iter.FillRevskFateREVSK_FATE_STALE:        FateStale,
-		iter.FillRevskFateREVSK_FATE_NO_MEMORY:    FateUnknown,
-		iter.FillRevskFateREVSK_FATE_CONFLICT:     FateUnknown,
+	for f, want := range map[iter.FillRevskFate]Result{
+		iter.FillRevskFateREVSK_FATE_CONN:         ResultConn,
+		iter.FillRevskFateREVSK_FATE_PEERS:        ResultPeers,
+		iter.FillRevskFateREVSK_FATE_PRESENT:      ResultPresent,
+		iter.FillRevskFateREVSK_FATE_ENDED:        ResultEnded,
+		iter.FillRevskFateREVSK_FATE_DISCONNECTED: ResultLeaked,
+		iter.FillRevskFateREVSK_FATE_STALE:        ResultStale,
+		iter.FillRevskFateREVSK_FATE_NO_MEMORY:    ResultUnknown,
+		iter.FillRevskFateREVSK_FATE_CONFLICT:     ResultUnknown,
 	} {
-		e := entry{fate: fates}
+		e := entry{result: results}
 		assert.True(t, e.judge(f))
-		assert.Equal(t, want, e.fate)
-		assert.Equal(t, want == FateUnknown, e.why != "", "an entry that is kept says why")
+		assert.Equal(t, want, e.result)
+		assert.Equal(t, want == ResultUnknown, e.why != "", "an entry that is kept says why")
 	}
 	assert.False(t, new(entry).judge(iter.FillRevskFateREVSK_FATE_NOT_MET))
 }
 
-func TestJudgeUnvisited(t *testing.T) {
+func TestWhatWouldBecomeOfAnEntry(t *testing.T) {
 	key := keyOf(1, backend)
-	connected := &sighting{protocol: lbmap.ProtocolTCP, remote: backend}
-	elsewhere := &sighting{protocol: lbmap.ProtocolTCP, remote: front}
-	datagram := &sighting{protocol: lbmap.ProtocolUDP}
+	connected := sighting{seen: true, protocol: lbmap.ProtocolTCP, remote: backend}
+	elsewhere := sighting{seen: true, protocol: lbmap.ProtocolTCP, remote: front}
+	datagram := sighting{seen: true, protocol: lbmap.ProtocolUDP}
 	for _, c := range []struct {
-		name   string
-		seen   *sighting
-		stale  bool
-		dryRun bool
-		want   Fate
+		name  string
+		seen  sighting
+		entry entry
+		want  Result
 	}{
-		{"nobody has the socket", nil, false, false, FateLeaked},
-		{"nobody has the socket, in a plan", nil, false, true, FateLeaked},
-		{"somebody has it: the entry is kept", connected, false, false, FateUnknown},
-		{"a plan counts on reaching it", connected, false, true, FateConn},
-		{"a stream that is connected elsewhere", elsewhere, false, true, FateLeaked},
-		{"a datagram socket has sent to the backend", datagram, false, true, FatePeers},
-		{"its service is gone", datagram, true, true, FateStale},
-		{"its service is gone, but it is connected to the backend", connected, true, true, FateConn},
+		{"nobody has the socket", sighting{}, entry{}, ResultLeaked},
+		{"it is connected to the backend", connected, entry{}, ResultConn},
+		{"a stream that is connected elsewhere", elsewhere, entry{}, ResultLeaked},
+		{"a datagram socket has sent to the backend", datagram, entry{}, ResultPeers},
+		{"its service is gone", datagram, entry{stale: true}, ResultStale},
+		{"its service is gone, but it is connected to the backend", connected, entry{stale: true}, ResultConn},
+		{"it holds the tuple", datagram, entry{stale: true, held: true}, ResultPresent},
+		{"it holds the tuple, and is gone since", sighting{}, entry{held: true}, ResultLeaked},
 	} {
-		e := entry{key: key, stale: c.stale, fate: fates}
-		e.judgeUnvisited(c.seen, c.dryRun)
-		assert.Equal(t, c.want, e.fate, c.name)
+		c.entry.key = key
+		c.entry.judgeSeen(c.seen)
+		assert.Equal(t, c.want, c.entry.result, c.name)
 	}
+}
+
+func TestAnEntryWhoseSocketWasOnlySeenIsKept(t *testing.T) {
+	e := entry{result: results}
+	e.judgeUnvisited(true)
+	assert.Equal(t, ResultUnknown, e.result)
+	assert.NotEmpty(t, e.why)
+	e = entry{result: results}
+	e.judgeUnvisited(false)
+	assert.Equal(t, ResultLeaked, e.result)
 }
 
 func TestTheEntriesOfASocketAreSideBySide(t *testing.T) {
@@ -172,19 +181,30 @@ func TestTheEntriesOfASocketAreSideBySide(t *testing.T) {
 		at := netip.AddrPortFrom(backend.Addr(), k.port)
 		entries = append(entries, &entry{key: keyOf(k.cookie, at)})
 	}
-	p := &programs{entries: entries, sockets: make(map[uint64]*iter.FillRevskImportSocket)}
-	p.sort()
-	assert.Equal(t, []uint64{1, 2}, p.cookies)
-	assert.Equal(t, &iter.FillRevskImportSocket{First: 0, Count: 2}, p.sockets[1])
-	assert.Equal(t, &iter.FillRevskImportSocket{First: 2, Count: 3}, p.sockets[2])
-	assert.True(t, p.has(2, netip.AddrPortFrom(backend.Addr(), 3)))
-	assert.False(t, p.has(1, netip.AddrPortFrom(backend.Addr(), 3)))
-	assert.False(t, p.has(3, netip.AddrPortFrom(backend.Addr(), 1)))
+	x := bySocket(entries)
+	assert.Equal(t, []uint64{1, 2}, x.cookies)
+	for cookie, ports := range map[uint64][]uint16{1: {1, 2}, 2: {1, 2, 3}} {
+		number, ok := x.number(cookie)
+		require.True(t, ok)
+		var have []uint16
+		for _, e := range x.of(number) {
+			assert.Equal(t, cookie, e.key.Cookie)
+			assert.Same(t, e, x.find(&e.key))
+			have = append(have, e.key.backend().Port())
+		}
+		assert.Equal(t, ports, have)
+		assert.Equal(t, cookie == 2, x.has(number, netip.AddrPortFrom(backend.Addr(), 3)))
+	}
+	_, ok := x.number(3)
+	assert.False(t, ok)
+	missing := keyOf(1, netip.AddrPortFrom(backend.Addr(), 3))
+	assert.Nil(t, x.find(&missing))
 }
 
 // A peer that a socket is connected to and has sent to as well has one entry, of the later of the two.
 func TestTheHashHasWhatWasSentLast(t *testing.T) {
 	other := netip.MustParseAddrPort("10.96.0.2:53")
+	backend2 := netip.MustParseAddrPort("10.0.1.2:5353")
 	list := []inspect.Socket{{
 		Cookie: 1,
 		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
@@ -192,11 +212,25 @@ func TestTheHashHasWhatWasSentLast(t *testing.T) {
 	}, {
 		Cookie: 2,
 		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
+	}, {
+		Cookie: 3,
+		Conn:   &revnat.Tuple{Peer: backend, Service: front, RevNATIndex: 1},
+		Former: &revnat.Tuple{Peer: backend2, Service: front, RevNATIndex: 3},
 	}}
+	all := make(map[hashKey]hashValue)
+	for _, s := range list {
+		for tuple := range tuples(&s) {
+			key, value := ofTuple(s.Cookie, tuple)
+			assert.NotContains(t, all, key)
+			all[key] = value
+		}
+	}
 	assert.Equal(t, map[hashKey]hashValue{
-		keyOf(1, backend): valueOf(other, 2),
-		keyOf(2, backend): valueOf(front, 1),
-	}, tuples(list))
+		keyOf(1, backend):  valueOf(other, 2),
+		keyOf(2, backend):  valueOf(front, 1),
+		keyOf(3, backend):  valueOf(front, 1),
+		keyOf(3, backend2): valueOf(front, 3),
+	}, all)
 }
 
 func TestEnded(t *testing.T) {

@@ -14,11 +14,11 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
-	"github.com/revsk/revsk/revnat"
 )
 
 // Plan says what a migration would do with the entries of the hash, and how healthy the hash is.
@@ -104,7 +104,6 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	if err := checkProcesses(w.log); err != nil {
 		return nil, err
 	}
-	replacements := source.maps()
 	// What sockets hold already, if a datapath is loaded.
 	dp, err := loader.Open(opts.Loader)
 	if err != nil && !errors.Is(err, loader.ErrNotLoaded) {
@@ -112,21 +111,8 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	}
 	if err == nil {
 		defer dp.Close()
-		for _, name := range []string{iter.FillMapRevskConn, iter.FillMapRevskFormer, iter.FillMapRevskPeers} {
-			replacements[name] = dp.Map(name)
-		}
-		for _, t := range revnat.TableMaps() {
-			replacements[t.Name] = dp.Map(t.Name)
-		}
 	}
-	s := sweeper{
-		engine:       engine,
-		mayChange:    opts.Engine != EngineIter,
-		dryRun:       true,
-		replacements: replacements,
-		backends:     backendsOf(list),
-		progress:     func(done, total int) { w.report(stepSweep, done, total) },
-	}
+	l := looker{engine: engine, backends: backendsOf(list)}
 	agent, err := usedByAgent(dp, opts.Loader)
 	if err != nil {
 		return nil, err
@@ -134,27 +120,30 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	plan := &Plan{To: target(opts.To, agent)}
 	var entries []*entry
 	err = w.do(stepSnapshot, func() error {
-		keys, values, err := source.read()
 		stale := svcs.cached()
-		for i, key := range keys {
-			entries = append(entries, &entry{key: key, value: values[i], stale: stale.stale(values[i])})
-		}
-		return err
+		return source.each(func(key hashKey, value hashValue) {
+			entries = append(entries, &entry{key: key, value: value, stale: stale.stale(value)})
+		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := w.do(stepSweep, func() error { return s.sweep(ctx, entries) }); err != nil {
+	if dp != nil {
+		if err := w.do(stepList, func() error { return markPresent(ctx, dp, entries) }); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.do(stepSweep, func() error { return l.look(ctx, entries) }); err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		if ended(&e.key, &e.value) {
-			e.fate = FateEnded
+			e.result = ResultEnded
 		}
 	}
-	plan.Engine, plan.Counts, plan.Steps = s.engine, countFates(entries), w.steps
+	plan.Engine, plan.Counts, plan.Steps = l.engine, countResults(entries), w.steps
 	plan.Live, plan.Leaks = liveCounts(entries), leakCounts(entries)
-	plan.WithoutEntry = backendCounts(s.withoutEntry)
+	plan.WithoutEntry = backendCounts(l.withoutEntry)
 	n4 := 0
 	for _, e := range entries {
 		if e.key.is4() {
@@ -163,6 +152,33 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	}
 	plan.Maps = mapFills(source.maps(), n4, len(entries)-n4)
 	return plan, nil
+}
+
+// markPresent finds out which entries are on their sockets, and not outdated by the hash: of tuples up to the mark it
+// knows better if it names another service than each of the socket's tuples for that peer.
+func markPresent(ctx context.Context, dp *loader.Datapath, entries []*entry) error {
+	var config sock.SockRevskConfigValue
+	if err := dp.Map(sock.SockMapRevskConfig).Lookup(uint32(0), &config); err != nil {
+		return fmt.Errorf("reading the mark: %w", err)
+	}
+	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	x := bySocket(entries)
+	for s, err := range reader.Sockets(ctx, inspect.Filter{}) {
+		if err != nil {
+			return err
+		}
+		for _, t := range s.Tuples() {
+			key, value := ofTuple(s.Cookie, t)
+			if e := x.find(&key); e != nil && (config.Mark == 0 || e.value == value) {
+				e.held = true
+			}
+		}
+	}
+	return nil
 }
 
 // usedByAgent tells whether another agent uses the hash: its programs run, or ours in their place. dp is nil if nothing is
@@ -203,10 +219,10 @@ func backendsOf(list []lbmap.Service) []backendKey {
 func liveCounts(entries []*entry) []LiveCount {
 	counts := make(map[LiveCount]int)
 	for _, e := range entries {
-		if e.fate != FateConn && e.fate != FatePeers {
+		if e.result != ResultConn && e.result != ResultPeers {
 			continue
 		}
-		kind := LiveCount{Protocol: e.protocol, Family: 4, Connected: e.fate == FateConn}
+		kind := LiveCount{Protocol: e.protocol, Family: 4, Connected: e.result == ResultConn}
 		if e.family == unix.AF_INET6 {
 			kind.Family = 6
 		}
@@ -227,7 +243,7 @@ func liveCounts(entries []*entry) []LiveCount {
 func leakCounts(entries []*entry) []ServiceCount {
 	counts := make(map[hashValue]int)
 	for _, e := range entries {
-		if e.fate == FateLeaked {
+		if e.result == ResultLeaked {
 			counts[e.value]++
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/binary"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/lbmap"
@@ -16,9 +18,9 @@ import (
 // stream that is in no table is connected to nobody.
 //
 // Kernels without an iterator over Unix sockets, or without bpf_loop (5.17), cannot tell.
-func (p *programs) seeQueued(ctx context.Context) error {
+func (x *socketEntries) seeQueued(ctx context.Context) error {
 	var programs iter.QueuedPrograms
-	if err := iter.LoadQueuedObjects(&programs, nil); err != nil {
+	if err := iter.LoadQueuedObjects(&programs, &ebpf.CollectionOptions{Cache: bpfiter.Types}); err != nil {
 		if refused(err) {
 			return nil
 		}
@@ -39,8 +41,9 @@ func (p *programs) seeQueued(ctx context.Context) error {
 			cookie := binary.NativeEndian.Uint64(r[0:8])
 			family := binary.NativeEndian.Uint16(r[8:10])
 			protocol := lbmap.Protocol(binary.NativeEndian.Uint16(r[10:12]))
-			if p.sockets[cookie] != nil && p.seen[cookie] == nil && protocol != lbmap.ProtocolTCP {
-				p.seen[cookie] = &sighting{family: family, protocol: protocol}
+			number, ok := x.number(cookie)
+			if ok && !x.seen[number].seen && protocol != lbmap.ProtocolTCP {
+				x.seen[number] = sighting{seen: true, family: family, protocol: protocol}
 			}
 		}
 		return nil

@@ -8,9 +8,6 @@ import (
 	"fmt"
 	"maps"
 
-	"github.com/cilium/ebpf"
-
-	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -54,9 +51,17 @@ type rollback struct {
 	dp     *datapath
 	report RollbackReport
 	// What this rollback has written and is not known to be outdated.
-	written map[hashKey]hashValue
+	written map[hashKey]written
+	// lacksCookies says that there are sockets without a cookie.
+	lacksCookies bool
 	// Differences that the last pass has seen: if they are there still, no hook is just at it.
 	differs map[hashKey]difference
+}
+
+// written is an entry that was written, and the last pass that has found its tuple on the socket.
+type written struct {
+	value hashValue
+	pass  int
 }
 
 type difference struct{ hash, socket hashValue }
@@ -110,7 +115,7 @@ func rollBack(ctx context.Context, opts RollbackOptions, do func(*rollback, cont
 		worker:  w,
 		force:   opts.Force,
 		dp:      dp,
-		written: make(map[hashKey]hashValue),
+		written: make(map[hashKey]written),
 	}
 	err = do(r, ctx)
 	mode, modeErr := dp.Mode()
@@ -129,11 +134,27 @@ func (r *rollback) measure(ctx context.Context) (loader.Mode, error) {
 
 // listFits makes sure that the hash has room for what sockets hold.
 func (r *rollback) listFits(ctx context.Context) error {
-	list, err := r.dp.sockets(ctx, false)
+	n4, n6 := 0, 0
+	err := r.dp.eachTuple(ctx, func(key hashKey, _ hashValue) error {
+		if key.is4() {
+			n4++
+		} else {
+			n6++
+		}
+		r.lacksCookies = r.lacksCookies || key.Cookie == 0
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	return r.checkFit(list)
+	r.report.Tuples = n4 + n6
+	r.report.Maps = mapFills(r.dp.hash.maps(), n4, n6)
+	for _, m := range r.report.Maps {
+		if m.Entries > m.MaxEntries && !r.force {
+			return fmt.Errorf("%s has room for %d entries, sockets hold %d: %w", m.Name, m.MaxEntries, m.Entries, ErrDoesNotFit)
+		}
+	}
+	return nil
 }
 
 func (r *rollback) run(ctx context.Context) error {
@@ -160,28 +181,10 @@ func (r *rollback) switchTo(step string, mode loader.Mode) error {
 	return r.do(step, func() error { return r.dp.SetMode(mode, true) })
 }
 
-// checkFit compares what sockets hold with the sizes of the maps.
-func (r *rollback) checkFit(list []inspect.Socket) error {
-	all := tuples(list)
-	r.report.Tuples = len(all)
-	n4 := 0
-	for key := range all {
-		if key.is4() {
-			n4++
-		}
-	}
-	r.report.Maps = mapFills(r.dp.hash.maps(), n4, len(all)-n4)
-	for _, m := range r.report.Maps {
-		if m.Entries > m.MaxEntries && !r.force {
-			return fmt.Errorf("%s has room for %d entries, sockets hold %d: %w", m.Name, m.MaxEntries, m.Entries, ErrDoesNotFit)
-		}
-	}
-	return nil
-}
-
 // deleteOutdated empties the hash, which the hooks have not looked after in mode storage.
 func (r *rollback) deleteOutdated(ctx context.Context) error {
-	keys, _, err := r.dp.hash.read()
+	var keys []hashKey
+	err := r.dp.hash.each(func(key hashKey, _ hashValue) { keys = append(keys, key) })
 	if err != nil {
 		return err
 	}
@@ -215,93 +218,131 @@ func (r *rollback) reconcile(ctx context.Context) error {
 	return r.missing(ctx)
 }
 
-// look lists what sockets hold, and then reads what the hash says.
-func (r *rollback) look(ctx context.Context) (held, says map[hashKey]hashValue, err error) {
-	list, err := r.dp.sockets(ctx, false)
+// comparison is how the hash differs from what sockets hold.
+type comparison struct {
+	tuples  int // that sockets hold
+	agree   int // those of which the hash says the same
+	missing map[hashKey]hashValue
+	differs map[hashKey]difference
+}
+
+// compare lists what sockets hold, and reads the hash then: what hooks have written to the socket is in the hash by
+// that time.
+func (r *rollback) compare(ctx context.Context) (c comparison, err error) {
+	if r.lacksCookies {
+		if err := r.chooseCookies(ctx); err != nil {
+			return c, err
+		}
+	}
+	held := make(map[hashKey]hashValue, r.report.Tuples)
+	err = r.dp.eachTuple(ctx, func(key hashKey, value hashValue) error {
+		held[key] = value
+		if mine, ok := r.written[key]; ok {
+			r.written[key] = written{mine.value, r.report.Passes}
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
-	if list, err = r.withCookies(ctx, list); err != nil {
-		return nil, nil, err
-	}
-	keys, values, err := r.dp.hash.read()
-	if err != nil {
-		return nil, nil, err
-	}
-	says = make(map[hashKey]hashValue, len(keys))
-	for i := range keys {
-		says[keys[i]] = values[i]
-	}
-	return tuples(list), says, nil
+	c = comparison{tuples: len(held), missing: held, differs: make(map[hashKey]difference)}
+	err = r.dp.hash.each(func(key hashKey, says hashValue) {
+		value, ok := held[key]
+		if !ok {
+			return
+		}
+		delete(held, key)
+		if value == says {
+			c.agree++
+		} else {
+			c.differs[key] = difference{says, value}
+		}
+	})
+	return c, err
 }
 
 // pass makes the hash say what sockets hold. Returns how many entries it has found to be otherwise.
 func (r *rollback) pass(ctx context.Context) (changes int, err error) {
 	r.report.Passes++
-	held, says, err := r.look(ctx)
+	c, err := r.compare(ctx)
 	if err != nil {
 		return 0, err
 	}
-	first := r.report.Passes == 1
-	differs := make(map[hashKey]difference)
-	done := 0
-	for key, value := range held {
-		if done%ctxInterval == 0 {
-			if err := ctx.Err(); err != nil {
-				return changes, err
-			}
-			r.worker.report(stepWrite, done, len(held))
+	if r.report.Passes == 1 {
+		r.report.Present = c.agree
+	}
+	w := hashWriter{hash: r.dp.hash, done: func(n int) { r.worker.report(stepWrite, c.agree+n, c.tuples) }}
+	for key, value := range c.missing {
+		if key.Cookie == 0 {
+			continue // nobody would find it by that
 		}
-		done++
-		now, ok := says[key]
-		if ok && now == value {
-			if first {
-				r.report.Present++
-			}
+		if err := r.write(ctx, &w, key, value); err != nil {
+			return 0, err
+		}
+	}
+	for key, d := range c.differs {
+		// It may be a hook's doing, which writes storage first: it is overwritten only if it was there in the last
+		// pass, too.
+		if r.differs[key] != d {
 			continue
 		}
-		changes++
-		if err := r.bring(key, value, now, ok, differs); err != nil {
-			return changes, fmt.Errorf("writing an entry of the hash: %w", err)
+		if err := r.write(ctx, &w, key, d.socket); err != nil {
+			return 0, err
 		}
 	}
-	r.worker.report(stepWrite, len(held), len(held))
-	r.differs = differs
-	removed, err := r.takeBack(held)
-	return changes + removed, err
+	if err := w.flush(); err != nil {
+		return 0, err
+	}
+	r.differs = c.differs
+	removed, err := r.takeBack()
+	return len(c.missing) + len(c.differs) + removed, err
 }
 
-// bring makes the hash say the value. That there is another one may be a hook's doing, which writes
-// storage first: it is overwritten only if it was there in the last pass, too.
-func (r *rollback) bring(key hashKey, value, now hashValue, ok bool, differs map[hashKey]difference) error {
-	if key.Cookie == 0 {
-		return nil // nobody would find it by that
-	}
-	flags := ebpf.UpdateNoExist
-	if ok {
-		d := difference{now, value}
-		if r.differs[key] != d {
-			differs[key] = d
-			return nil
-		}
-		flags = ebpf.UpdateAny
-	}
-	err := r.dp.hash.update(&key, &value, flags)
-	if errors.Is(err, ebpf.ErrKeyExist) {
-		return nil // a hook was faster
-	}
-	if err != nil {
+func (r *rollback) write(ctx context.Context, w *hashWriter, key hashKey, value hashValue) error {
+	if err := w.add(ctx, key, value); err != nil {
 		return err
 	}
-	r.written[key] = value
+	r.written[key] = written{value, r.report.Passes}
 	r.report.Written++
 	return nil
 }
 
+// hashWriter writes entries to the hash, many at once. If a hook has written one meanwhile that is overwritten, which the
+// next pass finds; in mode dual nobody reads it before what is on the socket.
+type hashWriter struct {
+	hash    hash
+	done    func(n int)
+	keys    []hashKey
+	values  []hashValue
+	written int
+}
+
+// writtenAtOnce is how many entries are written at once.
+const writtenAtOnce = 4096
+
+func (w *hashWriter) add(ctx context.Context, key hashKey, value hashValue) error {
+	w.keys, w.values = append(w.keys, key), append(w.values, value)
+	if len(w.keys) < writtenAtOnce {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
+func (w *hashWriter) flush() error {
+	err := w.hash.write(w.keys, w.values)
+	w.written += len(w.keys)
+	w.keys, w.values = w.keys[:0], w.values[:0]
+	w.done(w.written)
+	return err
+}
+
 // takeBack removes what was written for tuples that are gone since, unless a hook has written there.
-func (r *rollback) takeBack(held map[hashKey]hashValue) (removed int, err error) {
-	for key, value := range r.written {
-		if _, ok := held[key]; ok {
+func (r *rollback) takeBack() (removed int, err error) {
+	for key, mine := range r.written {
+		if mine.pass == r.report.Passes {
 			continue
 		}
 		delete(r.written, key)
@@ -309,7 +350,7 @@ func (r *rollback) takeBack(held map[hashKey]hashValue) (removed int, err error)
 		if err != nil {
 			return removed, err
 		}
-		if !ok || now != value {
+		if !ok || now != mine.value {
 			continue
 		}
 		if err := r.dp.hash.delete([]hashKey{key}); err != nil {
@@ -326,9 +367,13 @@ func (r *rollback) takeBack(held map[hashKey]hashValue) (removed int, err error)
 func (r *rollback) missing(ctx context.Context) error {
 	var before, now map[hashKey]difference
 	for i := range 3 {
-		var err error
-		if now, err = r.compare(ctx); err != nil {
+		c, err := r.compare(ctx)
+		if err != nil {
 			return err
+		}
+		now = c.differs
+		for key, value := range c.missing {
+			now[key] = difference{socket: value}
 		}
 		maps.DeleteFunc(now, func(key hashKey, d difference) bool { return i > 0 && before[key] != d })
 		if len(now) == 0 {
@@ -351,19 +396,4 @@ func (r *rollback) missing(ctx context.Context) error {
 		return fmt.Errorf("%d tuples: %w", r.report.Missing, ErrUnresolved)
 	}
 	return nil
-}
-
-// compare returns what sockets hold and the hash does not say.
-func (r *rollback) compare(ctx context.Context) (map[hashKey]difference, error) {
-	held, says, err := r.look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	differs := make(map[hashKey]difference)
-	for key, value := range held {
-		if now, ok := says[key]; !ok || now != value {
-			differs[key] = difference{now, value}
-		}
-	}
-	return differs, nil
 }

@@ -16,7 +16,7 @@ const staleInterval = 2 * time.Second
 
 // reconsider visits once more the sockets of entries whose services did not stand, and do by now.
 func (m *migration) reconsider(ctx context.Context) error {
-	stale := withFate(m.entries, FateStale)
+	stale := withResult(m.entries, ResultStale)
 	if len(stale) == 0 {
 		return nil
 	}
@@ -34,7 +34,7 @@ func (m *migration) reconsider(ctx context.Context) error {
 		var back []*entry
 		for _, e := range stale {
 			if !now.stale(e.value) {
-				e.stale, e.fate = false, FateUnknown
+				e.stale, e.result = false, ResultUnknown
 				back = append(back, e)
 			}
 		}

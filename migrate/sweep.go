@@ -17,27 +17,53 @@ import (
 	"github.com/revsk/revsk/internal/netns"
 )
 
-// sweeper visits the sockets of entries.
+// sweeper visits the sockets of entries, and has programs move the entries onto them.
 type sweeper struct {
-	engine       Engine // not EngineAuto
-	mayChange    bool   // of the engine, if the kernel refuses it
-	dryRun       bool
-	cgroup       string
-	replacements map[string]*ebpf.Map
-	backends     []backendKey // sockets connected to them without an entry are counted
-	progress     func(done, total int)
+	engine    Engine // not EngineAuto
+	mayChange bool   // of the engine, if the kernel refuses it
+	cgroup    string
+	datapath  map[string]*ebpf.Map
+	progress  func(done, total int)
 
-	passes       int
-	withoutEntry map[backendKey]int
+	programs *programs // nil: not loaded yet
+	passes   int
 }
 
-// sweep visits the sockets of the entries, until another pass finds nothing new, and sets their fates.
-func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
-	p, err := s.load(entries)
+// load loads the programs, with room for so many entries at once: which the kernel may refuse, before anything is
+// changed.
+func (s *sweeper) load(room int) (err error) {
+	s.programs, err = loadPrograms(s.engine, s.datapath, room)
+	if err != nil && refused(err) && s.engine == EngineIter && s.mayChange {
+		s.engine = EnginePidfd
+		s.programs, err = loadPrograms(s.engine, s.datapath, room)
+	}
 	if err != nil {
+		return engineError(s.engine, err)
+	}
+	return nil
+}
+
+func (s *sweeper) close() {
+	if s.programs != nil {
+		s.programs.close()
+	}
+}
+
+// sweepRoom is for how many entries programs are loaded at first.
+const sweepRoom = 1 << 17
+
+// sweep visits the sockets of the entries, until another pass finds nothing new, and sets their results.
+func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
+	if len(entries) > s.programs.room() {
+		s.close()
+		if err := s.load(len(entries)); err != nil {
+			return err
+		}
+	}
+	p := s.programs
+	if err := p.take(entries); err != nil {
 		return err
 	}
-	defer p.Close()
 	stop := s.watch(p)
 	defer stop()
 	for last := len(entries) + 1; ; {
@@ -45,13 +71,7 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 			return err
 		}
 		s.passes++
-		if s.passes == 1 && len(s.backends) > 0 && s.engine == EngineIter {
-			// Another pass would count the same sockets again.
-			if s.withoutEntry, err = p.withoutEntry(); err != nil {
-				return err
-			}
-		}
-		open, err := p.judge(s.dryRun)
+		open, err := p.judge()
 		if err != nil || open == 0 || open == last {
 			return err
 		}
@@ -63,48 +83,25 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 	}
 }
 
-// check finds out whether the kernel runs the engine, before anything is changed.
-func (s *sweeper) check() error {
-	p, err := s.load(nil)
-	if err != nil {
-		return err
-	}
-	p.Close()
-	return nil
-}
-
-// reader returns a sweeper on the same maps that changes nothing, with that engine if the kernel has it.
-func (s *sweeper) reader(engine Engine) *sweeper {
-	return &sweeper{engine: engine, mayChange: true, dryRun: true, cgroup: s.cgroup, replacements: s.replacements}
-}
-
-func (s *sweeper) load(entries []*entry) (*programs, error) {
-	p, err := loadPrograms(s.programOptions(), entries)
-	if err != nil && refused(err) && s.engine == EngineIter && s.mayChange {
-		s.engine = EnginePidfd
-		p, err = loadPrograms(s.programOptions(), entries)
-	}
-	if err != nil {
-		return nil, engineError(s.engine, err)
-	}
-	return p, nil
-}
-
-func (s *sweeper) programOptions() programOptions {
-	return programOptions{engine: s.engine, dryRun: s.dryRun, backends: s.backends, replacements: s.replacements}
-}
-
 // watch reports progress until it is stopped.
 func (s *sweeper) watch(p *programs) (stop func()) {
-	judged := p.Variables[iter.FillVarRevskJudged]
+	collection := p.iterators
+	if collection == nil {
+		collection = p.descriptors
+	}
+	judged := collection.Variables[iter.FillVarRevskJudged]
 	if s.progress == nil || judged == nil {
+		return func() {}
+	}
+	var before uint64
+	if judged.Get(&before) != nil {
 		return func() {}
 	}
 	done, stopped := make(chan struct{}), make(chan struct{})
 	report := func() {
 		var n uint64
 		if judged.Get(&n) == nil {
-			s.progress(int(n), len(p.entries))
+			s.progress(int(n-before), len(p.entries))
 		}
 	}
 	go func() {
@@ -132,31 +129,29 @@ func (s *sweeper) pass(ctx context.Context, p *programs) error {
 	if s.engine == EnginePidfd {
 		return s.passByDescriptor(ctx, p)
 	}
-	if err := passTables(ctx, p); err != nil {
+	err := runInNamespaces(ctx, p.iterators.Programs[iter.FillProgFillTcp], p.iterators.Programs[iter.FillProgFillUdp])
+	if err != nil {
 		return fmt.Errorf("visiting the sockets of network namespaces: %w", err)
 	}
-	if err := passFiles(ctx, p); err != nil {
+	if _, err := bpfiter.RunProgram(ctx, p.iterators.Programs[iter.FillProgFindFiles], nil); err != nil {
 		return fmt.Errorf("visiting the sockets of processes: %w", err)
-	}
-	if s.dryRun {
-		return nil
 	}
 	return s.visitFilesOnly(ctx, p)
 }
 
-// passTables runs the iterators over the protocols' tables, in each network namespace.
-func passTables(ctx context.Context, p *programs) error {
-	var tables []*link.Iter
-	for _, name := range []string{iter.FillProgFillTcp, iter.FillProgFillUdp} {
-		it, err := bpfiter.Attach(p.Programs[name], nil)
+// runInNamespaces runs iterators over the protocols' tables, in each network namespace.
+func runInNamespaces(ctx context.Context, programs ...*ebpf.Program) error {
+	var iterators []*link.Iter
+	for _, program := range programs {
+		it, err := bpfiter.Attach(program, nil)
 		if err != nil {
 			return err
 		}
 		defer it.Close()
-		tables = append(tables, it)
+		iterators = append(iterators, it)
 	}
 	return eachNamespace(ctx, func() error {
-		for _, it := range tables {
+		for _, it := range iterators {
 			if _, err := bpfiter.Run(ctx, it); err != nil {
 				return err
 			}
@@ -180,27 +175,22 @@ func eachNamespace(ctx context.Context, f func() error) error {
 	return nil
 }
 
-func passFiles(ctx context.Context, p *programs) error {
-	_, err := bpfiter.RunProgram(ctx, p.Programs[iter.FillProgFindFiles], nil)
-	return err
-}
-
 // visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table, and those
 // whose table has to grow.
 func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 	var met uint64
-	if err := p.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
+	if err := p.iterators.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
 		return fmt.Errorf("reading whether there are sockets in no table: %w", err)
 	}
 	if met == 0 {
 		return nil
 	}
-	if err := p.readSockets(); err != nil {
+	if err := p.readStates(); err != nil {
 		return err
 	}
 	var d *descriptors
-	for _, cookie := range p.cookies {
-		socket := p.sockets[cookie]
+	for number, cookie := range p.cookies {
+		socket := &p.states[number]
 		if !isLeftToDescriptors(socket) {
 			continue
 		}

@@ -149,7 +149,7 @@ SEC("iter/bpf_sk_storage_map") int dump_conn(struct bpf_iter__bpf_sk_storage_map
 	    !(former && tuple_is_wanted(&r->tuples[1], &peer, sk->sk_protocol)))
 		return 0;
 	record_socket(&r->socket, sk, bpf_get_socket_cookie(sk));
-	record_keep(&r->socket, begin, 1 + former);
+	record_keep(&r->socket, sk, begin, 1 + former);
 	return 0;
 }
 
@@ -207,7 +207,8 @@ SEC("iter/bpf_sk_storage_map") int dump_peers(struct bpf_iter__bpf_sk_storage_ma
 	if (end == begin + sizeof(*r) && !record_is_wanted(r, sk))
 		return 0;
 	record_socket(&r->socket, sk, bpf_get_socket_cookie(sk));
-	record_keep(&r->socket, begin, (end - begin - sizeof(r->socket)) / sizeof(struct revsk_tuple));
+	record_keep(&r->socket, sk, begin,
+		    (end - begin - sizeof(r->socket)) / sizeof(struct revsk_tuple));
 	return 0;
 }
 
@@ -269,7 +270,7 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 		if (torn)                                                                          \
 			__sync_fetch_and_add(&revsk_records_torn, 1);                              \
 		else                                                                               \
-			record_keep(&r->socket, begin, n);                                         \
+			record_keep(&r->socket, sk, begin, n);                                         \
 		return 0;                                                                          \
 	}
 

@@ -45,7 +45,7 @@ _Static_assert(sizeof(struct revsk_wanted_backend) == 24, "revsk_wanted_backend 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, 1 << 14); /* with more, user space does without */
 	__type(key, struct revsk_wanted_backend);
 	__type(value, __u8);
 } revsk_wanted_backends SEC(".maps");

@@ -10,34 +10,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// size is how many entries go with one system call.
-const size = 4096
+// size is how many entries go with one system call. A variable for tests.
+var size = 4096
 
-// Read returns the entries of a hash. K and V are arrays of bytes, or structs without pointers, of the
+// Each calls f with the entries of a hash or an array. K and V are arrays of bytes, or structs without pointers, of the
 // sizes of its keys and values.
 //
-// One that is there all the time is in the result, and once only: the kernel reads a bucket of the hash
+// One that is there all the time is among them, and once only: the kernel reads a bucket of the hash
 // at a time, under its lock. Others may be or not.
-func Read[K, V any](m *ebpf.Map) (keys []K, values []V, err error) {
+func Each[K, V any](m *ebpf.Map, f func(K, V)) error {
 	var cursor ebpf.MapBatchCursor
-	for n := size; ; {
-		k, v := make([]K, n), make([]V, n)
-		read, err := m.BatchLookup(&cursor, k, v, nil)
+	keys, values := make([]K, size), make([]V, size)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
 		if errors.Is(err, unix.ENOSPC) {
-			// A single bucket has more.
-			n *= 2
-			cursor = ebpf.MapBatchCursor{}
-			keys, values = nil, nil
+			// A single bucket has more: the kernel goes on with that one.
+			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
 			continue
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil, nil, err
+			return err
 		}
-		keys, values = append(keys, k[:read]...), append(values, v[:read]...)
+		for i := range n {
+			f(keys[i], values[i])
+		}
 		if err != nil {
-			return keys, values, nil
+			return nil
 		}
 	}
+}
+
+// Read returns the entries that [Each] calls its function with.
+func Read[K, V any](m *ebpf.Map) (keys []K, values []V, err error) {
+	err = Each(m, func(k K, v V) { keys, values = append(keys, k), append(values, v) })
+	return keys, values, err
 }
 
 // Write sets entries of a map, of whatever kind.

@@ -11,9 +11,14 @@ import (
 	"iter"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
+
+// Types is what the loading of iterators knows of the kernel's types, for all loads of the process: to read them takes
+// longer than loading most iterators.
+var Types = btf.NewCache()
 
 // Attach makes an iterator of a program; over the elements of m, if that is not nil.
 func Attach(prog *ebpf.Program, m *ebpf.Map) (*link.Iter, error) {

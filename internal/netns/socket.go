@@ -12,6 +12,16 @@ import (
 	"github.com/revsk/revsk/internal/proc"
 )
 
+// OfProcess returns the namespace that the main thread of a process is in. The caller closes it. Needs
+// CAP_SYS_PTRACE.
+func OfProcess(pid int) (*Namespace, error) {
+	file, err := os.Open(proc.Path(pid, "ns", "net"))
+	if err != nil {
+		return nil, err
+	}
+	return fromFile(file)
+}
+
 // OfSocket returns the namespace of a socket that the caller has open. The caller closes it. Needs
 // CAP_NET_ADMIN.
 func OfSocket(fd int) (*Namespace, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -62,7 +63,7 @@ func newIterator(magic uint32) *link.Iter {
 		return nil
 	}
 	var loaded programs.FilesPrograms
-	if spec.LoadAndAssign(&loaded, nil) != nil {
+	if spec.LoadAndAssign(&loaded, &ebpf.CollectionOptions{Cache: bpfiter.Types}) != nil {
 		return nil
 	}
 	defer loaded.Close()

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -132,5 +134,39 @@ func TestMigrateInModeStorageTellsLeakedFromEnded(t *testing.T) {
 		r := s.migrates(engine)
 		assert.Equal(t, migrate.Counts{Entries: plan, Present: 1, Ended: 1, Leaked: 3}, r.Counts)
 		assert.Equal(t, plan, r.Deleted)
+	})
+}
+
+// It could not be reached, and is closed before the second look: nobody needs its entry, and nothing is left to be done.
+func TestMigrateASocketWhoseFilesAreGoneHasEnded(t *testing.T) {
+	if !haveHelper(t, ebpf.CGroupSock, asm.FnLoop) {
+		oldkernel.Skip(t, 5, 17, "bpf_loop, and an iterator over Unix sockets")
+	}
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		holdIn(t, legacy, unix.IPPROTO_UDP, func(s *scene) {
+			a := s.service()
+			x := s.socket()
+			x.connect(a.front)
+			x.disconnect()
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			require.NoError(s, err)
+			defer unix.Close(pair[0])
+			defer unix.Close(pair[1])
+			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
+			require.NoError(s, unix.Close(x.fd))
+			opts := migrateOptions(engine)
+			opts.BeforeStep = func(step string) error {
+				if step == "confirm leaks" {
+					x.fd = received(s, pair[1])[0]
+					return unix.Close(x.fd)
+				}
+				return nil
+			}
+			r, err := migrate.Run(s.Context(), opts)
+			require.NoError(s, err)
+			assert.Equal(s, migrate.Counts{Entries: 1, Ended: 1}, r.Counts)
+			assert.Equal(s, loader.ModeStorage, r.Mode)
+			assert.Zero(s, s.hashEntries())
+		})
 	})
 }
