@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -65,18 +66,13 @@ func printPlan(env *env, plan func() (changes, error)) error {
 	return err
 }
 
-// changesDocument is the JSON output of the commands that change the datapath.
-type changesDocument struct {
-	Schema  string  `json:"schema"` // revsk/changes/v1
-	DryRun  bool    `json:"dry_run"`
-	Changes changes `json:"changes"`
-	// Status is what runs afterwards; not after a dry run, nor after unload.
-	Status *statusDocument `json:"status,omitempty"`
-}
-
-func (c changes) document(dryRun bool, status *statusDocument) changesDocument {
+func (c changes) document(dryRun bool, status *statusDocument) api.Changes {
 	if c == nil {
 		c = changes{}
 	}
-	return changesDocument{"revsk/changes/v1", dryRun, c, status}
+	doc := api.Changes{Header: newHeader(api.ChangesSchema), DryRun: dryRun, Changes: c}
+	if status != nil {
+		doc.Status = &status.Status
+	}
+	return doc
 }

@@ -98,6 +98,7 @@ var advice = []struct {
 	{lbmap.ErrFamily, exitUsage, "use IPv4 backends for an IPv4 service and IPv6 backends for an IPv6 service"},
 	{lbmap.ErrInvalid, exitUsage, ""},
 
+	{inspect.ErrUnmigrated, exitPartly, "run revsk migrate first, which moves that onto the sockets, and then this command again"},
 	{inspect.ErrNoProof, exitFailed, "use revsk mode dual; sockets that connect from then on can be told apart"},
 	{inspect.ErrNoBackends, exitFailed, "have the control plane write its services first, or name the backends"},
 	{inspect.ErrCannotDestroy, exitNotSupported, "revsk features says what is missing and which kernel has it"},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -42,26 +43,11 @@ Exits with 4 if a feature is missing that revsk cannot work without.`,
 	}
 }
 
-// featuresDocument is the JSON output of features.
-type featuresDocument struct {
-	Schema   string            `json:"schema"` // revsk/features/v1
-	Kernel   string            `json:"kernel"`
-	Features []featureDocument `json:"features"`
-}
-
-type featureDocument struct {
-	Name      string `json:"name"`
-	Available bool   `json:"available"`
-	// Required: revsk load cannot do without.
-	Required  bool   `json:"required"`
-	NeededFor string `json:"needed_for"`
-	Since     string `json:"since"` // the first kernel, or the option of its configuration
-	// Reason it is not available, if more is known than that.
-	Reason string `json:"reason,omitempty"`
-}
+// featuresDocument is what features prints.
+type featuresDocument struct{ api.Features }
 
 func probeFeatures(env *env) (featuresDocument, error) {
-	doc := featuresDocument{Schema: "revsk/features/v1", Kernel: kernelRelease()}
+	doc := featuresDocument{api.Features{Header: newHeader(api.FeaturesSchema), Kernel: kernelRelease()}}
 	if err := unlimitMemory(); err != nil {
 		return doc, err
 	}
@@ -70,13 +56,13 @@ func probeFeatures(env *env) (featuresDocument, error) {
 		if isPermission(err) {
 			return doc, fmt.Errorf("probing for %s: %w: %w", f.name, loader.ErrPermission, err)
 		}
-		fd := featureDocument{
+		fd := api.Feature{
 			Name: f.name, Available: err == nil, Required: f.required, NeededFor: f.neededFor, Since: f.since,
 		}
 		if err != nil && !errors.Is(err, errMissing) {
 			fd.Reason = oneLine(err.Error())
 		}
-		doc.Features = append(doc.Features, fd)
+		doc.Features.Features = append(doc.Features.Features, fd)
 	}
 	return doc, nil
 }
@@ -84,7 +70,7 @@ func probeFeatures(env *env) (featuresDocument, error) {
 func (d featuresDocument) print(env *env) error {
 	var t table
 	t.row("FEATURE", "AVAILABLE", "NEEDED FOR", "SINCE")
-	for _, f := range d.Features {
+	for _, f := range d.Features.Features {
 		available := "yes"
 		if !f.Available && f.Required {
 			available = "no, required"
@@ -99,7 +85,7 @@ func (d featuresDocument) print(env *env) error {
 	if err := t.print(env.Stdout); err != nil {
 		return err
 	}
-	for _, f := range d.Features {
+	for _, f := range d.Features.Features {
 		if f.Reason != "" && !env.quiet {
 			fmt.Fprintf(env.Stderr, "%s: %s\n", f.Name, f.Reason)
 		}
@@ -108,7 +94,7 @@ func (d featuresDocument) print(env *env) error {
 }
 
 func (d featuresDocument) err() error {
-	for _, f := range d.Features {
+	for _, f := range d.Features.Features {
 		if f.Required && !f.Available {
 			if f.Reason != "" {
 				return exitError{exitNotSupported, fmt.Errorf("revsk cannot run here: %s: %s", f.Name, f.Reason)}

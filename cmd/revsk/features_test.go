@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/api"
+
 	"github.com/revsk/revsk/internal/sandbox"
 )
 
@@ -19,7 +21,7 @@ func TestFeatures(t *testing.T) {
 	require.Equal(t, "revsk/features/v1", doc.Schema)
 	require.Equal(t, kernelRelease(), doc.Kernel)
 	names := make(map[string]bool)
-	for _, f := range doc.Features {
+	for _, f := range doc.Features.Features {
 		require.False(t, names[f.Name], "%s twice", f.Name)
 		names[f.Name] = true
 		require.NotEmpty(t, f.NeededFor, f.Name)
@@ -43,12 +45,12 @@ func TestProbesTellWhatDoesNotExist(t *testing.T) {
 }
 
 func TestMissingFeaturesAreReported(t *testing.T) {
-	doc := featuresDocument{Features: []featureDocument{
+	doc := featuresDocument{api.Features{Features: []api.Feature{
 		{Name: "a", Available: true, Required: true},
 		{Name: "b", Since: "5.8"},
-	}}
+	}}}
 	require.NoError(t, doc.err())
-	doc.Features[1].Required = true
+	doc.Features.Features[1].Required = true
 	var exit exitError
 	require.True(t, errors.As(doc.err(), &exit))
 	require.Equal(t, exitNotSupported, exit.code)

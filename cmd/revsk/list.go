@@ -7,10 +7,12 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/loader"
@@ -90,6 +92,8 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	if err != nil {
 		return err
 	}
+	// What stays in memory is little, so that collecting garbage often costs little.
+	defer debug.SetGCPercent(debug.SetGCPercent(50))
 	sockets := ownedBy(reader.Sockets(ctx, filter), only)
 	out := bufio.NewWriterSize(env.Stdout, 64<<10)
 	switch {
@@ -125,7 +129,7 @@ func printCounts(env *env, sockets iter.Seq2[inspect.Socket, error], by string, 
 		return err
 	}
 	if env.json() {
-		return env.printJSON(countsDocument{newHeader("revsk/socket-counts/v1"), by, counts})
+		return env.printJSON(api.SocketCounts{Header: newHeader(api.SocketCountsSchema), By: by, Counts: counts})
 	}
 	var t table
 	t.row(strings.ToUpper(by), "SOCKETS", "CONNECTED")

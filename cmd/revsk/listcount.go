@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
 )
 
@@ -21,24 +22,9 @@ const (
 
 var countBys = []string{byService, byBackend, byNetNS, byProcess}
 
-// countsDocument is the JSON output of list --count-by.
-type countsDocument struct {
-	header                 // revsk/socket-counts/v1
-	By     string          `json:"by"` // service, backend, netns or process
-	Counts []countDocument `json:"counts"`
-}
-
-type countDocument struct {
-	Name string `json:"name"` // as in the table of sockets; with the protocol, of services and backends
-	// Sockets is how many have tuples of it.
-	Sockets int `json:"sockets"`
-	// Connected is how many of them are connected by one.
-	Connected int `json:"connected"`
-}
-
 // countSockets counts each socket once for each name that it has.
-func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *inspect.Filter) ([]countDocument, error) {
-	counts := make(map[string]*countDocument)
+func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *inspect.Filter) ([]api.SocketCount, error) {
+	counts := make(map[string]*api.SocketCount)
 	for s, err := range sockets {
 		if err != nil {
 			return nil, err
@@ -68,7 +54,7 @@ func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *i
 		for name, is := range connected {
 			c := counts[name]
 			if c == nil {
-				c = &countDocument{Name: name}
+				c = &api.SocketCount{Name: name}
 				counts[name] = c
 			}
 			c.Sockets++
@@ -77,11 +63,11 @@ func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *i
 			}
 		}
 	}
-	all := []countDocument{}
+	all := []api.SocketCount{}
 	for _, c := range counts {
 		all = append(all, *c)
 	}
-	slices.SortFunc(all, func(a, b countDocument) int {
+	slices.SortFunc(all, func(a, b api.SocketCount) int {
 		return cmp.Or(-cmp.Compare(a.Sockets, b.Sockets), cmp.Compare(a.Name, b.Name))
 	})
 	return all, nil

@@ -6,21 +6,23 @@ import (
 	"bufio"
 	"encoding/json"
 	"iter"
+	"net/netip"
+	"strconv"
 	"time"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
 
 // writeLines writes a document a line.
 func writeLines(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
-	return writeDocuments(out, sockets, now, wanted, "", "")
+	return writeDocuments(out, sockets, now, wanted, "", "", "\n")
 }
 
 // writeSockets writes one document, with one line for each socket, while the sockets are read.
 func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
-	head, err := json.MarshalIndent(newHeader("revsk/sockets/v1"), "", "  ")
+	head, err := json.MarshalIndent(newHeader(api.SocketsSchema), "", "  ")
 	if err != nil {
 		return err
 	}
@@ -28,131 +30,138 @@ func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], n
 	if _, err := out.WriteString(string(head[:len(head)-2]) + ",\n  \"sockets\": ["); err != nil {
 		return err
 	}
-	if err := writeDocuments(out, sockets, now, wanted, "\n    ", ","); err != nil {
+	if err := writeDocuments(out, sockets, now, wanted, "\n    ", ",", ""); err != nil {
 		return err
 	}
 	_, err = out.WriteString("\n  ]\n}\n")
 	return err
 }
 
-// writeDocuments writes each socket after before, and between two of them between; without any they end
-// with their lines.
-func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, before, between string) error {
+// writeDocuments writes each socket with what is to be before it, between two of them, and after it.
+func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, before, between, after string) error {
 	first := true
+	var line []byte
 	for s, err := range sockets {
 		if err != nil {
 			return err
 		}
-		line, err := json.Marshal(newSocketDocument(&s, now, wanted))
-		if err != nil {
-			return err
-		}
+		line = line[:0]
 		if !first {
-			out.WriteString(between)
+			line = append(line, between...)
 		}
 		first = false
-		out.WriteString(before)
-		out.Write(line)
-		if before == "" {
-			out.WriteByte('\n')
-		}
-		// It remembers the errors of all of these.
-		if _, err := out.Write(nil); err != nil {
+		line = append(line, before...)
+		line = append(appendSocket(line, &s, now, wanted), after...)
+		if _, err := out.Write(line); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// socketDocument is a socket in JSON output. Cookies are strings: many readers of JSON have no numbers so large.
-type socketDocument struct {
-	Protocol lbmap.Protocol `json:"protocol"`
-	Family   string         `json:"family"` // ipv4 or ipv6
-	// State is the kernel's; of a datagram socket established or unconnected.
-	State string `json:"state"`
-	Local string `json:"local"` // ADDR:PORT
-	// Peer is what the kernel has the socket connected to; missing if it is not connected.
-	Peer      string         `json:"peer,omitempty"`
-	NetNS     netnsDocument  `json:"netns"`
-	Cookie    uint64         `json:"cookie,string"`
-	Inode     uint64         `json:"inode"`
-	Connected *tupleDocument `json:"connected"`
-	// Disconnected is what it was connected to last; the kernel has it connected elsewhere, or not at all.
-	Disconnected *tupleDocument    `json:"disconnected,omitempty"`
-	Former       *tupleDocument    `json:"former,omitempty"` // of a datagram socket that has connected elsewhere
-	Sent         []tupleDocument   `json:"sent"`
-	Processes    []processDocument `json:"processes"`
-}
-
-type netnsDocument struct {
-	Inode  uint64 `json:"inode"`
-	Cookie uint64 `json:"cookie,string"`
-	Name   string `json:"name,omitempty"`
-}
-
-// tupleDocument says that what goes to Service goes to Peer.
-type tupleDocument struct {
-	Peer       string `json:"peer"`    // ADDR:PORT
-	Service    string `json:"service"` // ADDR:PORT
-	RevNat     uint16 `json:"rev_nat"`
-	BackendID  uint32 `json:"backend_id"`
-	AgeSeconds *int64 `json:"age_seconds"` // null: unknown
-	Migrated   bool   `json:"migrated"`
-}
-
-type processDocument struct {
-	PID     int    `json:"pid"`
-	Command string `json:"command"`
-}
-
-func newSocketDocument(s *inspect.Socket, now time.Duration, wanted *inspect.Filter) socketDocument {
-	d := socketDocument{
-		Protocol:  s.Protocol,
-		Family:    s.Family.String(),
-		State:     s.StateName(),
-		Local:     s.Local.String(),
-		NetNS:     netnsDocument{s.NetNS.Inode, s.NetNS.Cookie, printable(s.NetNS.Name)},
-		Cookie:    s.Cookie,
-		Inode:     s.Inode,
-		Sent:      []tupleDocument{},
-		Processes: []processDocument{},
-	}
+// appendSocket adds an [api.Socket], with the tuples that are wanted. It is written here, and not by a package for all types,
+// because there are so many of them.
+func appendSocket(b []byte, s *inspect.Socket, now time.Duration, wanted *inspect.Filter) []byte {
+	b = append(b, `{"protocol":"`...)
+	b = append(b, s.Protocol.String()...)
+	b = append(b, `","family":"`...)
+	b = append(b, s.Family.String()...)
+	b = append(b, `","state":"`...)
+	b = append(b, s.StateName()...)
+	b = append(b, `","local":`...)
+	b = appendAddrPort(b, s.Local)
 	if s.Peer.IsValid() {
-		d.Peer = s.Peer.String()
+		b = append(b, `,"peer":`...)
+		b = appendAddrPort(b, s.Peer)
 	}
-	for role, tuple := range s.Tuples() {
-		if !wanted.WantsTuple(s, role, tuple) {
+	b = append(b, `,"netns":{"inode":`...)
+	b = strconv.AppendUint(b, s.NetNS.Inode, 10)
+	b = append(b, `,"cookie":"`...)
+	b = strconv.AppendUint(b, s.NetNS.Cookie, 10)
+	b = append(b, '"')
+	if s.NetNS.Name != "" {
+		b = append(b, `,"name":`...)
+		b = appendText(b, s.NetNS.Name)
+	}
+	b = append(b, `},"cookie":"`...)
+	b = strconv.AppendUint(b, s.Cookie, 10)
+	b = append(b, `","inode":`...)
+	b = strconv.AppendUint(b, s.Inode, 10)
+	b = append(b, `,"connected":`...)
+	var connected, disconnected, former *revnat.Tuple
+	for role, t := range s.Tuples() {
+		if !wanted.WantsTuple(s, role, t) {
 			continue
 		}
-		t := newTupleDocument(tuple, now)
 		switch role {
 		case inspect.RoleConnected:
-			d.Connected = &t
+			connected = t
 		case inspect.RoleDisconnected:
-			d.Disconnected = &t
+			disconnected = t
 		case inspect.RoleFormer:
-			d.Former = &t
-		case inspect.RoleSent:
-			d.Sent = append(d.Sent, t)
+			former = t
 		}
 	}
-	for _, p := range s.Owners {
-		d.Processes = append(d.Processes, processDocument{p.ID, printable(p.Command)})
+	b = appendTuple(b, connected, now)
+	if disconnected != nil {
+		b = appendTuple(append(b, `,"disconnected":`...), disconnected, now)
 	}
-	return d
+	if former != nil {
+		b = appendTuple(append(b, `,"former":`...), former, now)
+	}
+	b = append(b, `,"sent":[`...)
+	separator := ""
+	for i := range s.Peers {
+		if t := &s.Peers[i]; wanted.WantsTuple(s, inspect.RoleSent, t) {
+			b = appendTuple(append(b, separator...), t, now)
+			separator = ","
+		}
+	}
+	b = append(b, `],"processes":[`...)
+	for i, p := range s.Owners {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"pid":`...)
+		b = strconv.AppendInt(b, int64(p.ID), 10)
+		b = append(b, `,"command":`...)
+		b = append(appendText(b, p.Command), '}')
+	}
+	return append(b, "]}"...)
 }
 
-func newTupleDocument(t *revnat.Tuple, now time.Duration) tupleDocument {
-	d := tupleDocument{
-		Peer:      t.Peer.String(),
-		Service:   t.Service.String(),
-		RevNat:    t.RevNATIndex,
-		BackendID: t.BackendID,
-		Migrated:  t.Migrated,
+// appendTuple adds an [api.Tuple], or null.
+func appendTuple(b []byte, t *revnat.Tuple, now time.Duration) []byte {
+	if t == nil {
+		return append(b, "null"...)
 	}
+	b = append(b, `{"peer":`...)
+	b = appendAddrPort(b, t.Peer)
+	b = append(b, `,"service":`...)
+	b = appendAddrPort(b, t.Service)
+	b = append(b, `,"rev_nat":`...)
+	b = strconv.AppendUint(b, uint64(t.RevNATIndex), 10)
+	b = append(b, `,"backend_id":`...)
+	b = strconv.AppendUint(b, uint64(t.BackendID), 10)
+	b = append(b, `,"age_seconds":`...)
 	if age, known := age(t, now); known {
-		seconds := int64(age / time.Second)
-		d.AgeSeconds = &seconds
+		b = strconv.AppendInt(b, int64(age/time.Second), 10)
+	} else {
+		b = append(b, "null"...)
 	}
-	return d
+	b = append(b, `,"migrated":`...)
+	return append(strconv.AppendBool(b, t.Migrated), '}')
+}
+
+func appendAddrPort(b []byte, a netip.AddrPort) []byte {
+	return append(a.AppendTo(append(b, '"')), '"')
+}
+
+// appendText adds what others chose as a string of JSON.
+func appendText(b []byte, s string) []byte {
+	quoted, err := json.Marshal(printable(s))
+	if err != nil {
+		panic(err) // a string never fails
+	}
+	return append(b, quoted...)
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/revnat"
 )
@@ -48,30 +50,34 @@ type socketTable struct {
 	at     []arenaPosition
 	widths []int
 	netns  map[inspect.NetNS]uint32
-	row    []byte // scratch memory
+	owners map[inspect.Process]string // the text of those that are alone
+	row    []byte                     // scratch memory
 }
 
 // printSockets prints a line for each tuple that is wanted, sorted.
 func printSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, wide bool) error {
 	t := newSocketTable(wide)
+	defer t.rows.free()
 	for s, err := range sockets {
+		if err == nil {
+			err = t.add(&s, now, wanted)
+		}
 		if err != nil {
 			return err
 		}
-		t.add(&s, now, wanted)
 	}
 	return t.print(out)
 }
 
 func newSocketTable(wide bool) *socketTable {
-	t := &socketTable{wide: wide, netns: make(map[inspect.NetNS]uint32), widths: make([]int, len(socketColumns))}
+	t := &socketTable{wide: wide, netns: make(map[inspect.NetNS]uint32), owners: make(map[inspect.Process]string), widths: make([]int, len(socketColumns))}
 	for i, c := range socketColumns {
 		t.widths[i] = len(c.name)
 	}
 	return t
 }
 
-func (t *socketTable) add(s *inspect.Socket, now time.Duration, wanted *inspect.Filter) {
+func (t *socketTable) add(s *inspect.Socket, now time.Duration, wanted *inspect.Filter) error {
 	key := t.appendKey(append(t.row[:0], 0), s)
 	row := key
 	row[0] = byte(len(key))
@@ -80,10 +86,13 @@ func (t *socketTable) add(s *inspect.Socket, now time.Duration, wanted *inspect.
 			row = t.appendLine(row, s, role, tuple, now)
 		}
 	}
-	if len(row) > len(key) {
-		t.at = append(t.at, t.rows.add(row))
-	}
 	t.row = row
+	if len(row) == len(key) {
+		return nil
+	}
+	at, err := t.rows.add(row)
+	t.at = append(t.at, at)
+	return err
 }
 
 // appendKey adds bytes that sort as [inspect.Socket.Compare] does; the namespace is a number, which print replaces.
@@ -116,44 +125,73 @@ func appendAddress(b []byte, a netip.AddrPort) []byte {
 }
 
 func (t *socketTable) appendLine(b []byte, s *inspect.Socket, role inspect.Role, tuple *revnat.Tuple, now time.Duration) []byte {
-	column, begin := 0, len(b)
-	end := func() {
-		if len(b) == begin {
-			b = append(b, '-')
+	for column, c := range socketColumns {
+		begin := len(b)
+		if !c.wide || t.wide {
+			b = t.appendCell(b, column, s, role, tuple, now)
+			if len(b) == begin {
+				b = append(b, '-')
+			}
 		}
 		t.widths[column] = max(t.widths[column], utf8.RuneCount(b[begin:]))
 		b = append(b, '\t')
-		column, begin = column+1, len(b)
 	}
-	text := func(s string) { b = append(b, s...); end() }
-	number := func(n uint64, wide bool) {
-		if wide && t.wide && n != 0 {
-			b = strconv.AppendUint(b, n, 10)
-		}
-		end()
-	}
-	text(s.Protocol.String())
-	text(s.StateName())
-	b = s.Local.AppendTo(b)
-	end()
-	b = tuple.Peer.AppendTo(b)
-	end()
-	b = tuple.Service.AppendTo(b)
-	end()
-	number(uint64(tuple.RevNATIndex), true)
-	number(uint64(tuple.BackendID), true)
-	text(string(role))
-	text(ageText(tuple, now))
-	if tuple.Migrated {
-		text("yes")
-	} else {
-		text("no")
-	}
-	text(netnsText(s.NetNS))
-	number(s.Cookie, true)
-	number(s.Inode, true)
-	text(ownersText(s.Owners, t.wide))
 	return append(b, '\n')
+}
+
+func (t *socketTable) appendCell(b []byte, column int, s *inspect.Socket, role inspect.Role, tuple *revnat.Tuple, now time.Duration) []byte {
+	switch socketColumns[column].name {
+	case "PROTO":
+		return append(b, s.Protocol.String()...)
+	case "STATE":
+		return append(b, s.StateName()...)
+	case "LOCAL":
+		return s.Local.AppendTo(b)
+	case "PEER":
+		return tuple.Peer.AppendTo(b)
+	case "SERVICE":
+		return tuple.Service.AppendTo(b)
+	case "REV-NAT":
+		return strconv.AppendUint(b, uint64(tuple.RevNATIndex), 10)
+	case "BACKEND-ID":
+		return appendKnown(b, uint64(tuple.BackendID))
+	case "HOW":
+		return append(b, role...)
+	case "AGE":
+		return append(b, ageText(tuple, now)...)
+	case "MIGRATED":
+		if tuple.Migrated {
+			return append(b, "yes"...)
+		}
+		return append(b, "no"...)
+	case "NETNS":
+		return append(b, netnsText(s.NetNS)...)
+	case "COOKIE":
+		return appendKnown(b, s.Cookie)
+	case "INODE":
+		return appendKnown(b, s.Inode)
+	}
+	return append(b, t.ownersText(s.Owners)...)
+}
+
+// appendKnown adds a number, of which 0 means that it is not known.
+func appendKnown(b []byte, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return strconv.AppendUint(b, n, 10)
+}
+
+func (t *socketTable) ownersText(owners []inspect.Process) string {
+	if len(owners) != 1 {
+		return ownersText(owners, t.wide)
+	}
+	text, ok := t.owners[owners[0]]
+	if !ok {
+		text = processText(owners[0])
+		t.owners[owners[0]] = text
+	}
+	return text
 }
 
 func (t *socketTable) print(out *bufio.Writer) error {
@@ -274,7 +312,8 @@ func (w *lineWriter) cell(c []byte, width int) {
 	w.gap = max(0, width-n) + 2
 }
 
-// arena keeps bytes in large pieces, so that they need not be copied when there are more.
+// arena keeps bytes in large pieces, so that they need not be copied when there are more. They are not on the heap: what
+// is left there is little, so that collecting garbage stays cheap and keeps no memory beside it.
 type arena struct {
 	pieces [][]byte
 }
@@ -284,17 +323,29 @@ type arenaPosition struct{ piece, offset uint32 }
 
 const pieceSize = 1 << 20
 
-func (a *arena) add(b []byte) arenaPosition {
+func (a *arena) add(b []byte) (arenaPosition, error) {
 	const head = 4
 	last := len(a.pieces) - 1
 	if last < 0 || cap(a.pieces[last])-len(a.pieces[last]) < head+len(b) {
-		a.pieces = append(a.pieces, make([]byte, 0, max(pieceSize, head+len(b))))
+		piece, err := unix.Mmap(-1, 0, max(pieceSize, head+len(b)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			return arenaPosition{}, fmt.Errorf("getting memory: %w", err)
+		}
+		a.pieces = append(a.pieces, piece[:0])
 		last++
 	}
 	p := a.pieces[last]
 	at := arenaPosition{uint32(last), uint32(len(p))}
 	a.pieces[last] = append(binary.NativeEndian.AppendUint32(p, uint32(len(b))), b...)
-	return at
+	return at, nil
+}
+
+// free gives the memory back.
+func (a *arena) free() {
+	for _, p := range a.pieces {
+		_ = unix.Munmap(p[:cap(p)])
+	}
+	a.pieces = nil
 }
 
 func (a *arena) get(at arenaPosition) []byte {

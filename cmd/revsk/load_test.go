@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
@@ -57,17 +58,17 @@ func TestLoadPrintsWhatRunsAfterwards(t *testing.T) {
 
 func TestLoadAgainReplaces(t *testing.T) {
 	p := newPlace(t)
-	var first, second changesDocument
+	var first, second api.Changes
 	p.load("-o", "json").ok().json(&first)
 	require.Equal(t, "revsk/changes/v1", first.Schema)
 	require.False(t, first.DryRun)
 	require.True(t, first.Status.Complete)
-	require.True(t, first.Changes.has(loader.ActionAttach))
-	require.False(t, first.Changes.has(loader.ActionReplace))
+	require.True(t, changes(first.Changes).has(loader.ActionAttach))
+	require.False(t, changes(first.Changes).has(loader.ActionReplace))
 	p.load("-o", "json").ok().json(&second)
-	require.False(t, second.Changes.has(loader.ActionCreate))
-	require.False(t, second.Changes.has(loader.ActionAttach))
-	require.True(t, second.Changes.has(loader.ActionReplace))
+	require.False(t, changes(second.Changes).has(loader.ActionCreate))
+	require.False(t, changes(second.Changes).has(loader.ActionAttach))
+	require.True(t, changes(second.Changes).has(loader.ActionReplace))
 }
 
 func TestLoadQuietPrintsNothing(t *testing.T) {
@@ -78,7 +79,7 @@ func TestDryRunOfLoadSaysWhatLoadDoes(t *testing.T) {
 	p := newPlace(t)
 	for _, situation := range []string{"first", "again", "after unload"} {
 		before := state(t, p)
-		var plan, done changesDocument
+		var plan, done api.Changes
 		p.load("--dry-run", "-o", "json").ok().json(&plan)
 		require.True(t, plan.DryRun)
 		require.Nil(t, plan.Status)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/api"
 )
 
 func main() {
@@ -46,7 +48,7 @@ func run(ctx context.Context, env *env, args []string) int {
 		fmt.Fprintf(env.Stderr, "revsk: %s\n", text)
 		if env.json() && out.err == nil && !out.written {
 			// An error of this is on top of one that is printed.
-			_ = env.printJSON(errorDocument{newHeader("revsk/error/v1"), text, code})
+			_ = env.printJSON(api.Error{Header: newHeader(api.ErrorSchema), Error: text, ExitCode: code})
 		}
 	}
 	return code

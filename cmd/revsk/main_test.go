@@ -137,6 +137,7 @@ type result struct {
 func runCommand(t *testing.T, args ...string) result {
 	var stdout, stderr bytes.Buffer
 	code := run(context.Background(), &env{Stdout: &stdout, Stderr: &stderr}, args)
+	requireDocuments(t, args, stdout.String())
 	return newResult(t, code, stdout.String(), stderr.String())
 }
 
@@ -172,9 +173,19 @@ func (r result) json(into any) {
 	require.False(r.t, d.More())
 }
 
+// document leaves out of a document what differs each time.
+func document(text string) string {
+	return replace(text,
+		`"time": "[^"]*"`, `"time": "TIME"`,
+		`"node": "[^"]+"`, `"node": "NODE"`,
+		`"version": "[^"]+"`, `"version": "VERSION"`,
+	)
+}
+
 // golden compares text with a file of testdata.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
+	text = document(text)
 	path := filepath.Join("testdata", name)
 	if *update {
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -149,8 +150,10 @@ func TestAuditSaysWhatIsLeaked(t *testing.T) {
 	require.Equal(t, loader.ModeLegacy, *plan.Mode)
 	require.Equal(t, liveEntries+42, plan.Counts.Entries)
 	require.Equal(t, 42, plan.Counts.Leaked)
-	require.InDelta(t, 100*42.0/49, plan.LeakedPercent, 1e-9)
-	require.Equal(t, []serviceCountDocument{{"192.0.2.1:53", 7, 30}, {"192.0.2.9:53", 7, 12}}, plan.Leaks)
+	require.Equal(t, 85.71, plan.LeakedPercent)
+	require.Equal(t, []api.ServiceCount{
+		{Service: "192.0.2.1:53", RevNat: 7, Entries: 30}, {Service: "192.0.2.9:53", RevNat: 7, Entries: 12},
+	}, plan.Leaks)
 	require.Equal(t, 0, plan.WithoutEntrySockets)
 }
 
@@ -161,7 +164,7 @@ func TestAuditFindsConnectedSocketsWithoutEntry(t *testing.T) {
 	require.NoError(t, n.hash().Delete(lbmap.ReverseSKKey{Cookie: cookie, Backend: netip.MustParseAddrPort(backend(1, 5353))}))
 	var plan planDocument
 	n.run("migrate", "--dry-run", "-o", "json").ok().json(&plan)
-	require.Equal(t, []backendCountDocument{{backend(1, 5353), lbmap.ProtocolUDP, 1}}, plan.WithoutEntry)
+	require.Equal(t, []api.BackendCount{{Backend: backend(1, 5353), Protocol: lbmap.ProtocolUDP, Sockets: 1}}, plan.WithoutEntry)
 	require.Equal(t, 1, plan.WithoutEntrySockets)
 	require.Contains(t, n.run("migrate", "--dry-run").ok().stdout, "1 socket has no entry: connected to the backend itself, or evicted")
 }

@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
-	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
@@ -50,89 +51,51 @@ func findSituation(opts loader.Options) (situation, error) {
 
 func (s situation) is(mode loader.Mode) bool { return s.mode != nil && *s.mode == mode }
 
-// planDocument is the JSON output of migrate --dry-run.
+// planDocument is an [api.MigratePlan] with what is needed to print it.
 type planDocument struct {
-	Schema string `json:"schema"` // revsk/migrate-plan/v1
-	// Mode of revsk; missing if it is not loaded.
-	Mode   *loader.Mode   `json:"mode,omitempty"`
-	Engine migrate.Engine `json:"engine"`
-	To     loader.Mode    `json:"to"` // the mode in which a migration would end
-	// Counts are by what a migration would do with the entries.
-	Counts        migrate.Counts `json:"counts"`
-	LeakedPercent float64        `json:"leaked_percent"`
-	Live          []liveDocument `json:"live"`
-	Maps          []fillDocument `json:"maps"`
-	// WithoutEntry are sockets that are connected to a service's backend and have no entry for it. In
-	// mode storage the hooks write none.
-	WithoutEntry []backendCountDocument `json:"without_entry"`
-	// WithoutEntrySockets is their sum.
-	WithoutEntrySockets int                    `json:"without_entry_sockets"`
-	Leaks               []serviceCountDocument `json:"leaks"` // most first
-	Seconds             float64                `json:"seconds"`
-	Steps               []stepDocument         `json:"steps"`
-
+	api.MigratePlan
 	at situation
 }
 
-type liveDocument struct {
-	Protocol lbmap.Protocol `json:"protocol"`
-	Family   string         `json:"family"` // of the socket: ipv4 or ipv6
-	// Connected to the backend of the entry; else it has sent to it.
-	Connected bool `json:"connected"`
-	Entries   int  `json:"entries"`
-}
-
-type fillDocument struct {
-	Name       string  `json:"name"`
-	Entries    int     `json:"entries"`
-	MaxEntries int     `json:"max_entries"`
-	Percent    float64 `json:"percent"`
-}
-
-type backendCountDocument struct {
-	Backend  string         `json:"backend"` // ADDR:PORT
-	Protocol lbmap.Protocol `json:"protocol"`
-	Sockets  int            `json:"sockets"`
-}
-
-type serviceCountDocument struct {
-	Service string `json:"service"` // ADDR:PORT
-	RevNat  uint16 `json:"rev_nat"`
-	Entries int    `json:"entries"`
-}
-
 func newPlanDocument(plan *migrate.Plan, at situation) planDocument {
-	doc := planDocument{
-		Schema:              "revsk/migrate-plan/v1",
+	doc := planDocument{MigratePlan: api.MigratePlan{
+		Header:              newHeader(api.MigratePlanSchema),
 		Mode:                at.mode,
 		Engine:              plan.Engine,
 		To:                  plan.To,
 		Counts:              plan.Counts,
 		LeakedPercent:       percent(plan.Leaked, plan.Entries),
-		Live:                []liveDocument{},
+		Live:                []api.LiveCount{},
 		Maps:                newFillDocuments(plan.Maps),
-		WithoutEntry:        []backendCountDocument{},
+		WithoutEntry:        []api.BackendCount{},
 		WithoutEntrySockets: plan.WithoutEntrySum(),
-		Leaks:               []serviceCountDocument{},
-		at:                  at,
-	}
+		Leaks:               []api.ServiceCount{},
+	}, at: at}
 	doc.Steps, doc.Seconds = newStepDocuments(plan.Steps)
 	for _, l := range plan.Live {
-		doc.Live = append(doc.Live, liveDocument{l.Protocol, fmt.Sprintf("ipv%d", l.Family), l.Connected, l.Entries})
+		doc.Live = append(doc.Live, api.LiveCount{
+			Protocol: l.Protocol, Family: fmt.Sprintf("ipv%d", l.Family), Connected: l.Connected, Entries: l.Entries,
+		})
 	}
 	for _, b := range plan.WithoutEntry {
-		doc.WithoutEntry = append(doc.WithoutEntry, backendCountDocument{b.Backend.String(), b.Protocol, b.Sockets})
+		doc.WithoutEntry = append(doc.WithoutEntry, api.BackendCount{
+			Backend: b.Backend.String(), Protocol: b.Protocol, Sockets: b.Sockets,
+		})
 	}
 	for _, s := range plan.Leaks {
-		doc.Leaks = append(doc.Leaks, serviceCountDocument{s.Service.String(), s.RevNat, s.Entries})
+		doc.Leaks = append(doc.Leaks, api.ServiceCount{
+			Service: s.Service.String(), RevNat: s.RevNat, Entries: s.Entries,
+		})
 	}
 	return doc
 }
 
-func newFillDocuments(maps []migrate.MapFill) []fillDocument {
-	docs := []fillDocument{}
+func newFillDocuments(maps []migrate.MapFill) []api.MapFill {
+	docs := []api.MapFill{}
 	for _, m := range maps {
-		docs = append(docs, fillDocument{m.Name, m.Entries, m.MaxEntries, percent(m.Entries, m.MaxEntries)})
+		docs = append(docs, api.MapFill{
+			Name: m.Name, Entries: m.Entries, MaxEntries: m.MaxEntries, Percent: percent(m.Entries, m.MaxEntries),
+		})
 	}
 	return docs
 }
@@ -182,9 +145,9 @@ func (d planDocument) print(w io.Writer) error {
 	addFill(&fill, d.Maps, "ENTRIES")
 
 	without.row("CONNECTED WITHOUT AN ENTRY", "PROTOCOL", "SOCKETS")
-	addTop(&without, d.WithoutEntry, func(b backendCountDocument) { without.row(b.Backend, b.Protocol, b.Sockets) })
+	addTop(&without, d.WithoutEntry, func(b api.BackendCount) { without.row(b.Backend, b.Protocol, b.Sockets) })
 	leaks.row("LEAKS OF SERVICE", "REV-NAT", "ENTRIES")
-	addTop(&leaks, d.Leaks, func(s serviceCountDocument) { leaks.row(s.Service, s.RevNat, s.Entries) })
+	addTop(&leaks, d.Leaks, func(s api.ServiceCount) { leaks.row(s.Service, s.RevNat, s.Entries) })
 
 	if d.at.is(loader.ModeStorage) {
 		without.rows = nil // they have it themselves
@@ -260,7 +223,7 @@ func (d planDocument) next() string {
 	return "Next: revsk migrate, which " + does + "."
 }
 
-func addFill(t *table, maps []fillDocument, heading string) {
+func addFill(t *table, maps []api.MapFill, heading string) {
 	t.row("MAP", heading, "SIZE", "FULL")
 	for _, m := range maps {
 		t.row(m.Name, m.Entries, m.MaxEntries, share(m.Percent))
@@ -277,12 +240,19 @@ func addTop[T any](t *table, list []T, add func(T)) {
 	}
 }
 
-// percent of nothing is 0.
+// percent has two digits. That of nothing is 0; else 0 and 100 are only what is exactly that.
 func percent(part, of int) float64 {
-	if of == 0 {
-		return 0
+	p := math.Round(10000*float64(part)/float64(max(1, of))) / 100
+	if part > 0 && part < of {
+		p = min(max(p, 0.01), 99.99)
 	}
-	return 100 * float64(part) / float64(of)
+	return p
 }
 
-func share(percent float64) string { return fmt.Sprintf("%.1f%%", percent) }
+// share is a percentage of one digit. 0 and 100 are only what is exactly that.
+func share(percent float64) string {
+	if percent > 0 && percent < 100 {
+		percent = min(max(percent, 0.1), 99.9)
+	}
+	return fmt.Sprintf("%.1f%%", percent)
+}

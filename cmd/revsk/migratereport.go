@@ -5,48 +5,17 @@ package main
 import (
 	"fmt"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
 
-// reportDocument is the JSON output of migrate.
-type reportDocument struct {
-	Schema string `json:"schema"` // revsk/migrate-report/v1
-	// Complete: it came to its end, and every entry is accounted for.
-	Complete bool           `json:"complete"`
-	To       loader.Mode    `json:"to"`   // the mode in which it was to end
-	Mode     loader.Mode    `json:"mode"` // afterwards
-	Engine   migrate.Engine `json:"engine"`
-	Counts   migrate.Counts `json:"counts"`
-	Deleted  int            `json:"deleted"` // from the hash
-	Written  int            `json:"written"` // to the hash, of what sockets hold, for mode mirror
-	Missing  int            `json:"missing"` // from the hash, for want of room
-	Rounds   int            `json:"rounds"`  // how often the hash was read
-	Passes   int            `json:"passes"`  // how often sockets were visited
-	// Unresolved are the first 100 of the entries that count as unknown.
-	Unresolved []unresolvedDocument `json:"unresolved"`
-	Seconds    float64              `json:"seconds"`
-	Steps      []stepDocument       `json:"steps"`
-}
-
-// unresolvedDocument is an entry, or what should be one, that could not be moved.
-type unresolvedDocument struct {
-	Cookie  uint64 `json:"cookie,string"` // a number too large for many readers of JSON
-	Backend string `json:"backend"`       // ADDR:PORT
-	Service string `json:"service"`       // ADDR:PORT
-	RevNat  uint16 `json:"rev_nat"`
-	Reason  string `json:"reason"`
-}
-
-// stepDocument is a part of the work.
-type stepDocument struct {
-	Name    string  `json:"name"`
-	Seconds float64 `json:"seconds"`
-}
+// reportDocument is what migrate prints.
+type reportDocument struct{ api.MigrateReport }
 
 func newReportDocument(r *migrate.Report, complete bool) reportDocument {
-	doc := reportDocument{
-		Schema:     "revsk/migrate-report/v1",
+	doc := reportDocument{api.MigrateReport{
+		Header:     newHeader(api.MigrateReportSchema),
 		Complete:   complete,
 		To:         r.To,
 		Mode:       r.Mode,
@@ -58,23 +27,25 @@ func newReportDocument(r *migrate.Report, complete bool) reportDocument {
 		Rounds:     r.Rounds,
 		Passes:     r.Passes,
 		Unresolved: newUnresolvedDocuments(r.Unresolved),
-	}
+	}}
 	doc.Steps, doc.Seconds = newStepDocuments(r.Steps)
 	return doc
 }
 
-func newUnresolvedDocuments(list []migrate.Unresolved) []unresolvedDocument {
-	docs := []unresolvedDocument{}
+func newUnresolvedDocuments(list []migrate.Unresolved) []api.Unresolved {
+	docs := []api.Unresolved{}
 	for _, u := range list {
-		docs = append(docs, unresolvedDocument{u.Key.Cookie, u.Key.Backend.String(), u.Value.Service.String(), u.Value.RevNat, u.Why})
+		docs = append(docs, api.Unresolved{
+			Cookie: u.Key.Cookie, Backend: u.Key.Backend.String(), Service: u.Value.Service.String(), RevNat: u.Value.RevNat, Reason: u.Why,
+		})
 	}
 	return docs
 }
 
-func newStepDocuments(steps []migrate.Step) (docs []stepDocument, seconds float64) {
-	docs = []stepDocument{}
+func newStepDocuments(steps []migrate.Step) (docs []api.Step, seconds float64) {
+	docs = []api.Step{}
 	for _, s := range steps {
-		docs = append(docs, stepDocument{s.Name, s.Duration.Seconds()})
+		docs = append(docs, api.Step{Name: s.Name, Seconds: s.Duration.Seconds()})
 		seconds += s.Duration.Seconds()
 	}
 	return docs, seconds
@@ -131,7 +102,7 @@ func (d reportDocument) verdict() string {
 	return fmt.Sprintf("Not finished, in mode %v: no socket has lost its service. Next: revsk migrate, again.", d.Mode)
 }
 
-func stepTable(steps []stepDocument, seconds float64) table {
+func stepTable(steps []api.Step, seconds float64) table {
 	var t table
 	t.row("STEP", "SECONDS")
 	for _, s := range steps {
@@ -141,9 +112,9 @@ func stepTable(steps []stepDocument, seconds float64) table {
 	return t
 }
 
-func unresolvedTable(list []unresolvedDocument) table {
+func unresolvedTable(list []api.Unresolved) table {
 	var t table
 	t.row("UNRESOLVED: COOKIE", "BACKEND", "SERVICE", "REV-NAT", "REASON")
-	addTop(&t, list, func(u unresolvedDocument) { t.row(u.Cookie, u.Backend, u.Service, u.RevNat, u.Reason) })
+	addTop(&t, list, func(u api.Unresolved) { t.row(u.Cookie, u.Backend, u.Service, u.RevNat, u.Reason) })
 	return t
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -75,10 +76,7 @@ func showMode(env *env, opts loader.Options) error {
 		return err
 	}
 	if env.json() {
-		return env.printJSON(struct {
-			Schema string      `json:"schema"`
-			Mode   loader.Mode `json:"mode"`
-		}{"revsk/mode/v1", mode})
+		return env.printJSON(api.Mode{Header: newHeader(api.ModeSchema), Mode: mode})
 	}
 	_, err = fmt.Fprintln(env.Stdout, mode)
 	return err

@@ -6,20 +6,25 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/api"
+	"github.com/revsk/revsk/loader"
 )
 
 func TestModeShowsAndSwitches(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
-	require.Equal(t, "{\n  \"schema\": \"revsk/mode/v1\",\n  \"mode\": \"storage\"\n}\n", p.run("mode", "-o", "json").ok().stdout)
+	var shown api.Mode
+	p.run("mode", "-o", "json").ok().json(&shown)
+	require.Equal(t, loader.ModeStorage, shown.Mode)
 	require.Equal(t, "switched from mode storage to dual\n", p.run("mode", "dual").ok().stdout)
 	require.Equal(t, "mode is dual already\n", p.run("mode", "dual").ok().stdout)
 	require.Empty(t, p.run("mode", "storage", "--quiet").ok().stdout)
 	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
-	var done changesDocument
+	var done api.Changes
 	p.run("mode", "legacy", "-o", "json").ok().json(&done)
-	require.Equal(t, changes{{Action: "switch", Object: "legacy"}}, done.Changes)
+	require.Equal(t, []loader.Change{{Action: "switch", Object: "legacy"}}, done.Changes)
 }
 
 func TestDryRunOfModeChangesNothing(t *testing.T) {

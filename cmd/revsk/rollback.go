@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
@@ -73,31 +74,12 @@ func rollback(ctx context.Context, opts migrate.RollbackOptions, dryRun bool) (*
 	return &migrate.RollbackReport{Mode: plan.Mode, Tuples: plan.Tuples, Maps: plan.Maps, Steps: plan.Steps}, err
 }
 
-// rollbackDocument is the JSON output of rollback.
-type rollbackDocument struct {
-	Schema string `json:"schema"` // revsk/rollback-report/v1
-	DryRun bool   `json:"dry_run"`
-	// Complete: it came to its end; what is missing then was forced.
-	Complete bool        `json:"complete"`
-	Mode     loader.Mode `json:"mode"` // afterwards
-	// Tuples are those that sockets held at the beginning, one for each socket and backend.
-	Tuples  int `json:"tuples"`
-	Written int `json:"written"` // to the hash
-	Present int `json:"present"` // there already
-	Removed int `json:"removed"` // written, but the socket was closed meanwhile
-	// Outdated entries were deleted: of a hash that nobody had looked after.
-	Outdated   int                  `json:"outdated"`
-	Missing    int                  `json:"missing"` // from the hash, for want of room
-	Passes     int                  `json:"passes"`  // how often hash and sockets were compared
-	Maps       []fillDocument       `json:"maps"`    // with the tuples that are to go there
-	Unresolved []unresolvedDocument `json:"unresolved"`
-	Seconds    float64              `json:"seconds"`
-	Steps      []stepDocument       `json:"steps"`
-}
+// rollbackDocument is what rollback prints.
+type rollbackDocument struct{ api.RollbackReport }
 
 func newRollbackDocument(r *migrate.RollbackReport, dryRun, complete bool) rollbackDocument {
-	doc := rollbackDocument{
-		Schema:     "revsk/rollback-report/v1",
+	doc := rollbackDocument{api.RollbackReport{
+		Header:     newHeader(api.RollbackReportSchema),
 		DryRun:     dryRun,
 		Complete:   complete,
 		Mode:       r.Mode,
@@ -110,7 +92,7 @@ func newRollbackDocument(r *migrate.RollbackReport, dryRun, complete bool) rollb
 		Passes:     r.Passes,
 		Maps:       newFillDocuments(r.Maps),
 		Unresolved: newUnresolvedDocuments(r.Unresolved),
-	}
+	}}
 	doc.Steps, doc.Seconds = newStepDocuments(r.Steps)
 	return doc
 }

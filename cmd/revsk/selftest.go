@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/selftest"
 )
@@ -85,7 +86,7 @@ func runSelftest(cmd *cobra.Command, env *env) error {
 		return err
 	}
 	if env.json() {
-		err = env.printJSON(report)
+		err = env.printJSON(api.Selftest{Header: newHeader(api.SelftestSchema), Kernel: report.Kernel, Cases: report.Cases})
 	} else {
 		err = report.Table(env.Stdout)
 	}

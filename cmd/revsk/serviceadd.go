@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -238,14 +239,6 @@ func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun 
 	return reportService(env, dryRun, change)
 }
 
-// serviceChange is the JSON output of the commands that change a service.
-type serviceChange struct {
-	header                  // revsk/service/v1
-	DryRun  bool            `json:"dry_run"`
-	Action  lbmap.Action    `json:"action"`
-	Service serviceDocument `json:"service"`
-}
-
 var actionDone = map[lbmap.Action]string{
 	lbmap.ActionAdd: "added", lbmap.ActionReplace: "replaced", lbmap.ActionKeep: "already there:", lbmap.ActionDelete: "deleted",
 }
@@ -253,7 +246,7 @@ var actionDone = map[lbmap.Action]string{
 func reportService(env *env, dryRun bool, change lbmap.Change) error {
 	s := change.Service
 	if env.json() {
-		return env.printJSON(serviceChange{newHeader("revsk/service/v1"), dryRun, change.Action, newServiceDocument(s)})
+		return env.printJSON(api.ServiceChange{Header: newHeader(api.ServiceChangeSchema), DryRun: dryRun, Action: change.Action, Service: newServiceDocument(s)})
 	}
 	does := actionDone[change.Action]
 	if dryRun {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -62,7 +63,7 @@ func runServiceDelete(ctx context.Context, env *env, frontend lbmap.Frontend, dr
 // reportNoService says that there is no such service, which is all that was asked for.
 func reportNoService(env *env, dryRun bool, frontend lbmap.Frontend) error {
 	if env.json() {
-		return env.printJSON(serviceChange{newHeader("revsk/service/v1"), dryRun, lbmap.ActionKeep, newServiceDocument(lbmap.Service{Frontend: frontend})})
+		return env.printJSON(api.ServiceChange{Header: newHeader(api.ServiceChangeSchema), DryRun: dryRun, Action: lbmap.ActionKeep, Service: newServiceDocument(lbmap.Service{Frontend: frontend})})
 	}
 	if env.quiet {
 		return nil

@@ -4,12 +4,12 @@ package main
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -42,49 +42,16 @@ map is shown by its id only.`,
 	}
 }
 
-// servicesDocument is the JSON output of service list.
-type servicesDocument struct {
-	header                     // revsk/services/v1
-	Services []serviceDocument `json:"services"`
-}
-
-// serviceDocument is a service in JSON output.
-type serviceDocument struct {
-	Frontend string         `json:"frontend"` // ADDR:PORT/PROTO, and /internal in that scope
-	Address  netip.Addr     `json:"address"`
-	Port     uint16         `json:"port"`
-	Protocol lbmap.Protocol `json:"protocol"`
-	Scope    lbmap.Scope    `json:"scope"`
-	RevNat   uint16         `json:"rev_nat"`
-	Flags    []string       `json:"flags"`
-	// AffinitySeconds counts with the flag affinity only.
-	AffinitySeconds int64             `json:"affinity_seconds"`
-	Algorithm       string            `json:"algorithm"`
-	L7ProxyPort     uint16            `json:"l7_proxy_port,omitempty"`
-	Backends        []backendDocument `json:"backends"`
-}
-
-// backendDocument is a backend in JSON output. Without an entry in the backend map it has an id only.
-type backendDocument struct {
-	ID          uint32         `json:"id"`
-	Address     string         `json:"address,omitempty"` // ADDR:PORT
-	Protocol    lbmap.Protocol `json:"protocol"`
-	State       string         `json:"state"`
-	Quarantined bool           `json:"quarantined"`
-	ClusterID   uint16         `json:"cluster_id"`
-	Zone        uint8          `json:"zone"`
-}
-
-func newServicesDocument(services []lbmap.Service) servicesDocument {
-	doc := servicesDocument{header: newHeader("revsk/services/v1"), Services: []serviceDocument{}}
+func newServicesDocument(services []lbmap.Service) api.Services {
+	doc := api.Services{Header: newHeader(api.ServicesSchema), Services: []api.Service{}}
 	for _, s := range services {
 		doc.Services = append(doc.Services, newServiceDocument(s))
 	}
 	return doc
 }
 
-func newServiceDocument(s lbmap.Service) serviceDocument {
-	doc := serviceDocument{
+func newServiceDocument(s lbmap.Service) api.Service {
+	doc := api.Service{
 		Frontend:        s.Frontend.String(),
 		Address:         s.Frontend.AddrPort.Addr(),
 		Port:            s.Frontend.AddrPort.Port(),
@@ -95,13 +62,13 @@ func newServiceDocument(s lbmap.Service) serviceDocument {
 		AffinitySeconds: int64(s.AffinityTimeout / time.Second),
 		Algorithm:       s.Algorithm.String(),
 		L7ProxyPort:     s.L7ProxyPort,
-		Backends:        []backendDocument{},
+		Backends:        []api.Backend{},
 	}
 	if s.Flags != 0 {
 		doc.Flags = strings.Split(s.Flags.String(), ",")
 	}
 	for _, b := range s.Backends {
-		bd := backendDocument{
+		bd := api.Backend{
 			ID: b.ID, Protocol: b.Protocol, State: b.State.String(), Quarantined: b.Quarantined,
 			ClusterID: b.ClusterID, Zone: b.Zone,
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -71,21 +72,8 @@ missing in the legacy maps. In mode mirror there should be none.`,
 	return cmd
 }
 
-// statusDocument is the JSON output of status.
-type statusDocument struct {
-	Schema  string `json:"schema"` // revsk/status/v1
-	Kernel  string `json:"kernel"`
-	Cgroup  string `json:"cgroup"`
-	PinsDir string `json:"pins_dir"`
-	MapsDir string `json:"maps_dir"`
-	// Complete: every hook is attached.
-	Complete bool `json:"complete"`
-	// LiveTuples is Counters.Live.
-	LiveTuples int64 `json:"live_tuples"`
-	// Hash is what the hash lacks of what sockets hold; only with --compare.
-	Hash *loader.HashDifference `json:"hash,omitempty"`
-	loader.Status
-}
+// statusDocument is what status prints.
+type statusDocument struct{ api.Status }
 
 // compare asks the sockets.
 func (s *statusDocument) compare(ctx context.Context, dp *loader.Datapath) error {
@@ -99,8 +87,8 @@ func (s *statusDocument) compare(ctx context.Context, dp *loader.Datapath) error
 
 func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error) {
 	s, err := dp.Status()
-	return statusDocument{
-		Schema:     "revsk/status/v1",
+	return statusDocument{api.Status{
+		Header:     newHeader(api.StatusSchema),
 		Kernel:     kernelRelease(),
 		Cgroup:     opts.Cgroup,
 		PinsDir:    opts.PinsDir,
@@ -108,7 +96,7 @@ func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error
 		Complete:   s.Complete(),
 		LiveTuples: s.Counters.Live(),
 		Status:     s,
-	}, err
+	}}, err
 }
 
 // err says what the problems are and what mends them.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
@@ -48,7 +49,7 @@ func TestTakeoverAndHandBack(t *testing.T) {
 		require.Equal(t, before, state(t, p))
 	}
 
-	var plan, done changesDocument
+	var plan, done api.Changes
 	p.load("--takeover", "--dry-run", "-o", "json").ok().json(&plan)
 	golden(t, "takeover-dry-run.txt", stable(p, p.load("--takeover", "--dry-run").ok().stdout))
 	require.Equal(t, before, state(t, p))

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/lbmap"
@@ -53,8 +55,8 @@ Otherwise a socket can connect to it again at once.
 
 Exits with 0 if no socket is connected to the backend any more, even if none was,
 and with 3 if some could not be destroyed. Refuses in mode legacy, whose hash does
-not prove that a socket is connected. Does not find sockets that connected in that
-mode.`,
+not prove that a socket is connected. If only the hash knows the service of a
+connected socket, as before a migration, it says so and exits with 3.`,
 		Example: `  revsk terminate 10.0.1.7:53/udp --dry-run
   revsk terminate 10.0.1.7:53/udp 10.0.1.7:53/tcp
   revsk terminate '[fd00:1::7]:443/tcp' --service '[fd00::1]:443'
@@ -124,25 +126,30 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 	report, err := inspect.Terminate(ctx, maps, inspect.TerminateOptions{
 		Backends: args.backends, Service: serviceFilter(args.service, services), DryRun: args.dryRun,
 	})
-	if err != nil {
+	unmigrated := errors.Is(err, inspect.ErrUnmigrated)
+	if err != nil && !unmigrated {
 		if n := report.Count(inspect.OutcomeDestroyed); n > 0 {
 			return exitError{exitPartly, fmt.Errorf("%w (%s destroyed before)", err, count(n, "socket was", "sockets were"))}
 		}
 		return err
 	}
-	if len(report.Sockets) == 0 {
+	if len(report.Sockets) == 0 && !unmigrated {
 		if err := refuseServices(args.backends, services); err != nil {
 			return err
 		}
 	}
-	now, err := kclock.Monotonic()
-	if err != nil {
-		return err
+	now, clockErr := kclock.Monotonic()
+	if clockErr != nil {
+		return clockErr
 	}
 	if env.json() {
-		err = env.printJSON(newTerminateDocument(args, report, now))
+		doc, docErr := newTerminateDocument(args, report, now)
+		if docErr != nil {
+			return docErr
+		}
+		err = errors.Join(err, env.printJSON(doc))
 	} else {
-		err = printTerminated(env, args.dryRun, report)
+		err = errors.Join(err, printTerminated(env, args.dryRun, report))
 	}
 	if err != nil {
 		return err
@@ -237,39 +244,17 @@ func printTerminated(env *env, dryRun bool, report inspect.Report) error {
 	return err
 }
 
-// terminateDocument is the JSON output of terminate.
-type terminateDocument struct {
-	Schema string `json:"schema"` // revsk/terminate/v1
-	DryRun bool   `json:"dry_run"`
-	// Mechanism is bpf_sock_destroy or sock_diag; missing if no socket was connected.
-	Mechanism string   `json:"mechanism,omitempty"`
-	Backends  []string `json:"backends"`          // ADDR:PORT/PROTO
-	Service   string   `json:"service,omitempty"` // ADDR:PORT or ADDR:PORT/PROTO
-	Destroyed int      `json:"destroyed"`
-	Left      int      `json:"left"`
-	Failed    int      `json:"failed"`
-	// Sockets are as they were before.
-	Sockets []terminatedDocument `json:"sockets"`
-}
-
-// terminatedDocument is what became of a socket.
-type terminatedDocument struct {
-	socketDocument
-	// Outcome is destroyed, left or failed, and found in a dry run.
-	Outcome inspect.Outcome `json:"outcome"`
-	Error   string          `json:"error,omitempty"`
-}
-
-func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Duration) terminateDocument {
-	doc := terminateDocument{
-		Schema:    "revsk/terminate/v1",
-		DryRun:    args.dryRun,
-		Mechanism: report.Mechanism,
-		Backends:  []string{},
-		Destroyed: report.Count(inspect.OutcomeDestroyed),
-		Left:      report.Count(inspect.OutcomeLeft),
-		Failed:    report.Count(inspect.OutcomeFailed),
-		Sockets:   []terminatedDocument{},
+func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Duration) (api.Terminate, error) {
+	doc := api.Terminate{
+		Header:     newHeader(api.TerminateSchema),
+		DryRun:     args.dryRun,
+		Mechanism:  report.Mechanism,
+		Backends:   []string{},
+		Destroyed:  report.Count(inspect.OutcomeDestroyed),
+		Left:       report.Count(inspect.OutcomeLeft),
+		Failed:     report.Count(inspect.OutcomeFailed),
+		Unmigrated: report.Unmigrated,
+		Sockets:    []api.TerminatedSocket{},
 	}
 	slices.SortFunc(args.backends, inspect.Backend.Compare)
 	for _, b := range args.backends {
@@ -278,15 +263,15 @@ func newTerminateDocument(args terminateArgs, report inspect.Report, now time.Du
 	if args.service.AddrPort.IsValid() {
 		doc.Service = strings.TrimSuffix(args.service.String(), "/"+lbmap.ProtocolAny.String())
 	}
-	for _, s := range report.Sockets {
-		d := terminatedDocument{
-			socketDocument: newSocketDocument(&s.Socket, now, &inspect.Filter{}),
-			Outcome:        s.Outcome,
+	for _, t := range report.Sockets {
+		s := api.TerminatedSocket{Outcome: string(t.Outcome)}
+		if err := json.Unmarshal(appendSocket(nil, &t.Socket, now, &inspect.Filter{}), &s.Socket); err != nil {
+			return doc, err
 		}
-		if s.Err != nil {
-			d.Error = oneLine(s.Err.Error())
+		if t.Err != nil {
+			s.Error = oneLine(t.Err.Error())
 		}
-		doc.Sockets = append(doc.Sockets, d)
+		doc.Sockets = append(doc.Sockets, s)
 	}
-	return doc
+	return doc, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
@@ -69,7 +70,7 @@ func TestTerminateJSON(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	s := connectUDP(t, p)
-	var doc terminateDocument
+	var doc api.Terminate
 	p.run("terminate", "-o", "json", "127.0.0.1:5353/any").ok().json(&doc)
 	require.Equal(t, 1, doc.Destroyed)
 	require.Equal(t, []string{"127.0.0.1:5353/any"}, doc.Backends)
@@ -174,12 +175,12 @@ func TestTerminateSaysWhatCouldNotBeDestroyed(t *testing.T) {
 		require.Equal(t, "revsk: 1 socket could not be destroyed", r.fails(exitPartly))
 		require.Regexp(t, `(?m) failed: no way into its network namespace$`, r.stdout)
 	}
-	var doc terminateDocument
+	var doc api.Terminate
 	r := p.run("terminate", "127.0.0.1:5353/udp", "-o", "json")
 	r.fails(exitPartly)
 	r.json(&doc)
 	require.Equal(t, 1, doc.Failed)
-	require.Equal(t, inspect.OutcomeFailed, doc.Sockets[0].Outcome)
+	require.Equal(t, string(inspect.OutcomeFailed), doc.Sockets[0].Outcome)
 	require.Equal(t, inspect.ErrUnreachable.Error(), doc.Sockets[0].Error)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/internal/sandbox"
 )
 
@@ -47,7 +48,7 @@ func TestDryRunOfUnloadSaysWhatUnloadDoes(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	before := state(t, p)
-	var plan, done changesDocument
+	var plan, done api.Changes
 	p.run("unload", "--purge", "--dry-run", "-o", "json").ok().json(&plan)
 	golden(t, "unload-dry-run.txt", stable(p, p.run("unload", "--purge", "--dry-run").ok().stdout))
 	require.Equal(t, before, state(t, p))

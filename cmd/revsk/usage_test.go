@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -101,7 +102,7 @@ func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	require.Regexp(t, `^revsk \S+.* go1\.\d+`, runCommand(t, "version").ok().stdout)
-	var v versionDocument
+	var v api.Version
 	runCommand(t, "version", "-o", "json").ok().json(&v)
 	require.Equal(t, "revsk/version/v1", v.Schema)
 	require.NotEmpty(t, v.Version)

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/revsk/revsk/api"
 )
 
 func newVersionCommand(env *env) *cobra.Command {
@@ -20,6 +22,7 @@ func newVersionCommand(env *env) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			v := readVersion()
 			if env.json() {
+				v.Header = newHeader(api.VersionSchema)
 				return env.printJSON(v)
 			}
 			text := "revsk " + v.Version
@@ -32,16 +35,8 @@ func newVersionCommand(env *env) *cobra.Command {
 	}
 }
 
-// versionDocument is the JSON output of version.
-type versionDocument struct {
-	Schema   string `json:"schema"` // revsk/version/v1
-	Version  string `json:"version"`
-	Revision string `json:"revision,omitempty"` // of git, with "+" behind it if files were changed
-	Go       string `json:"go"`
-}
-
-func readVersion() versionDocument {
-	v := versionDocument{Schema: "revsk/version/v1", Version: "(devel)", Go: runtime.Version()}
+func readVersion() api.Version {
+	v := api.Version{Header: api.Header{Version: "(devel)"}, Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v
