@@ -169,6 +169,25 @@ func TestTakeoverAndHandBack(t *testing.T) {
 	}
 }
 
+func TestHandBackThatWasCutShortWhileItRemovedMapsGoesOn(t *testing.T) {
+	cleanUp(t)
+	idle(t, anchorings["links"])
+	mustLoad(t, takeover())
+	m, err := ebpf.LoadPinnedMap(pinsDir+"/revsk_peers", nil)
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, loader.HandBack(t.Context(), options()))
+	// What there was in the middle of it.
+	require.NoError(t, os.MkdirAll(pinsDir+"/former", 0o700))
+	again, err := m.Clone()
+	require.NoError(t, err)
+	defer again.Close()
+	require.NoError(t, again.Pin(pinsDir+"/revsk_peers"))
+
+	require.NoError(t, loader.HandBack(t.Context(), options()))
+	require.NoDirExists(t, pinsDir)
+}
+
 // Hooks that the other agent lacks get links of our own, which go when it gets its hooks back.
 func TestTakeoverOfSomeHooks(t *testing.T) {
 	for name, anchor := range anchorings {
