@@ -43,6 +43,22 @@ test: ## Run all tests on the running kernel (root)
 test-faults: ## Make faults and load for long: [DURATION=10m] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/faults -faults.duration=$(DURATION) -faults.document=$(abspath docs/reliability.md)
 
+# How many random calls the programs get on this machine, under sanitizers.
+CALLS ?= 1000000
+
+.PHONY: test-host
+test-host: clang ## Run the functions of bpf/lib on this machine under sanitizers: [CALLS=1000000]
+	mkdir -p bin
+	clang-$(CLANG_VERSION) -O1 -g -w -fsanitize=address,undefined -fno-sanitize=bounds -fno-sanitize-recover=all \
+		-Itests/host -Ibpf/lib -o bin/host tests/host/host.c
+	./bin/host $(CALLS) $$$$
+
+.PHONY: analyze
+analyze: clang ## Look for faults in the BPF programs with clang's static analyzer
+	@for file in bpf/sock/*.c bpf/iter/*.c; do \
+		clang-$(CLANG_VERSION) --analyze -Xclang -analyzer-werror -Xclang -analyzer-output=text -target bpf -mcpu=v3 -Ibpf/lib $$file || exit 1; \
+	done
+
 # Packages that the race detector runs over.
 RACE ?= $(shell $(GO) list ./... | grep -v /tests/)
 

@@ -95,7 +95,7 @@ static __always_inline void conn_write(struct revsk_conn_value *conn, const stru
 
 static __always_inline __u32 ended_bit(const struct endpoint *peer)
 {
-	return REVSK_CONN_ENDED << peer_hash(peer) % REVSK_CONN_ENDED_BITS;
+	return (__u32)REVSK_CONN_ENDED << peer_hash(peer) % REVSK_CONN_ENDED_BITS;
 }
 
 /*
