@@ -5,6 +5,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/revsk/revsk/internal/sockdiag"
 )
@@ -16,7 +17,7 @@ const confirmAttempts = 3
 // visited it looks for those of leaked entries; and for those that could not be reached, which may have been closed
 // since. Only what neither way finds is leaked, or has ended. What one of them finds is visited again.
 func (m *migration) confirm(ctx context.Context) error {
-	leaked, unknown := withResult(m.entries, ResultLeaked), withResult(m.entries, ResultUnknown)
+	leaked, unknown := withResult(m.entries, ResultLeaked), withResult(m.entries, ResultUnknown, ResultNoRoom)
 	for range confirmAttempts {
 		found, err := m.found(ctx, leaked)
 		if err != nil {
@@ -35,7 +36,7 @@ func (m *migration) confirm(ctx context.Context) error {
 		for _, e := range withResult(closed, ResultLeaked) {
 			e.result = ResultEnded
 		}
-		leaked, unknown = withResult(found, ResultLeaked), withResult(found, ResultUnknown)
+		leaked, unknown = withResult(found, ResultLeaked), withResult(found, ResultUnknown, ResultNoRoom)
 	}
 	for _, e := range leaked {
 		e.result, e.why = ResultUnknown, "its socket is found by one of two ways only"
@@ -43,10 +44,10 @@ func (m *migration) confirm(ctx context.Context) error {
 	return nil
 }
 
-func withResult(entries []*entry, result Result) []*entry {
+func withResult(entries []*entry, wanted ...Result) []*entry {
 	var some []*entry
 	for _, e := range entries {
-		if e.result == result {
+		if slices.Contains(wanted, e.result) {
 			some = append(some, e)
 		}
 	}

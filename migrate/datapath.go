@@ -96,7 +96,7 @@ func (d *datapath) programMaps() map[string]*ebpf.Map {
 	maps := make(map[string]*ebpf.Map)
 	for _, name := range []string{
 		bpf.FillMapRevskConn, bpf.FillMapRevskFormer, bpf.FillMapRevskPeers, bpf.FillMapRevskMetrics,
-		bpf.FillMapCiliumLb4ReverseSk, bpf.FillMapCiliumLb6ReverseSk,
+		bpf.FillMapRevskConfig, bpf.FillMapCiliumLb4ReverseSk, bpf.FillMapCiliumLb6ReverseSk,
 	} {
 		maps[name] = d.Map(name)
 	}

@@ -19,7 +19,7 @@ type entry struct {
 	held  bool // its socket holds a tuple for the backend
 
 	result Result
-	why    string // ResultUnknown: for the report
+	why    string // of an entry that is kept: for the report
 
 	origin *entry // of a second look
 

@@ -69,12 +69,6 @@ func (h hash) maps() map[string]*ebpf.Map {
 	return all
 }
 
-// ended tells an entry that a hook has ended from one that names a service; see legacy_has_ended in
-// bpf/lib/legacy.h.
-func ended(key *hashKey, value *hashValue) bool {
-	return value.RevNat == 0 && value.Port == key.Port && value.Addr == key.Addr
-}
-
 // each calls f with the entries of both maps. One that is there all the time is among them, and once only.
 func (h hash) each(f func(hashKey, hashValue)) error {
 	if h.v6 != nil {

@@ -174,8 +174,8 @@ func (m *migration) moveAll(ctx context.Context) error {
 	if err := m.do(stepVerify, func() error { return m.verify(ctx) }); err != nil {
 		return err
 	}
-	if unknown := countResults(m.entries).Unknown; unknown > 0 {
-		return fmt.Errorf("%d entries: %w", unknown, ErrUnresolved)
+	if c := countResults(m.entries); c.Unknown+c.NoRoom > 0 {
+		return fmt.Errorf("%d entries: %w", c.Unknown+c.NoRoom, ErrUnresolved)
 	}
 	return nil
 }
@@ -224,11 +224,6 @@ func (m *migration) snapshot() ([]*entry, error) {
 		e := &room[0]
 		room = room[1:]
 		*e = entry{key: key, value: value, stale: m.stale.stale(value)}
-		if ended(&e.key, &e.value) {
-			e.result = ResultEnded
-			m.entries = append(m.entries, e)
-			return
-		}
 		fresh = append(fresh, e)
 	})
 	return fresh, err
@@ -257,11 +252,11 @@ func (m *migration) verify(ctx context.Context) error {
 			if e.held {
 				continue
 			}
-			value, ok, err := m.dp.hash.lookup(&e.key)
+			_, ok, err := m.dp.hash.lookup(&e.key)
 			if err != nil {
 				return err
 			}
-			if !ok || ended(&e.key, &value) {
+			if !ok {
 				e.result = ResultEnded
 				continue
 			}
@@ -370,7 +365,7 @@ func (m *migration) finish() (*Report, error) {
 	}
 	r.Unresolved = m.filled.Unresolved
 	for _, e := range m.entries {
-		if e.result == ResultUnknown && len(r.Unresolved) < maxReported {
+		if e.isKept() && len(r.Unresolved) < maxReported {
 			r.Unresolved = append(r.Unresolved, Unresolved{e.key.exported(), e.value.exported(), e.why})
 		}
 	}

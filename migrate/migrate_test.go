@@ -101,7 +101,7 @@ func TestEveryResultIsCounted(t *testing.T) {
 	}
 	c := countResults(entries)
 	assert.Equal(t, Counts{
-		Entries: 28, Unknown: 1, MovedConn: 2, MovedPeers: 3, Present: 4, Stale: 5, Leaked: 6, Ended: 7,
+		Entries: 36, Unknown: 1, MovedConn: 2, MovedPeers: 3, Present: 4, Stale: 5, Leaked: 6, Ended: 7, NoRoom: 8,
 	}, c)
 	// The name of a result is the name of its count in JSON.
 	fields := reflect.TypeFor[Counts]()
@@ -114,7 +114,7 @@ func TestEveryResultIsCounted(t *testing.T) {
 		tags = append(tags, fields.Field(i).Tag.Get("json"))
 	}
 	assert.ElementsMatch(t, names, tags)
-	assert.Equal(t, "result(7)", results.String())
+	assert.Equal(t, "result(8)", results.String())
 }
 
 func TestJudge(t *testing.T) {
@@ -125,13 +125,13 @@ func TestJudge(t *testing.T) {
 		iter.FillRevskFateREVSK_FATE_ENDED:        ResultEnded,
 		iter.FillRevskFateREVSK_FATE_DISCONNECTED: ResultLeaked,
 		iter.FillRevskFateREVSK_FATE_STALE:        ResultStale,
-		iter.FillRevskFateREVSK_FATE_NO_MEMORY:    ResultUnknown,
+		iter.FillRevskFateREVSK_FATE_NO_ROOM:      ResultNoRoom,
 		iter.FillRevskFateREVSK_FATE_CONFLICT:     ResultUnknown,
 	} {
 		e := entry{result: results}
 		assert.True(t, e.judge(f))
 		assert.Equal(t, want, e.result)
-		assert.Equal(t, want == ResultUnknown, e.why != "", "an entry that is kept says why")
+		assert.Equal(t, e.isKept(), e.why != "", "an entry that is kept says why")
 	}
 	assert.False(t, new(entry).judge(iter.FillRevskFateREVSK_FATE_NOT_MET))
 }
@@ -231,17 +231,6 @@ func TestTheHashHasWhatWasSentLast(t *testing.T) {
 		keyOf(3, backend):  valueOf(front, 1),
 		keyOf(3, backend2): valueOf(front, 3),
 	}, all)
-}
-
-func TestEnded(t *testing.T) {
-	key := keyOf(1, backend)
-	is := func(service netip.AddrPort, revNat uint16) bool {
-		value := valueOf(service, revNat)
-		return ended(&key, &value)
-	}
-	assert.True(t, is(backend, 0))
-	assert.False(t, is(backend, 1), "a backend may have the service's address")
-	assert.False(t, is(front, 0))
 }
 
 func TestParseEngine(t *testing.T) {

@@ -136,11 +136,6 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	if err := w.do(stepSweep, func() error { return l.look(ctx, entries) }); err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		if ended(&e.key, &e.value) {
-			e.result = ResultEnded
-		}
-	}
 	plan.Engine, plan.Counts, plan.Steps = l.engine, countResults(entries), w.steps
 	plan.Live, plan.Leaks = liveCounts(entries), leakCounts(entries)
 	plan.WithoutEntry = backendCounts(l.withoutEntry)

@@ -13,8 +13,7 @@ import (
 type Result uint8
 
 const (
-	// ResultUnknown: its socket may be alive but could not be reached, or had no room for it. The
-	// entry is kept.
+	// ResultUnknown: its socket may be alive but could not be reached. The entry is kept.
 	ResultUnknown Result = iota
 	// ResultConn: moved to revsk_conn or revsk_former, its socket being connected to the backend.
 	ResultConn
@@ -31,6 +30,9 @@ const (
 	// ResultEnded: the application has closed the socket since the entry was read, or turned to the
 	// backend itself.
 	ResultEnded
+	// ResultNoRoom: its socket has no memory for it: net.core.optmem_max says how much each has. The entry
+	// is kept.
+	ResultNoRoom
 
 	results
 )
@@ -43,6 +45,7 @@ var resultNames = [results]string{
 	ResultStale:   "stale",
 	ResultLeaked:  "leaked",
 	ResultEnded:   "ended",
+	ResultNoRoom:  "no_room",
 }
 
 // String returns the name that the JSON reports use.
@@ -63,6 +66,7 @@ type Counts struct {
 	Leaked     int `json:"leaked"`
 	Ended      int `json:"ended"`
 	Unknown    int `json:"unknown"`
+	NoRoom     int `json:"no_room"`
 }
 
 func countResults(entries []*entry) Counts {
@@ -75,6 +79,7 @@ func countResults(entries []*entry) Counts {
 		ResultStale:   &c.Stale,
 		ResultLeaked:  &c.Leaked,
 		ResultEnded:   &c.Ended,
+		ResultNoRoom:  &c.NoRoom,
 	}
 	for _, e := range entries {
 		*fields[e.result]++
@@ -91,6 +96,9 @@ func (e *entry) isMoved() bool {
 func (e *entry) isOver() bool {
 	return e.result == ResultStale || e.result == ResultLeaked || e.result == ResultEnded
 }
+
+// isKept tells that a socket may need it, which does not hold it.
+func (e *entry) isKept() bool { return e.result == ResultUnknown || e.result == ResultNoRoom }
 
 // judge translates what a program says of an entry whose socket it has visited. Returns false if none
 // has.
@@ -109,8 +117,8 @@ func (e *entry) judge(f iter.FillRevskFate) bool {
 		e.result = ResultLeaked
 	case iter.FillRevskFateREVSK_FATE_STALE:
 		e.result = ResultStale
-	case iter.FillRevskFateREVSK_FATE_NO_MEMORY:
-		e.result, e.why = ResultUnknown, "no memory for it (net.core.optmem_max)"
+	case iter.FillRevskFateREVSK_FATE_NO_ROOM:
+		e.result, e.why = ResultNoRoom, "its socket has no room for it (net.core.optmem_max)"
 	case iter.FillRevskFateREVSK_FATE_CONFLICT:
 		e.result, e.why = ResultUnknown, "storage has a connection to another backend"
 	default:

@@ -18,10 +18,9 @@ const TupleSize = 48
 // Flags of struct revsk_tuple.
 const (
 	flagMigrated = 1 << iota
-	flagEnded
 	flagOvertaken
 
-	knownFlags = flagMigrated | flagEnded | flagOvertaken
+	knownFlags = flagMigrated | flagOvertaken
 )
 
 // TimeUnit is the unit of [Tuple.Time]: 2^30 ns, a little more than a second.
@@ -39,9 +38,6 @@ type Tuple struct {
 	RevNATIndex uint16
 	// Migrated says that the tuple was brought from the hash cilium_lb{4,6}_reverse_sk.
 	Migrated bool
-	// Ended says that the application has turned to Peer itself since, in mode dual. It is no tuple any
-	// more: it only tells the migration that an entry of the hash is outdated.
-	Ended bool
 	// Overtaken says that it is of a connect that another has overtaken: the kernel has rejected it, or threads
 	// connect the socket without waiting for each other.
 	Overtaken bool
@@ -78,7 +74,7 @@ func (t Tuple) put(b []byte) error {
 		return fmt.Errorf("service: %w", err)
 	}
 	binary.BigEndian.PutUint16(b[36:38], t.RevNATIndex)
-	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagEnded: t.Ended, flagOvertaken: t.Overtaken} {
+	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagOvertaken: t.Overtaken} {
 		if set {
 			b[38] |= flag
 		}
@@ -102,7 +98,6 @@ func (t *Tuple) get(b []byte) error {
 		Service:     getEndpoint(b[16:32], b[34:36]),
 		RevNATIndex: binary.BigEndian.Uint16(b[36:38]),
 		Migrated:    flags&flagMigrated != 0,
-		Ended:       flags&flagEnded != 0,
 		Overtaken:   flags&flagOvertaken != 0,
 		Age:         b[39],
 		BackendID:   binary.NativeEndian.Uint32(b[40:44]),

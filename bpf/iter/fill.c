@@ -153,9 +153,10 @@ static __always_inline int ctx_table_position(struct sock_ref *s, const struct e
 	return table_position(s, peer);
 }
 
-static __always_inline int ctx_table_remove(struct sock_ref *s, const struct endpoint *peer)
+/* Out of line for the verifier, as what follows does not depend on which table it was. */
+static __noinline int ctx_table_remove(struct sock_ref *s, const struct endpoint *peer)
 {
-	return table_remove(s, peer);
+	return peer ? table_remove(s, peer) : -ENOENT;
 }
 
 static __always_inline __u64 ctx_bucket_choose(struct sock_ref *s, __u32 number, __u32 bucket)
@@ -260,13 +261,13 @@ static __always_inline enum revsk_fate fill_one(void *ctx, void *sk, __u64 cooki
 	struct revsk_peers_value *p;
 
 	/* Once: another visit would find what this one has stored. */
-	if (!e || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
+	if (!e || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_ROOM))
 		return REVSK_FATE_NOT_MET;
 	if (e->fate == REVSK_FATE_NOT_MET)
 		__sync_fetch_and_add(&revsk_judged, 1);
 	p = peers_get(&s);
 	if (p && p->table_class && !ctx_has_tables(&s)) {
-		e->fate = REVSK_FATE_NO_MEMORY;
+		e->fate = REVSK_FATE_NO_ROOM;
 		return e->fate;
 	}
 	e->fate = import_entry(&s, e, actual, protocol);
@@ -279,7 +280,7 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 	if (is_closed(loop->sk))
 		return 1;
 	if (fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol,
-		     loop->first + i) == REVSK_FATE_NO_MEMORY)
+		     loop->first + i) == REVSK_FATE_NO_ROOM)
 		loop->without_room = true;
 	return 0;
 }
@@ -442,7 +443,7 @@ SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
 	s.sk = ctx->sk;
 	e = bpf_map_lookup_elem(&revsk_import, &c.entry);
 	p = peers_get(&s);
-	if (!e || !p || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_MEMORY))
+	if (!e || !p || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_ROOM))
 		return 1;
 #pragma unroll
 	for (int i = 0; i < REVSK_SLOTS; i++)

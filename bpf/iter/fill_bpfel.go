@@ -41,7 +41,7 @@ const (
 	FillRevskFateREVSK_FATE_ENDED        FillRevskFate = 4
 	FillRevskFateREVSK_FATE_DISCONNECTED FillRevskFate = 5
 	FillRevskFateREVSK_FATE_STALE        FillRevskFate = 6
-	FillRevskFateREVSK_FATE_NO_MEMORY    FillRevskFate = 7
+	FillRevskFateREVSK_FATE_NO_ROOM      FillRevskFate = 7
 	FillRevskFateREVSK_FATE_CONFLICT     FillRevskFate = 8
 )
 

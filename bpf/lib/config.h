@@ -104,7 +104,10 @@ volatile const bool cfg_local_redirect = true;
 volatile const bool cfg_l7 = true;
 /* Leave the sockets of the health checker (SO_MARK 0x0d00) alone. */
 volatile const bool cfg_health_check = false;
-/* The kernel has bpf_set_retval (5.18): rejected calls report what went wrong. */
+/*
+ * The kernel has bpf_set_retval and bpf_get_retval (5.18): rejected calls report what went wrong, and what another
+ * program has rejected is known.
+ */
 volatile const bool cfg_set_retval = false;
 /*
  * The verifier does not know on which values of a caller's stack a function depends that reads them by a

@@ -20,6 +20,12 @@ static __always_inline int reject(int err)
 	return HOOK_REJECT;
 }
 
+/* A program that ran before this one has rejected the call: nothing comes of it. */
+static __always_inline bool is_rejected(void)
+{
+	return cfg_set_retval && bpf_get_retval();
+}
+
 static __always_inline __u64 ctx_socket_cookie(void *ctx)
 {
 	return bpf_get_socket_cookie(ctx);

@@ -18,7 +18,8 @@ enum revsk_fate {
 		4, /* a hook has ended it since: the application turned to the peer itself */
 	REVSK_FATE_DISCONNECTED = 5, /* a stream that is not connected to that peer any more */
 	REVSK_FATE_STALE = 6, /* its service is gone: left where it is */
-	REVSK_FATE_NO_MEMORY = 7, /* left where it is */
+	REVSK_FATE_NO_ROOM =
+		7, /* left where it is: the socket has no memory for more (net.core.optmem_max) */
 	REVSK_FATE_CONFLICT = 8, /* left where it is: revsk_conn is about another peer */
 };
 
@@ -66,6 +67,29 @@ static __noinline bool import_is_present(struct sock_ref *s, const struct endpoi
 	return connection_find(s, peer) || (p && peers_find(s, p, peer));
 }
 
+/* Stores what the socket is connected by. */
+static __always_inline enum revsk_fate
+import_connection(struct sock_ref *s, struct revsk_conn_value *conn, struct revsk_peers_value *p,
+		  struct revsk_conn_value *new, const struct endpoint *peer, bool stream)
+{
+	if (!conn)
+		return conn_create(s, new, p) ? REVSK_FATE_NO_ROOM : REVSK_FATE_CONN;
+	/* Up to the mark others may have replaced the connection; of a datagram socket see below. */
+	if (conn_is(conn, peer) || !conn->tuple.peer_port ||
+	    (stream && conn->tuple.time <= current_mark())) {
+		count(conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
+		conn_write(conn, &new->tuple);
+		return REVSK_FATE_CONN;
+	}
+	/* A hook has replaced the connection, but the kernel has rejected the new one; or as above. */
+	if (stream)
+		return REVSK_FATE_CONFLICT;
+	if (former_store(s, conn, p, &new->tuple, new->tuple.time, peer))
+		return REVSK_FATE_NO_ROOM;
+	count(REVSK_STORED);
+	return REVSK_FATE_CONN;
+}
+
 /* @actual is the socket's peer as the kernel has it; port 0: none. */
 static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 						    struct revsk_import_entry *e,
@@ -89,6 +113,10 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	if (cfg_dry_run)
 		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
+	/* What was sent by another service is older, too, and would hide what is stored now. */
+	if (p && peers_remove(s, p, &peer))
+		count(REVSK_DROPPED_REPLACED);
+	forget_memory();
 	new.tuple.peer = e->peer;
 	new.tuple.service = e->service;
 	new.tuple.peer_port = e->peer_port;
@@ -98,34 +126,13 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	 * The time is 0, unknown: the entry may be a leftover. Until the application has confirmed it, it is
 	 * judged at every read, as in the hash.
 	 */
-	if (connected && !conn) {
-		if (conn_create(s, &new, p))
-			return REVSK_FATE_NO_MEMORY;
-		return REVSK_FATE_CONN;
-	}
-	/* Up to the mark others may have replaced the connection; of a datagram socket see below. */
-	if (connected && (conn_is(conn, &peer) || !conn->tuple.peer_port ||
-			  (protocol == IPPROTO_TCP && conn->tuple.time <= current_mark()))) {
-		count(conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
-		conn_write(conn, &new.tuple);
-		return REVSK_FATE_CONN;
-	}
-	if (connected) {
-		/* A hook has replaced the connection, but the kernel has rejected the new one; or as above. */
-		if (protocol == IPPROTO_TCP)
-			return REVSK_FATE_CONFLICT;
-		if (former_store(s, conn, p, &new.tuple, new.tuple.time, &peer))
-			return REVSK_FATE_NO_MEMORY;
-		count(REVSK_STORED);
-		return REVSK_FATE_CONN;
-	}
+	if (connected)
+		return import_connection(s, conn, p, &new, &peer, protocol == IPPROTO_TCP);
 	p = peers_get_or_create(s, p);
 	if (!p)
-		return REVSK_FATE_NO_MEMORY;
-	if (peers_remove(s, p, &peer))
-		count(REVSK_DROPPED_REPLACED);
+		return REVSK_FATE_NO_ROOM;
 	if (peers_add(s, p, &new.tuple))
-		return REVSK_FATE_NO_MEMORY;
+		return REVSK_FATE_NO_ROOM;
 	count(REVSK_STORED);
 	return REVSK_FATE_PEERS;
 }

@@ -43,20 +43,15 @@ typedef _Bool bool;
 #endif
 
 #define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* What was read from memory is read again where it is needed after this. */
 #define forget_memory() asm volatile("" : : : "memory")
 
-#define AF_INET 2
 #define AF_INET6 10
 
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_UDPLITE 136
-
-#define SOCK_STREAM 1
-#define SOCK_DGRAM 2
 
 #define SOL_SOCKET 1
 #define SO_MARK 36
@@ -75,7 +70,6 @@ enum {
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
-	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
 /* Flags of map creation. */
@@ -87,8 +81,6 @@ enum {
 /* Flags of map updates. */
 enum {
 	BPF_ANY = 0,
-	BPF_NOEXIST = 1,
-	BPF_EXIST = 2,
 };
 
 enum {

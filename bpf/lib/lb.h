@@ -61,8 +61,8 @@ static __always_inline bool left_to_packet_path(const struct lb_service *svc,
 
 /* What is chosen for, once the service is found. */
 struct lb_found {
-	struct lb_service service;
 	union ip_addr addr; /* what the application asked for */
+	struct lb_service service;
 	__be16 port;
 	__u8 protocol;
 	/* Of the key under which the service was found. */
@@ -168,15 +168,14 @@ static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint
 	svc = service_lookup_ordinary(s, &key);
 	if (!svc)
 		return LB_UNTRANSLATED;
-	found = (struct lb_found){
-		.service = *svc,
-		.addr = dst->addr,
-		.port = dst->port,
-		.protocol = protocol,
-		.key_protocol = key.protocol,
-		.scope = key.scope,
-		.any_address = !ip_equal(&key.frontend.addr, &dst->addr),
-	};
+	/* One by one: a compound literal would be written elsewhere first, in other parts than it is read. */
+	found.addr = dst->addr;
+	found.service = *svc;
+	found.port = dst->port;
+	found.protocol = protocol;
+	found.key_protocol = key.protocol;
+	found.scope = key.scope;
+	found.any_address = !ip_equal(&key.frontend.addr, &dst->addr);
 	if (cfg_imprecise_verifier) {
 		cfg = current_config();
 		if (!cfg)

@@ -191,8 +191,6 @@ static __always_inline void tuple_evicted(struct sock_ref *s, const struct revsk
 {
 	const struct endpoint peer = tuple_peer(t);
 
-	if (t->flags & REVSK_TUPLE_ENDED)
-		return;
 	if (mode_has_hash(current_mode()))
 		legacy_delete(sock_cookie(s), &peer);
 	count(REVSK_EVICTED);

@@ -282,8 +282,8 @@ static __always_inline int position_in(struct table_ref r, __u64 hash, const str
 
 /*
  * Where a tuple with this hash goes: the place among those of its two buckets which has the smallest key.
- * A free one has one below TABLE_TAKEN, smaller in the emptier bucket. Of tuples: the ended ones first, then
- * those of the greatest age, of these the one that was sent to first. Last of all the tuple of @actual, the peer that
+ * A free one has one below TABLE_TAKEN, smaller in the emptier bucket. Of tuples: those
+ * of the greatest age, of these the one that was sent to first. Last of all the tuple of @actual, the peer that
  * the kernel has the socket connected to.
  */
 #define TABLE_TAKEN (1ULL << 50)
@@ -299,15 +299,13 @@ static __always_inline __u64 is_set(__u64 x)
 static __always_inline __u64 place_key(const struct revsk_tuple *t, const struct endpoint *actual,
 				       __u64 used)
 {
-	__u64 taken = is_set(t->peer_port),
-	      not_ended = (t->flags & REVSK_TUPLE_ENDED) ^ REVSK_TUPLE_ENDED;
-	__u64 differ, key;
+	__u64 taken = is_set(t->peer_port), differ, key;
 
 	differ = (t->peer.halves[0] ^ actual->addr.halves[0]) |
 		 (t->peer.halves[1] ^ actual->addr.halves[1]) | (t->peer_port ^ actual->port);
 	opaque(differ);
 	differ = (differ | -differ) >> 63;
-	key = TABLE_TAKEN | not_ended << 48 | (__u64)(t->age ^ 0xff) << 40 | (__u64)t->time << 8;
+	key = TABLE_TAKEN | (__u64)(t->age ^ 0xff) << 40 | (__u64)t->time << 8;
 	key |= (differ ^ 1) * TABLE_ACTUAL;
 	opaque(taken);
 	return (key & -taken) | ((used << 8) & (taken - 1));

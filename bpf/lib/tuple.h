@@ -20,13 +20,11 @@
 enum {
 	/* Brought from the hash by the migrator. */
 	REVSK_TUPLE_MIGRATED = 1 << 0,
-	/* Mode dual: the application has turned to the peer itself. Says that there is no tuple. */
-	REVSK_TUPLE_ENDED = 1 << 1,
 	/*
 	 * Among the peers: of a connect that another has overtaken. The kernel may have rejected it; or threads
 	 * connect the socket without waiting for each other, and it is the one that the kernel comes to last.
 	 */
-	REVSK_TUPLE_OVERTAKEN = 1 << 2,
+	REVSK_TUPLE_OVERTAKEN = 1 << 1,
 };
 
 /* A tuple without a peer port is none: nothing can be sent to port 0, and no tuple is stored for it. */

@@ -59,13 +59,13 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	__u64 choice = LB_UNTRANSLATED;
 	bool health;
 
-	if (!s.sk)
+	if (!s.sk || is_rejected())
 		return HOOK_PROCEED;
 	health = health_check(ctx);
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
 	if (!health)
-		choice = ctx_choose(&s, &dst, ctx->protocol);
+		choice = ctx_choose(&s, &dst, ctx->protocol, v6);
 	if (choice == LB_UNTRANSLATED) {
 		revnat_connect_direct(&s, &dst, datagram);
 		return HOOK_PROCEED;
@@ -99,11 +99,11 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	struct revsk_peers_value *p;
 	struct revsk_tuple t = {};
 
-	if (!s.sk)
+	if (!s.sk || is_rejected())
 		return HOOK_PROCEED;
 	p = peers_get(&s);
 	if (!sends_to_own_peer(ctx, &dst))
-		choice = ctx_choose(&s, &dst, ctx->protocol);
+		choice = ctx_choose(&s, &dst, ctx->protocol, v6);
 	if (choice == LB_UNTRANSLATED) {
 		revnat_sendmsg_direct(&s, &dst);
 		return HOOK_PROCEED;

@@ -204,7 +204,7 @@ func TestMigrateAndRollbackAsJSON(t *testing.T) {
 	var report reportDocument
 	r.json(&report)
 	c := report.Counts
-	require.Equal(t, c.Entries, c.MovedConn+c.MovedPeers+c.Present+c.Stale+c.Leaked+c.Ended+c.Unknown)
+	require.Equal(t, c.Entries, c.MovedConn+c.MovedPeers+c.Present+c.Stale+c.Leaked+c.Ended+c.Unknown+c.NoRoom)
 	require.Positive(t, report.Seconds)
 	r = n.run("rollback", "-o", "json").ok()
 	golden(t, "rollback.json", stableReport(n.place, r.stdout))

@@ -67,6 +67,7 @@ func (d reportDocument) print(env *env) error {
 		{"leaked", "no such socket, or it is connected elsewhere", c.Leaked},
 		{"ended", "the socket was closed, or now uses the backend directly", c.Ended},
 		{"unknown", "could not be moved, and are kept", c.Unknown},
+		{"no room", "the socket has no memory for more: net.core.optmem_max", c.NoRoom},
 	}...)
 	entries.row("all", c.Entries)
 	entries.row("deleted", d.Deleted, "from the hash")
@@ -95,6 +96,9 @@ func (d reportDocument) verdict() string {
 	case d.Missing > 0:
 		return fmt.Sprintf("The hash has no room for %s of live sockets. In mode %v no socket has lost its service. "+
 			"Next: revsk migrate, once there are fewer sockets, or revsk migrate --to storage.", count(d.Missing, "entry", "entries"), d.Mode)
+	case d.Mode == loader.ModeDual && d.Counts.NoRoom > 0:
+		return fmt.Sprintf("Sockets have no room for %s. Mode dual still reads them, so no socket has lost its service. "+
+			"Next: sysctl net.core.optmem_max=131072 or more, revsk load, revsk migrate.", count(d.Counts.NoRoom, "entry", "entries"))
 	case d.Mode == loader.ModeDual && d.Counts.Unknown > 0:
 		return fmt.Sprintf("%s could not be moved. Mode dual still reads them, so no socket has lost its service. "+
 			"Next: revsk migrate, once their sockets are closed or the reason is gone.", count(d.Counts.Unknown, "entry", "entries"))

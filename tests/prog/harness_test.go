@@ -249,7 +249,7 @@ func (t tuple) at(time uint32) tuple {
 
 // overtaken is the tuple of a connect that another has overtaken (REVSK_TUPLE_OVERTAKEN).
 func (t tuple) overtaken() tuple {
-	t.flags |= 1 << 2
+	t.flags |= 1 << 1
 	return t
 }
 
