@@ -3,6 +3,7 @@
 package prog
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -218,13 +219,17 @@ func (m *model) state() state {
 	return st
 }
 
+var (
+	randomCalls = flag.Int("random.calls", 10_000, "how many random calls there are of each kind of socket")
+	randomSeed  = flag.Uint64("random.seed", 20240607, "which calls")
+)
+
 // In a long random sequence of calls on several sockets each call is answered as
 // the model says, and leaves the socket and the counters with what the model says:
 // every tuple in its place.
 func TestRandomSequence(t *testing.T) {
+	calls, seed := *randomCalls, *randomSeed
 	const (
-		seed     = 20240607
-		calls    = 10_000
 		sockets  = 4
 		peers    = 120
 		services = 12
