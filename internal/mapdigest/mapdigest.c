@@ -1,0 +1,75 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* A sum over the values of a map, which changes when one comes, goes or changes. */
+#include "kernel.h"
+
+struct bpf_iter_meta;
+struct bpf_map;
+
+struct bpf_iter__bpf_map_elem {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct bpf_map *, map);
+	__bpf_md_ptr(void *, key);
+	__bpf_md_ptr(void *, value);
+} __attribute__((preserve_access_index));
+
+struct revsk_digest {
+	__u64 sum; /* of a hash of each value: their order does not matter */
+	__u64 count;
+};
+
+_Static_assert(sizeof(struct revsk_digest) == 16, "revsk_digest is 16 bytes");
+
+/* User space zeroes it before each run. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct revsk_digest);
+} revsk_digests SEC(".maps");
+
+/* The finalizer of MurmurHash3. */
+static __always_inline __u64 mix(__u64 h)
+{
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	return h ^ (h >> 33);
+}
+
+/* The kernel compares what a program reads with the size of the map's values: hence a program for each. */
+static __always_inline int digest(struct bpf_iter__bpf_map_elem *ctx, int words)
+{
+	const __u32 *value = ctx->value;
+	__u32 zero = 0;
+	struct revsk_digest *d = bpf_map_lookup_elem(&revsk_digests, &zero);
+	__u64 h = words;
+
+	if (!value || !d)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		h = mix(h ^ value[i]);
+	d->sum += h;
+	d->count++;
+	return 0;
+}
+
+SEC("iter/bpf_map_elem") int digest_count(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return digest(ctx, 0);
+}
+
+SEC("iter/bpf_map_elem") int digest_12(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return digest(ctx, 3);
+}
+
+SEC("iter/bpf_map_elem") int digest_24(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return digest(ctx, 6);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mapdigest
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/stretchr/testify/require"
+)
+
+func newHash(t testing.TB, valueSize uint32, entries int) *ebpf.Map {
+	t.Helper()
+	require.NoError(t, rlimit.RemoveMemlock())
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: valueSize, MaxEntries: 65536})
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	for i := range entries {
+		require.NoError(t, m.Put(uint32(i+1), value(valueSize, uint32(i))))
+	}
+	return m
+}
+
+func value(size, n uint32) []byte {
+	return binary.NativeEndian.AppendUint32(make([]byte, size-4, size), n)
+}
+
+func TestDigestChangesWithValues(t *testing.T) {
+	for _, size := range []uint32{12, 24} {
+		m := newHash(t, size, 100)
+		r, err := Open(m)
+		require.NoError(t, err)
+		read := func() Digest {
+			d, err := r.Read(t.Context())
+			require.NoError(t, err)
+			return d
+		}
+		first := read()
+		require.EqualValues(t, 100, first.Count)
+		require.Equal(t, first, read())
+
+		// A value that goes, and one that changes.
+		require.NoError(t, m.Delete(uint32(7)))
+		require.EqualValues(t, 99, read().Count)
+		require.NoError(t, m.Put(uint32(7), value(size, 1234)))
+		changed := read()
+		require.Equal(t, first.Count, changed.Count)
+		require.NotEqual(t, first.Sum, changed.Sum)
+
+		// The same values by other keys.
+		require.NoError(t, m.Delete(uint32(7)))
+		require.NoError(t, m.Put(uint32(1000), value(size, 6)))
+		require.Equal(t, first, read())
+		require.NoError(t, r.Close())
+	}
+}
+
+func TestCount(t *testing.T) {
+	for _, kind := range []ebpf.MapType{ebpf.Hash, ebpf.LRUHash} {
+		require.NoError(t, rlimit.RemoveMemlock())
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: kind, KeySize: 16, ValueSize: 8, MaxEntries: 65536})
+		require.NoError(t, err)
+		defer m.Close()
+		for i := range uint64(500) {
+			require.NoError(t, m.Put([2]uint64{i, 1}, i))
+		}
+		n, err := Count(t.Context(), m)
+		require.NoError(t, err)
+		require.EqualValues(t, 500, n)
+	}
+}
+
+func TestMapOfAnotherLayoutIsRefused(t *testing.T) {
+	_, err := Open(newHash(t, 16, 1))
+	require.Error(t, err)
+}
+
+// As many backends as a large node has, in a map of the usual size.
+func BenchmarkRead(b *testing.B) {
+	r, err := Open(newHash(b, 12, 20_000))
+	require.NoError(b, err)
+	defer r.Close()
+	for b.Loop() {
+		_, err := r.Read(b.Context())
+		require.NoError(b, err)
+	}
+}
