@@ -209,11 +209,15 @@ func (s loadPrograms) try(a *applier) error {
 }
 
 func (loadPrograms) do(a *applier) (func() error, error) {
-	progs, err := ebpf.NewCollectionWithOptions(a.spec, ebpf.CollectionOptions{MapReplacements: a.dp.maps})
+	kept := a.opts.Programs
+	if kept == nil {
+		kept = new(Programs)
+		a.hold(kept)
+	}
+	progs, err := kept.load(a.spec, a.dp.maps)
 	if err != nil {
 		return nil, describe(fmt.Errorf("loading programs: %w", err))
 	}
-	a.hold(closer(progs.Close))
 	a.ours = progs.Programs
 	return nothing, nil
 }

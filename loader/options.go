@@ -57,6 +57,9 @@ type Options struct {
 	// AgentState is where the agent keeps the header with which it compiled its programs. Default: /var/run/cilium/state.
 	AgentState string
 
+	// Programs keeps the programs for later calls of this process; nil: they are loaded anew.
+	Programs *Programs
+
 	// Wait is for how long to wait for another process that holds the lock, before the call fails with
 	// [ErrLocked]; less than 0: until the context ends. Those who wait get the lock in turn.
 	// Default: not to wait.
