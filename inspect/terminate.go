@@ -45,6 +45,8 @@ type TerminateOptions struct {
 	Service ServiceFilter
 	// DryRun destroys nothing and says what would be destroyed.
 	DryRun bool
+	// Most is how many sockets are looked at, at most: [Report].More says that there were others. 0: all.
+	Most int
 	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
 	NetNSDir string
 
@@ -60,6 +62,8 @@ type Report struct {
 	Sockets []Termination
 	// Unmigrated is how many sockets [ErrUnmigrated] is about.
 	Unmigrated int
+	// More tells that others were left out, for TerminateOptions.Most.
+	More bool
 }
 
 // Termination is what has become of a socket.
@@ -141,7 +145,8 @@ type termination struct {
 	reader    *Reader
 	destroyer destroyer
 	found     map[identity]*Termination
-	left      int // unmigrated
+	left      int  // unmigrated
+	more      bool // sockets were left out
 }
 
 // identity is what a socket is known by from one round to the next. Its cookie is not part of it:
@@ -231,6 +236,10 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 		}
 		known := t.found[identityOf(&s)]
 		if known == nil {
+			if t.opts.Most > 0 && len(t.found) >= t.opts.Most {
+				t.more = true
+				continue
+			}
 			known = &Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound}
 			t.found[identityOf(&s)] = known
 		}
@@ -261,7 +270,7 @@ func (t *termination) load() error {
 }
 
 func (t *termination) report() Report {
-	r := Report{Sockets: []Termination{}, Unmigrated: t.left}
+	r := Report{Sockets: []Termination{}, Unmigrated: t.left, More: t.more}
 	if t.destroyer != nil {
 		r.Mechanism = t.destroyer.name()
 	}
