@@ -761,4 +761,22 @@ func TestSocketsThatOnlyTheHashKnowsAreSaidToNeedAMigration(t *testing.T) {
 			unknown.close()
 		})
 	}
+func TestTerminatesSoManyAtMost(t *testing.T) {
+	eachGround(t, either, func(g *ground) {
+		gone := g.service()
+		a, b, c := g.connected(gone.front), g.connected(gone.front), g.connected(gone.front)
+		opts := g.options(gone.backend)
+		opts.Most = 2
+		report, err := Terminate(g.Context(), g.Maps, opts)
+		require.NoError(g, err)
+		require.True(g, report.More)
+		require.Equal(g, 2, report.Count(OutcomeDestroyed))
+		report, err = Terminate(g.Context(), g.Maps, opts)
+		require.NoError(g, err)
+		require.False(g, report.More)
+		require.Equal(g, 1, report.Count(OutcomeDestroyed))
+		for _, s := range []*testSocket{a, b, c} {
+			require.NotZero(g, s.error(g.T))
+		}
+	})
 }
