@@ -761,6 +761,8 @@ func TestSocketsThatOnlyTheHashKnowsAreSaidToNeedAMigration(t *testing.T) {
 			unknown.close()
 		})
 	}
+}
+
 func TestTerminatesSoManyAtMost(t *testing.T) {
 	eachGround(t, either, func(g *ground) {
 		gone := g.service()

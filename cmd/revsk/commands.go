@@ -16,6 +16,7 @@ func commands(env *env) []*cobra.Command {
 		newListCommand(env),
 		newServiceCommand(env),
 		newTerminateCommand(env),
+		newAgentCommand(env),
 		newFeaturesCommand(env),
 		newSelftestCommand(env),
 		newVersionCommand(env),

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/agent"
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -105,6 +106,8 @@ var advice = []struct {
 	{inspect.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
 	{inspect.ErrIncomplete, exitFailed, "try again when there are fewer sockets"},
 	{inspect.ErrNoMap, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
+
+	{agent.ErrInvalid, exitUsage, ""},
 
 	{os.ErrPermission, exitFailed, asRoot},
 	{unix.EROFS, exitFailed, "mount it read-write (mount -o remount,rw /sys/fs/bpf), or name another with --bpffs"},

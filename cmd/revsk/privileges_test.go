@@ -151,6 +151,9 @@ func TestSmallestCapabilities(t *testing.T) {
 	// Not loaded before the first load, which would have to take over from it.
 	shared := sync.OnceValue(func() place { return loaded(t) })
 	for _, command := range slices.SortedFunc(maps.Keys(privileges), ownPlaceFirst) {
+		if command == "revsk agent" {
+			continue // does not end: TestAgentWithTheCapabilitiesThatItNeeds
+		}
 		for _, n := range privileges[command] {
 			title := strings.TrimSpace(command + " " + n.when)
 			if title == toReachNamespaces {

@@ -21,7 +21,8 @@ application. It does this in BPF programs on the sockets of a cgroup. They keep
 what they need to know of a socket on the socket itself, and not in a global hash:
 nothing leaks, and no socket loses its service because of others.
 
-All state is in the BPF file system; there is no daemon. Commands that read
+All state is in the BPF file system; no daemon is needed, and revsk agent is one
+that does by itself what the other commands do. Commands that read
 (status, list, features) change nothing. Commands that change something have
 --dry-run, which checks everything and prints the changes without making them.
 

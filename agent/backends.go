@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/mapdigest"
+	"github.com/revsk/revsk/lbmap"
+)
+
+// backendMaps reads the maps of backends, when they have changed.
+type backendMaps struct {
+	dir    string
+	inodes [2]uint64 // of the pins; 0: there is none
+	tables *lbmap.Tables
+	digest [2]*mapdigest.Reader // nil: the map is not there
+	last   [2]mapdigest.Digest
+	cost   time.Duration // of finding out whether something has changed
+}
+
+var backendMapNames = [2]string{lbmap.Backends4Map, lbmap.Backends6Map}
+
+// backendSet are the backends that are there. One of any protocol is there for each.
+type backendSet map[inspect.Backend]bool
+
+func (s backendSet) has(b inspect.Backend) bool {
+	return s[b] || s[inspect.Backend{AddrPort: b.AddrPort, Protocol: lbmap.ProtocolAny}]
+}
+
+// read returns the backends, or nil if they are as before. Anew says that the maps are others than before.
+func (m *backendMaps) read(ctx context.Context, states []lbmap.BackendState) (set backendSet, anew bool, err error) {
+	if anew, err = m.open(); err != nil {
+		return nil, anew, err
+	}
+	begin := time.Now()
+	changed := anew
+	for i, r := range m.digest {
+		if r == nil {
+			continue
+		}
+		d, err := r.Read(ctx)
+		if err != nil {
+			return nil, anew, err
+		}
+		changed = changed || d != m.last[i]
+		m.last[i] = d
+	}
+	m.cost = time.Since(begin)
+	if !changed {
+		return nil, false, nil
+	}
+	set, err = readBackends(ctx, m.tables, states)
+	if err != nil {
+		m.last = [2]mapdigest.Digest{} // again
+	}
+	return set, anew, err
+}
+
+func readBackends(ctx context.Context, tables *lbmap.Tables, states []lbmap.BackendState) (backendSet, error) {
+	all, err := tables.Backends(ctx)
+	if err != nil {
+		return nil, err
+	}
+	set := make(backendSet, len(all))
+	for _, b := range all {
+		if !slices.Contains(states, b.State) {
+			set[inspect.Backend{AddrPort: b.AddrPort, Protocol: b.Protocol}] = true
+		}
+	}
+	return set, nil
+}
+
+// open opens the maps that are pinned, if they are others than those that are open.
+func (m *backendMaps) open() (anew bool, err error) {
+	var now [2]uint64
+	for i, name := range backendMapNames {
+		var st unix.Stat_t
+		if err := unix.Stat(m.dir+"/"+name, &st); err == nil {
+			now[i] = st.Ino
+		} else if !errors.Is(err, unix.ENOENT) {
+			return false, fmt.Errorf("%s/%s: %w", m.dir, name, err)
+		}
+	}
+	if m.tables != nil && now == m.inodes {
+		return false, nil
+	}
+	m.close()
+	tables, err := lbmap.OpenTables(m.dir)
+	if err != nil {
+		return false, err
+	}
+	m.tables, m.inodes, m.last = tables, now, [2]mapdigest.Digest{}
+	if tables.Backends4 != nil {
+		m.digest[0], err = mapdigest.Open(tables.Backends4)
+	}
+	if tables.Backends6 != nil && err == nil {
+		m.digest[1], err = mapdigest.Open(tables.Backends6)
+	}
+	if err != nil {
+		m.close()
+		return false, err
+	}
+	return true, nil
+}
+
+func (m *backendMaps) close() {
+	for i, r := range m.digest {
+		if r != nil {
+			r.Close()
+			m.digest[i] = nil
+		}
+	}
+	m.tables.Close()
+	m.tables = nil
+}
+
+// isMissing tells whether there are no maps of services yet.
+func isMissing(err error) bool {
+	return errors.Is(err, lbmap.ErrNoMap) || errors.Is(err, os.ErrNotExist)
+}
+
+// endable are the protocols of the sockets that can be connected to a backend of this one.
+func endable(p lbmap.Protocol, which Protocols) []lbmap.Protocol {
+	var all []lbmap.Protocol
+	if p == lbmap.ProtocolUDP || p == lbmap.ProtocolAny {
+		all = append(all, lbmap.ProtocolUDP)
+	}
+	if which == TerminateAll && (p == lbmap.ProtocolTCP || p == lbmap.ProtocolAny) {
+		all = append(all, lbmap.ProtocolTCP)
+	}
+	return all
+}
+
+// losses is how many parts of the cluster have gone with some backends: all backends of an address are one, if none of them is
+// left, as of a pod that has ended.
+func losses(gone map[inspect.Backend]time.Time, left backendSet) int {
+	stay := make(map[netip.Addr]bool)
+	for b := range left {
+		stay[b.AddrPort.Addr()] = true
+	}
+	ended := make(map[netip.Addr]bool)
+	ports := make(map[netip.AddrPort]bool)
+	for b := range gone {
+		if stay[b.AddrPort.Addr()] {
+			ports[b.AddrPort] = true
+		} else {
+			ended[b.AddrPort.Addr()] = true
+		}
+	}
+	return len(ended) + len(ports)
+}

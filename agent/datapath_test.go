@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+func (n *node) program(hook string) uint32 {
+	dp, err := loader.Open(n.loader())
+	if err != nil {
+		return 0
+	}
+	defer dp.Close()
+	hooks, err := dp.Hooks()
+	require.NoError(n, err)
+	for _, h := range hooks {
+		if h.Program == "revsk_"+hook && h.Attached {
+			return h.ProgramID
+		}
+	}
+	return 0
+}
+
+// Whatever is taken away is there again a moment later.
+func TestLostHooksComeBack(t *testing.T) {
+	n := newNode(t)
+	r := n.start(n.options())
+	r.ready()
+	require.Len(t, eventsOf[Loaded](r), 1)
+	pins := n.loader().PinsDir
+
+	require.NoError(t, os.Remove(filepath.Join(pins, "links", "revsk_connect4")))
+	took := awaits(t, "the hook is there again", soon, func() bool { return n.program("connect4") != 0 && len(eventsOf[Loaded](r)) == 2 })
+	t.Logf("a link whose pin was removed: there again after %v", took)
+
+	require.NoError(t, loader.Unload(t.Context(), n.loader(), false))
+	took = awaits(t, "loaded again", soon, func() bool { return len(eventsOf[Loaded](r)) == 3 && n.program("connect4") != 0 })
+	t.Logf("unloaded: loaded again after %v", took)
+	r.ready()
+
+	// The service maps are made anew.
+	opts := n.loader()
+	require.NoError(t, os.Remove(filepath.Join(opts.MapsDir, lbmap.Backends4Map)))
+	before := n.program("connect4")
+	spec := lbmap.MapSpec(lbmap.Backends4Map)
+	spec.Name, spec.Pinning = "", ebpf.PinNone
+	m, err := ebpf.NewMap(spec)
+	require.NoError(t, err)
+	require.NoError(t, m.Pin(filepath.Join(opts.MapsDir, lbmap.Backends4Map)))
+	require.NoError(t, m.Close())
+	awaits(t, "ours use the new map", soon, func() bool { p := n.program("connect4"); return p != 0 && p != before })
+	r.ready()
+	require.NoError(t, r.stop())
+	require.NotZero(t, n.program("connect4"), "an agent that is stopped leaves the datapath running")
+}
+
+// Another agent's programs run when ours starts, and come back as often as it is restarted. Applications notice nothing.
+func TestOwnerRestarts(t *testing.T) {
+	n := newNode(t)
+	owner := n.owner()
+	back := n.backend("127.0.0.1:0")
+	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
+	n.services(udp, tcp)
+	c := n.newCrowd(udp.Frontend, tcp.Frontend)
+	opts := n.options()
+	opts.Poll = 0 // the default
+	opts.Loader.Takeover = true
+	r := n.start(opts)
+	r.inMode(loader.ModeMirror)
+	r.ready()
+	require.Len(t, eventsOf[TookOver](r), 1)
+	for restart := 1; restart <= 3; restart++ {
+		require.NoError(t, owner.Update(n.links()))
+		took := awaits(t, "taken over again", soon, func() bool { return len(eventsOf[TookOver](r)) == 1+restart })
+		all := eventsOf[TookOver](r)
+		t.Logf("restart %d: taken over again after %v; the owner's programs ran for %v of it, as the agent has seen; load %v",
+			restart, took, all[restart].OwnerRan, all[restart].Duration)
+		r.inMode(loader.ModeMirror)
+	}
+	require.Len(t, eventsOf[OwnerReturned](r), 3)
+	r.ready()
+	c.allRight()
+	require.NoError(t, loader.HandBack(t.Context(), n.loader()))
+}
+
+// The other agent's programs are attached beside ours, since it was not there when ours were loaded.
+func TestOwnerStartsBesideUs(t *testing.T) {
+	n := newNode(t)
+	dp, err := loader.Load(t.Context(), n.loader())
+	require.NoError(t, err)
+	require.NoError(t, dp.Close())
+	opts := n.options()
+	opts.Loader.Takeover = true
+	r := n.start(opts)
+	r.ready()
+	n.owner()
+	awaits(t, "taken over", soon, func() bool { return len(eventsOf[TookOver](r)) == 1 })
+	r.inMode(loader.ModeMirror)
+	r.ready()
+	require.NoError(t, r.stop())
+	require.NoError(t, loader.HandBack(t.Context(), n.loader()))
+}
+
+func TestWithoutBeingToldNothingIsTakenOver(t *testing.T) {
+	n := newNode(t)
+	owner := n.owner()
+	r := n.start(n.options())
+	awaits(t, "it says so", soon, func() bool { return len(eventsOf[Failed](r)) > 0 })
+	require.ErrorIs(t, eventsOf[Failed](r)[0].Err, loader.ErrAgentRuns)
+	require.ErrorContains(t, r.Ready(), "another agent's program is attached")
+	require.NoError(t, r.Alive())
+	time.Sleep(3 * time.Second)
+	require.Len(t, eventsOf[Failed](r), 1, "an error is said once")
+	require.NoError(t, owner.Close())
+	require.NoError(t, os.RemoveAll(n.links()))
+	r.ready()
+}
+
+func TestOwnerLeaves(t *testing.T) {
+	for policy, attached := range map[OwnerPolicy]bool{OwnerStay: true, OwnerHandBack: false, OwnerUnload: false} {
+		t.Run(string(policy), func(t *testing.T) {
+			n := newNode(t)
+			owner := n.owner()
+			opts := n.options()
+			opts.Loader.Takeover, opts.WhenOwnerLeaves, opts.patience = true, policy, time.Second
+			r := n.start(opts)
+			r.inMode(loader.ModeMirror)
+			r.ready()
+			require.NoError(t, os.RemoveAll(n.links()))
+			require.NoError(t, owner.Exit())
+			if attached {
+				time.Sleep(3 * time.Second)
+				require.NotZero(t, n.program("connect4"))
+				require.NoError(t, r.Ready())
+			} else {
+				awaits(t, "let go", soon, func() bool { return len(eventsOf[GaveBack](r)) == 1 })
+				require.Equal(t, policy, eventsOf[OwnerLeft](r)[0].Policy)
+				require.Zero(t, n.program("connect4"))
+				require.NoError(t, r.Ready())
+			}
+			// It is there again.
+			if !attached {
+				n.owner()
+				awaits(t, "taken over again", soon, func() bool { return len(eventsOf[TookOver](r)) == 2 })
+				r.inMode(loader.ModeMirror)
+				r.ready()
+			}
+			require.NoError(t, r.stop())
+		})
+	}
+}
+
+func TestHandsBackOnStop(t *testing.T) {
+	n := newNode(t)
+	owner := n.owner()
+	back := n.backend("127.0.0.1:0")
+	s := service(1, lbmap.ProtocolUDP, back)
+	n.services(s)
+	c := n.newCrowd(s.Frontend)
+	opts := n.options()
+	opts.Loader.Takeover, opts.OnStop = true, StopHandBack
+	r := n.start(opts)
+	r.inMode(loader.ModeMirror)
+	require.NoError(t, r.stop())
+	runs, err := loader.AgentRuns(n.loader())
+	require.NoError(t, err)
+	require.True(t, runs)
+	require.NoDirExists(t, n.loader().PinsDir)
+	c.allRight()
+	require.NoError(t, owner.Close())
+}
+
+func TestTheSecondOnANodeWaits(t *testing.T) {
+	n := newNode(t)
+	first := n.start(n.options())
+	first.ready()
+	second := n.start(n.options())
+	awaits(t, "the second waits", soon, func() bool { return len(eventsOf[Waiting](second)) == 1 })
+	require.ErrorContains(t, second.Ready(), "another agent runs")
+	require.NoError(t, first.stop())
+	second.ready()
+	require.NoError(t, second.stop())
+	require.NoDirExists(t, lockDir(n.loader().PinsDir))
+}
+
+// childEnv names the directory of the node for a process that is an agent.
+const childEnv = "REVSK_TEST_AGENT"
+
+func runChild() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	dir := os.Getenv(childEnv)
+	n := &node{dir: dir}
+	opts := n.options()
+	opts.Loader.Takeover = os.Getenv(childEnv+"_TAKEOVER") != ""
+	if err := Run(ctx, opts); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// child starts an agent in a process of its own.
+func (n *node) child(takeover string) *exec.Cmd {
+	n.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"="+n.dir, childEnv+"_TAKEOVER="+takeover)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(n, cmd.Start())
+	return cmd
+}
+
+// The agent is killed at random moments, while the owner restarts at others. What it has left undone the next one does.
+func TestKilledAtAnyMoment(t *testing.T) {
+	n := newNode(t)
+	owner := n.owner()
+	back := n.backend("127.0.0.1:0")
+	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
+	n.services(udp, tcp)
+	c := n.newCrowd(udp.Frontend, tcp.Frontend)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	kills, restarts := 0, 0
+	for end := time.Now().Add(12 * time.Second); time.Now().Before(end); kills++ {
+		agent := n.child("yes")
+		time.Sleep(100*time.Millisecond + time.Duration(random.IntN(2900))*time.Millisecond)
+		require.NoError(t, agent.Process.Kill())
+		_ = agent.Wait()
+		if random.IntN(2) == 0 {
+			restarts++
+			require.NoError(t, owner.Update(n.links()))
+		}
+	}
+	t.Logf("%d kills, %d restarts of the owner", kills, restarts)
+	opts := n.options()
+	opts.Loader.Takeover = true
+	r := n.start(opts)
+	r.inMode(loader.ModeMirror)
+	r.ready()
+	c.allRight()
+	require.NoError(t, r.stop())
+	require.NoError(t, loader.HandBack(t.Context(), n.loader()))
+}
+
+func TestOptionsThatMeanNothingAreRefused(t *testing.T) {
+	dual := loader.ModeDual
+	for name, opts := range map[string]Options{
+		"mode":   {Loader: loader.Options{Mode: &dual}},
+		"to":     {To: &dual},
+		"owner":  {WhenOwnerLeaves: "go"},
+		"stop":   {OnStop: "run"},
+		"end":    {Termination: Termination{Protocols: "sctp"}},
+		"active": {Termination: Termination{States: []lbmap.BackendState{lbmap.BackendActive}}},
+		"share":  {Termination: Termination{MaxShare: 2}},
+		"grace":  {Termination: Termination{Grace: -1}},
+	} {
+		_, err := New(opts)
+		require.ErrorIs(t, err, ErrInvalid, name)
+	}
+}
+
+func TestConfigureOfAnAgentThatRuns(t *testing.T) {
+	n := newNode(t)
+	r := n.start(n.options())
+	r.ready()
+	opts := n.options()
+	opts.Loader.PinsDir = filepath.Join(n.dir, "elsewhere")
+	require.ErrorIs(t, r.Configure(opts), ErrInvalid)
+
+	features := loader.DefaultFeatures()
+	features.NodePort = false
+	opts = n.options()
+	opts.Loader.Features = &features
+	require.NoError(t, r.Configure(opts))
+	awaits(t, "loaded anew", soon, func() bool {
+		dp, err := loader.Open(n.loader())
+		if err != nil {
+			return false
+		}
+		defer dp.Close()
+		s, err := dp.Status()
+		require.NoError(t, err)
+		return !s.Features.NodePort
+	})
+}
+
+// What a log has of it: one line an event.
+func TestEventsAreOneLine(t *testing.T) {
+	n := newNode(t)
+	r := n.start(n.options())
+	r.ready()
+	require.NoError(t, r.stop())
+	for _, e := range r.events {
+		_, message, attrs := e.Line()
+		require.NotContains(t, message, "\n")
+		for _, a := range attrs {
+			require.NotContains(t, a.Value.String(), "\n")
+		}
+		require.Equal(t, strings.TrimSpace(message), message)
+	}
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/mapdigest"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/migrate"
+)
+
+// survey is what a visit of all sockets has found.
+type survey struct {
+	at       time.Time
+	duration time.Duration
+	sockets  map[socketKind]int
+	tuples   map[inspect.Role]int
+	services map[serviceKey]int
+	backends map[inspect.Backend]int // of connections
+	fill     []fill
+}
+
+type socketKind struct {
+	protocol lbmap.Protocol
+	family   inspect.Family
+}
+
+type serviceKey struct {
+	service  netip.AddrPort
+	protocol lbmap.Protocol
+}
+
+// fill is how full a map is.
+type fill struct {
+	name          string
+	entries, size uint64
+}
+
+// audit is what has become of the entries of the hash.
+type audit struct {
+	at       time.Time
+	duration time.Duration
+	plan     *migrate.Plan
+}
+
+// surveyor visits sockets, counts entries and judges them: what takes long, on a clock of its own.
+type surveyor struct {
+	a         *Agent
+	nextAudit time.Time
+}
+
+func newSurveyor(a *Agent) *surveyor { return &surveyor{a: a} }
+
+func (s *surveyor) run(ctx context.Context) {
+	for {
+		begin := time.Now()
+		s.a.beat(loopSurvey)
+		opts := s.a.options()
+		s.survey(ctx, opts)
+		if opts.AuditEvery > 0 && !begin.Before(s.nextAudit) {
+			s.nextAudit = begin.Add(opts.AuditEvery)
+			if !s.audit(ctx, opts) {
+				s.nextAudit = begin.Add(opts.SurveyEvery)
+			}
+		}
+		if !s.pause(ctx, begin, time.Since(begin)) {
+			return
+		}
+	}
+}
+
+// pause waits until the next survey: not more than a part of a processor, however many sockets there are.
+func (s *surveyor) pause(ctx context.Context, begin time.Time, took time.Duration) bool {
+	for time.Since(begin) < max(s.a.options().SurveyEvery, 100*took) {
+		s.a.beat(loopSurvey)
+		if sleep(ctx, time.Second) != nil {
+			return false
+		}
+	}
+	return ctx.Err() == nil
+}
+
+func (s *surveyor) survey(ctx context.Context, opts Options) {
+	begin := time.Now()
+	found := survey{
+		sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int),
+		services: make(map[serviceKey]int), backends: make(map[inspect.Backend]int),
+	}
+	var err error
+	if found.fill, err = countEntries(ctx, opts.Loader.MapsDir); !s.a.outcome(stepSurvey, err) {
+		return
+	}
+	if !opts.AuditOnly {
+		missing, err := s.visit(ctx, opts, &found)
+		if errors.Is(err, loader.ErrNotLoaded) {
+			err = nil
+		}
+		if !s.a.outcome(stepSurvey, err) {
+			return
+		}
+		s.a.update(func(v *view) { v.backends.missing = missing })
+	}
+	found.at, found.duration = time.Now(), time.Since(begin)
+	s.a.update(func(v *view) { v.survey = &found })
+}
+
+// visit visits all sockets that hold something, and returns the backends of their connections that are not in the maps.
+func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]inspect.Backend, error) {
+	dp, err := loader.Open(opts.Loader)
+	if err != nil {
+		return nil, err
+	}
+	defer dp.Close()
+	reader, err := inspect.Open(inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true, BufferSize: 1 << 20})
+	if err != nil {
+		return nil, err
+	}
+	defer reader.Close()
+	// One socket of each backend.
+	examples := make(map[inspect.Backend]inspect.Socket)
+	for socket, err := range reader.Sockets(ctx, inspect.Filter{}) {
+		if err != nil {
+			return nil, err
+		}
+		found.sockets[socketKind{socket.Protocol, socket.Family}]++
+		for role := range socket.Tuples() {
+			found.tuples[role]++
+		}
+		c := socket.Connection()
+		if c == nil {
+			continue
+		}
+		b := inspect.Backend{AddrPort: c.Peer, Protocol: socket.Protocol}
+		found.services[serviceKey{c.Service, socket.Protocol}]++
+		if found.backends[b]++; found.backends[b] == 1 {
+			examples[b] = inspect.Socket{Protocol: socket.Protocol, State: socket.State, Peer: socket.Peer, Conn: c}
+		}
+	}
+	return s.missing(ctx, opts, examples)
+}
+
+// missing are the backends that the maps do not have.
+func (s *surveyor) missing(ctx context.Context, opts Options, examples map[inspect.Backend]inspect.Socket) ([]inspect.Backend, error) {
+	s.a.mu.Lock()
+	present := s.a.view.backends.present
+	s.a.mu.Unlock()
+	var suspects []inspect.Socket
+	for b, socket := range examples {
+		if !present.has(b) {
+			suspects = append(suspects, socket)
+		}
+	}
+	if len(suspects) == 0 || opts.Termination.Protocols == TerminateOff {
+		return nil, nil
+	}
+	tables, err := lbmap.OpenTables(opts.Loader.MapsDir)
+	if isMissing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer tables.Close()
+	gone, err := inspect.GoneBackends(ctx, suspects, tables)
+	if errors.Is(err, inspect.ErrNoBackends) {
+		return nil, nil
+	}
+	if err != nil || len(opts.Termination.States) == 0 {
+		return gone, err
+	}
+	all, err := readBackends(ctx, tables, nil)
+	if err != nil {
+		return nil, err
+	}
+	usable, err := readBackends(ctx, tables, opts.Termination.States)
+	for _, socket := range suspects {
+		if b := (inspect.Backend{AddrPort: socket.Peer, Protocol: socket.Protocol}); all.has(b) && !usable.has(b) {
+			gone = append(gone, b)
+		}
+	}
+	return gone, err
+}
+
+// countedMaps are the maps whose fill is of interest to operators.
+var countedMaps = []string{
+	lbmap.ReverseSK4Map, lbmap.ReverseSK6Map, lbmap.Services4Map, lbmap.Services6Map, lbmap.Backends4Map, lbmap.Backends6Map,
+	lbmap.RevNat4Map, lbmap.RevNat6Map, lbmap.Affinity4Map, lbmap.Affinity6Map,
+}
+
+func countEntries(ctx context.Context, dir string) (all []fill, err error) {
+	for _, name := range countedMaps {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			return nil, err
+		}
+		n, err := mapdigest.Count(ctx, m)
+		size := m.MaxEntries()
+		m.Close()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, fill{name, n, uint64(size)})
+	}
+	return all, nil
+}
+
+// audit judges the entries of the hash. Where no map is, there is nothing to judge.
+func (s *surveyor) audit(ctx context.Context, opts Options) bool {
+	begin := time.Now()
+	opts.Loader.Logger = s.a.warnings()
+	plan, err := migrate.MakePlan(ctx, migrate.PlanOptions{
+		Loader: opts.Loader, To: opts.To, Logger: opts.Loader.Logger,
+		Progress: func(migrate.Progress) { s.a.beat(loopSurvey) },
+	})
+	if !s.a.outcome(stepAudit, err) {
+		return false
+	}
+	s.a.update(func(v *view) { v.audit = &audit{time.Now(), time.Since(begin), plan} })
+	if opts.AuditOnly {
+		s.a.happen(Audited{plan})
+	}
+	return true
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/loader"
+)
+
+// terminator ends the sockets that are connected through a service to a backend that is gone.
+type terminator struct {
+	a    *Agent
+	maps backendMaps
+
+	present backendSet
+	// gone are the backends that have left the maps and are not done with, since when.
+	gone map[inspect.Backend]time.Time
+	// recent are those that have left lately, whatever has become of their sockets.
+	recent map[inspect.Backend]time.Time
+
+	changed  time.Time // when the maps changed last
+	lost     time.Time // when the last backend left
+	settling time.Time // since when there must be a time without changes; zero: there was one
+	held     string    // why nothing is ended
+	next     time.Time // not before
+}
+
+func newTerminator(a *Agent) *terminator {
+	return &terminator{
+		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time),
+		maps: backendMaps{dir: a.options().Loader.MapsDir}, settling: time.Now(),
+	}
+}
+
+const (
+	// atOnce is how long ago a backend may have left to count as having left at once with another.
+	atOnce = 10 * time.Second
+	// patiently is how much longer than it has to be is waited for maps to come to rest.
+	patiently = 10
+	// restFor is how many times longer than an effort is rested after it.
+	restFor = 300
+	// mostRest is the longest time between two looks at the maps.
+	mostRest = time.Second
+)
+
+func (t *terminator) run(ctx context.Context) {
+	defer t.maps.close()
+	restarts := 0
+	for {
+		t.a.beat(loopBackends)
+		if n := t.a.ownerRestarts(); n != restarts {
+			restarts = n
+			t.settling = time.Now()
+		}
+		opts := t.a.options()
+		if opts.Termination.Protocols != TerminateOff {
+			t.turn(ctx, opts.Termination)
+		}
+		pause := min(max(opts.Poll, restFor*t.maps.cost), mostRest)
+		if len(t.gone) > 0 {
+			pause = min(pause, opts.Poll)
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+	}
+}
+
+func (t *terminator) turn(ctx context.Context, opts Termination) {
+	set, anew, err := t.maps.read(ctx, opts.States)
+	if isMissing(err) {
+		return // there are no services yet
+	}
+	if !t.a.outcome(stepBackends, err) {
+		return
+	}
+	now := time.Now()
+	if anew {
+		t.settling = now
+	}
+	if set != nil {
+		t.compare(set, now)
+	}
+	t.adopt(t.a.takeMissing(), now)
+	maps.DeleteFunc(t.recent, func(b inspect.Backend, left time.Time) bool { return now.Sub(left) > atOnce && t.gone[b].IsZero() })
+	t.show()
+	if len(t.gone) == 0 {
+		return
+	}
+	if why := t.mayNot(opts, now); why != "" {
+		t.hold(why)
+		return
+	}
+	t.hold("")
+	if due := t.due(opts, now); len(due) > 0 && !now.Before(t.next) {
+		t.terminate(ctx, opts, due)
+	}
+}
+
+// compare notes which backends have left, and which are back.
+func (t *terminator) compare(set backendSet, now time.Time) {
+	for b := range t.present {
+		if !set[b] {
+			t.gone[b], t.recent[b], t.lost = now, now, now
+		}
+	}
+	for b := range t.gone {
+		if set.has(b) {
+			delete(t.gone, b)
+		}
+	}
+	maps.DeleteFunc(t.recent, func(b inspect.Backend, _ time.Time) bool { return set.has(b) })
+	t.present, t.changed = set, now
+}
+
+// adopt notes backends of sockets that are not in the maps: they have left before this agent was started, or a socket was
+// connected just when they left.
+func (t *terminator) adopt(missing []inspect.Backend, now time.Time) {
+	for _, b := range missing {
+		if t.present != nil && !t.present.has(b) && t.gone[b].IsZero() {
+			t.gone[b], t.recent[b] = now, now
+		}
+	}
+}
+
+// Why sockets are not ended.
+const (
+	heldEmpty    = "there are no backends at all"
+	heldSettling = "the maps have not been at rest since a start"
+	heldMany     = "more have gone at once than may"
+)
+
+// holdReasons have a label each, for metrics.
+var holdReasons = []struct{ label, text string }{{"empty", heldEmpty}, {"settling", heldSettling}, {"share", heldMany}}
+
+// mayNot is why nothing may be ended, whatever is gone; empty: it may.
+func (t *terminator) mayNot(opts Termination, now time.Time) string {
+	quiet := now.Sub(t.changed)
+	switch {
+	case len(t.present) == 0:
+		return heldEmpty
+	case !t.settling.IsZero() && quiet < opts.Settle && now.Sub(t.settling) < patiently*opts.Settle:
+		return heldSettling
+	}
+	t.settling = time.Time{}
+	n, of := len(t.recent), len(t.present)+len(t.recent)
+	if float64(n) > opts.MaxShare*float64(of) && losses(t.recent, t.present) > 1 && quiet < opts.Hold {
+		return heldMany
+	}
+	return ""
+}
+
+// hold tells why nothing is ended, once. What ends by itself within a moment after a start is not told.
+func (t *terminator) hold(why string) {
+	if why == t.held {
+		return
+	}
+	t.held = why
+	t.a.update(func(v *view) { v.backends.held = why })
+	if why != "" {
+		t.a.happen(TerminationHeld{Gone: len(t.gone), Of: len(t.present) + len(t.recent), Why: why})
+	}
+}
+
+// due are the backends that have been gone for long enough, those first that have been for longest.
+func (t *terminator) due(opts Termination, now time.Time) []inspect.Backend {
+	var all []inspect.Backend
+	for b, since := range t.gone {
+		waited := now.Sub(since)
+		if waited >= opts.Grace && (now.Sub(t.lost) >= opts.Grace || waited >= patiently*opts.Grace) {
+			all = append(all, b)
+		}
+	}
+	slices.SortFunc(all, func(a, b inspect.Backend) int {
+		if c := t.gone[a].Compare(t.gone[b]); c != 0 {
+			return c
+		}
+		return a.Compare(b)
+	})
+	return all
+}
+
+// terminate ends the sockets of backends, as many as may be ended at once.
+func (t *terminator) terminate(ctx context.Context, opts Termination, due []inspect.Backend) {
+	var backends []inspect.Backend
+	since := make(map[inspect.Backend]time.Time)
+	for _, b := range due {
+		for _, p := range endable(b.Protocol, opts.Protocols) {
+			if ended := (inspect.Backend{AddrPort: b.AddrPort, Protocol: p}); !t.present.has(ended) {
+				backends = append(backends, ended)
+				since[ended] = t.gone[b]
+			}
+		}
+	}
+	if len(backends) == 0 {
+		t.done(due)
+		return
+	}
+	begin := time.Now()
+	report, err := t.a.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
+	took := time.Since(begin)
+	for _, s := range report.Sockets {
+		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
+		e := SocketTerminated{s, time.Since(left)}
+		t.a.count(func(t *tally) { t.termination(e) })
+		t.a.happen(e)
+	}
+	// An effort that a busy node makes long is made the less often.
+	t.next = begin.Add(max(time.Second, 3*took))
+	if errors.Is(err, loader.ErrNotLoaded) || errors.Is(err, inspect.ErrNoProof) {
+		return // nothing says which sockets are connected; when something does, the next survey finds them
+	}
+	if !t.a.outcome(stepTerminate, err) || report.More {
+		return
+	}
+	// Whichever could not be ended is found by the next survey.
+	t.done(due)
+}
+
+func (t *terminator) done(backends []inspect.Backend) {
+	for _, b := range backends {
+		delete(t.gone, b)
+	}
+	t.show()
+}
+
+// endSockets is [inspect.Terminate] of the datapath that is loaded.
+func (a *Agent) endSockets(ctx context.Context, opts inspect.TerminateOptions) (inspect.Report, error) {
+	dp, err := loader.Open(a.options().Loader)
+	if err != nil {
+		return inspect.Report{}, err
+	}
+	defer dp.Close()
+	return inspect.Terminate(ctx, inspect.MapsOf(dp.Map), opts)
+}
+
+// backendsView is what others see of the terminator.
+type backendsView struct {
+	present backendSet
+	gone    int
+	held    string
+	// missing are backends of sockets that are not in the maps, as the last survey has found.
+	missing []inspect.Backend
+}
+
+func (t *terminator) show() {
+	t.a.update(func(v *view) { v.backends.present, v.backends.gone = t.present, len(t.gone) })
+}
+
+// takeMissing returns what the last survey has found, once.
+func (a *Agent) takeMissing() []inspect.Backend {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	defer func() { a.view.backends.missing = nil }()
+	return a.view.backends.missing
+}
+
+func (a *Agent) ownerRestarts() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tally.ownerRestarts
+}
+
+// isHash tells whether a map is the hash of a family.
+func isHash(name string) bool { return name == lbmap.ReverseSK4Map || name == lbmap.ReverseSK6Map }
