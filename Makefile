@@ -34,6 +34,11 @@ build: ## Build bin/revsk
 demo: build ## Show what leaks with the hash, not with storage (root)
 	./bin/revsk selftest
 
+.PHONY: demo-agent
+demo-agent: ## Show what the agent does for an nginx whose DNS server goes, and what happens without (root)
+	@command -v nginx >/dev/null || { apt-get update -q && apt-get install -y -q nginx-light; }
+	$(GO) run ./tests/demo
+
 .PHONY: test
 test: ## Run all tests on the running kernel (root)
 	$(GO) test -count=1 -timeout 30m $$($(GO) list ./... | grep -v /tests/kernel$$)
@@ -87,6 +92,21 @@ test-clients: build ## Test real programs whose backend goes (root)
 	@command -v node javac python3 haproxy nginx redis-server ip >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
 		nodejs default-jdk-headless python3 haproxy nginx redis-server iproute2; }
 	cd tests/clients && $(GO) test -count=1 -timeout 3m -v .
+
+# Where the rendered charts are kept for a moment.
+RENDERED ?= $(CURDIR)/bin/charts
+
+.PHONY: test-deploy
+test-deploy: ## Test the chart, the dashboard and the alerts with Helm, the types of Kubernetes and a Prometheus (root)
+	@command -v prometheus >/dev/null && command -v buildah >/dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends prometheus buildah; }
+	rm -rf $(RENDERED) && mkdir -p $(RENDERED)
+	cd deploy/tests && $(GO) test -count=1 -timeout 20m . -v -rendered $(RENDERED)
+	cd deploy/tests/kubernetes && $(GO) test -count=1 . -rendered $(RENDERED) && $(GO) test -count=1 -modfile=oldest.mod . -rendered $(RENDERED)
+
+.PHONY: image
+image: build ## Build the image from scratch with buildah
+	buildah build -f deploy/image/Containerfile -t revsk bin
 
 .PHONY: test-vm
 test-vm: ## Run tests on other kernels: [KERNELS="6.1"] [RUN=TestX]

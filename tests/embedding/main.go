@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent_test
+// Command embedding is an agent of another program, which does everything at its start. docs/embedding.md explains it.
+package main
 
 import (
 	"context"
@@ -10,28 +11,34 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/agent"
 	"github.com/revsk/revsk/loader"
 )
 
-func Example() {
+func main() {
+	cgroup, listen := os.Args[1], os.Args[2]
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// Where Cilium runs its hooks are taken over.
+	owner, err := loader.AgentRuns(loader.Options{Cgroup: cgroup})
+	if err != nil {
+		log.Fatal(err)
+	}
 	a, err := agent.New(agent.Options{
-		// Take over from Cilium, where it runs.
-		Loader: loader.Options{Takeover: true},
+		Loader: loader.Options{Cgroup: cgroup, Takeover: owner},
 		// When a backend goes, its sockets end.
 		Termination: agent.Termination{Protocols: agent.TerminateAll, Grace: time.Second},
+		// When this program ends, everything is as before.
+		OnStop: agent.StopHandBack,
 		OnEvent: func(e agent.Event) {
 			switch e := e.(type) {
+			case agent.Loaded:
+				fmt.Println("loaded with", len(e.Changes), "changes")
 			case agent.TookOver:
 				fmt.Println("took over", e.Hooks, "hooks")
 			case agent.SocketTerminated:
@@ -43,24 +50,11 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	// An Agent is a collector for Prometheus.
+	// An agent is a collector for Prometheus.
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(a)
-	go http.ListenAndServe("127.0.0.1:9798", a.Handler(registry))
+	go http.ListenAndServe(listen, a.Handler(registry))
 	if err := a.Run(ctx); err != nil {
 		log.Fatal(err)
 	}
-}
-
-// The page has the example as it is here, which compiles.
-func TestExampleOfThePage(t *testing.T) {
-	page, err := os.ReadFile("../docs/embedding.md")
-	require.NoError(t, err)
-	source, err := os.ReadFile("example_test.go")
-	require.NoError(t, err)
-	_, rest, ok := strings.Cut(string(page), "```go\n")
-	require.True(t, ok)
-	code, _, ok := strings.Cut(rest, "```")
-	require.True(t, ok)
-	require.Contains(t, string(source), code)
 }
