@@ -7,3 +7,6 @@ func (o Options) WithStep(f func(name string) error) Options {
 	o.step = f
 	return o
 }
+
+// CountEntries counts the entries of a map.
+var CountEntries = countEntries

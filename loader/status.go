@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/internal/kclock"
+	"github.com/revsk/revsk/internal/mapdigest"
 )
 
 // Status says what is attached and how full the maps are.
@@ -208,11 +210,20 @@ func (h *hookState) status() (HookStatus, error) {
 	return hs, nil
 }
 
-// countEntries walks the keys: entries added or removed meanwhile may be missed or counted.
+// manyEntries is from how many on the kernel counts them.
+const manyEntries = 4096
+
+// countEntries walks the keys: entries added or removed meanwhile may be missed or counted. Where there are many it has the
+// kernel count them, if it can.
 func countEntries(m *ebpf.Map) (int, error) {
 	var key any
 	n := 0
 	for limit := 2 * int(m.MaxEntries()); n < limit; n++ {
+		if n == manyEntries && m.Type() != ebpf.LPMTrie {
+			if all, err := mapdigest.Count(context.Background(), m); err == nil {
+				return int(all), nil
+			}
+		}
 		next, err := m.NextKeyBytes(key)
 		if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && next == nil {
 			return n, nil
