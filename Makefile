@@ -98,8 +98,8 @@ RENDERED ?= $(CURDIR)/bin/charts
 
 .PHONY: test-deploy
 test-deploy: ## Test the chart, the dashboard and the alerts with Helm, the types of Kubernetes and a Prometheus (root)
-	@command -v prometheus >/dev/null && command -v buildah >/dev/null || \
-		{ apt-get update -q && apt-get install -y -q --no-install-recommends prometheus buildah; }
+	@for p in prometheus buildah podman runc; do command -v $$p >/dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends prometheus buildah podman runc; break; }; done
 	rm -rf $(RENDERED) && mkdir -p $(RENDERED)
 	cd deploy/tests && $(GO) test -count=1 -timeout 20m . -v -rendered $(RENDERED)
 	cd deploy/tests/kubernetes && $(GO) test -count=1 . -rendered $(RENDERED) && $(GO) test -count=1 -modfile=oldest.mod . -rendered $(RENDERED)

@@ -209,7 +209,11 @@ func runChild() int {
 	dir := os.Getenv(childEnv)
 	n := &node{dir: dir}
 	opts := n.options()
-	opts.Loader.Takeover = os.Getenv(childEnv+"_TAKEOVER") != ""
+	if what := os.Getenv(childEnv + "_OPTIONS"); what == optionsTakeover {
+		opts.Loader.Takeover = true
+	} else {
+		opts = Options{Loader: n.loader()}
+	}
 	if err := Run(ctx, opts); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -217,11 +221,17 @@ func runChild() int {
 	return 0
 }
 
+// The options of an agent in a process of its own.
+const (
+	optionsTakeover = "takeover"
+	optionsDefault  = "default"
+)
+
 // child starts an agent in a process of its own.
-func (n *node) child(takeover string) *exec.Cmd {
+func (n *node) child(options string) *exec.Cmd {
 	n.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+n.dir, childEnv+"_TAKEOVER="+takeover)
+	cmd.Env = append(os.Environ(), childEnv+"="+n.dir, childEnv+"_OPTIONS="+options)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(n, cmd.Start())
@@ -241,7 +251,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	kills, restarts := 0, 0
 	for end := time.Now().Add(12 * time.Second); time.Now().Before(end); kills++ {
-		agent := n.child("yes")
+		agent := n.child(optionsTakeover)
 		time.Sleep(100*time.Millisecond + time.Duration(random.IntN(2900))*time.Millisecond)
 		require.NoError(t, agent.Process.Kill())
 		_ = agent.Wait()

@@ -65,7 +65,7 @@ func (k *keeper) migrate(ctx context.Context, s loader.Status) (more, well bool)
 		return false, true // they are where they were, and still read
 	}
 	if errors.Is(err, loader.ErrTakenBack) || errors.Is(err, loader.ErrStale) {
-		return true, true // the owner has been faster
+		return false, false // the owner has been faster: the next turn sees it
 	}
 	if !k.a.outcome(stepMigrate, err) {
 		return false, false

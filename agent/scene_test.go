@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -95,13 +96,7 @@ type running struct {
 func (n *node) start(opts Options) *running {
 	n.Helper()
 	r := &running{n: n}
-	opts.OnEvent = func(e Event) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.events = append(r.events, e)
-		_, message, attrs := e.Line()
-		n.Log(time.Now().Format("05.000"), message, attrs)
-	}
+	opts.OnEvent = r.note
 	var err error
 	r.Agent, err = New(opts)
 	require.NoError(n, err)
@@ -111,6 +106,21 @@ func (n *node) start(opts Options) *running {
 	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	n.Cleanup(func() { require.NoError(n, r.stop()) })
 	return r
+}
+
+func (r *running) note(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+	_, message, attrs := e.Line()
+	r.n.Log(time.Now().Format("05.000"), message, attrs)
+}
+
+// configure changes the options.
+func (r *running) configure(opts Options) {
+	r.n.Helper()
+	opts.OnEvent = r.note
+	require.NoError(r.n, r.Configure(opts))
 }
 
 // eventsOf are those of a type that have happened.
@@ -178,7 +188,10 @@ func (n *node) backend(addr string) netip.AddrPort {
 			if err != nil {
 				return
 			}
-			c.Close()
+			go func() {
+				_, _ = io.Copy(io.Discard, c)
+				c.Close()
+			}()
 		}
 	}()
 	go func() {

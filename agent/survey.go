@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/mapdigest"
@@ -63,7 +64,7 @@ func newSurveyor(a *Agent) *surveyor { return &surveyor{a: a} }
 
 func (s *surveyor) run(ctx context.Context) {
 	for {
-		begin := time.Now()
+		begin, used := time.Now(), processorTime()
 		s.a.beat(loopSurvey)
 		opts := s.a.options()
 		s.survey(ctx, opts)
@@ -73,15 +74,24 @@ func (s *surveyor) run(ctx context.Context) {
 				s.nextAudit = begin.Add(opts.SurveyEvery)
 			}
 		}
-		if !s.pause(ctx, begin, time.Since(begin)) {
+		if !s.pause(ctx, begin, processorTime()-used) {
 			return
 		}
 	}
 }
 
-// pause waits until the next survey: not more than a part of a processor, however many sockets there are.
-func (s *surveyor) pause(ctx context.Context, begin time.Time, took time.Duration) bool {
-	for time.Since(begin) < max(s.a.options().SurveyEvery, 100*took) {
+// processorTime is what this process has used of a processor.
+func processorTime() time.Duration {
+	var r unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &r) != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// pause waits until the next survey: surveys are not to use more than a hundredth of a processor, however many sockets there are.
+func (s *surveyor) pause(ctx context.Context, begin time.Time, used time.Duration) bool {
+	for time.Since(begin) < max(s.a.options().SurveyEvery, 100*used) {
 		s.a.beat(loopSurvey)
 		if sleep(ctx, time.Second) != nil {
 			return false
@@ -114,6 +124,9 @@ func (s *surveyor) survey(ctx context.Context, opts Options) {
 	s.a.update(func(v *view) { v.survey = &found })
 }
 
+// beatEvery is after how many sockets the surveyor shows that it is alive.
+const beatEvery = 100_000
+
 // visit visits all sockets that hold something, and returns the backends of their connections that are not in the maps.
 func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]inspect.Backend, error) {
 	dp, err := loader.Open(opts.Loader)
@@ -128,9 +141,13 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	defer reader.Close()
 	// One socket of each backend.
 	examples := make(map[inspect.Backend]inspect.Socket)
+	seen := 0
 	for socket, err := range reader.Sockets(ctx, inspect.Filter{}) {
 		if err != nil {
 			return nil, err
+		}
+		if seen++; seen%beatEvery == 0 {
+			s.a.beat(loopSurvey)
 		}
 		found.sockets[socketKind{socket.Protocol, socket.Family}]++
 		for role := range socket.Tuples() {
@@ -143,7 +160,7 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 		b := inspect.Backend{AddrPort: c.Peer, Protocol: socket.Protocol}
 		found.services[serviceKey{c.Service, socket.Protocol}]++
 		if found.backends[b]++; found.backends[b] == 1 {
-			examples[b] = inspect.Socket{Protocol: socket.Protocol, State: socket.State, Peer: socket.Peer, Conn: c}
+			examples[b] = socket
 		}
 	}
 	return s.missing(ctx, opts, examples)
@@ -226,6 +243,9 @@ func (s *surveyor) audit(ctx context.Context, opts Options) bool {
 		Loader: opts.Loader, To: opts.To, Logger: opts.Loader.Logger,
 		Progress: func(migrate.Progress) { s.a.beat(loopSurvey) },
 	})
+	if !opts.AuditOnly && (isMissing(err) || errors.Is(err, migrate.ErrNoHash)) {
+		return false // not loaded yet
+	}
 	if !s.a.outcome(stepAudit, err) {
 		return false
 	}

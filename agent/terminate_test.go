@@ -69,7 +69,7 @@ func TestSocketsOfABackendThatGoesEnd(t *testing.T) {
 
 	// Streams end when that is asked for; the ones of before are found by the next survey.
 	opts.Termination.Protocols, opts.SurveyEvery = TerminateAll, time.Second
-	require.NoError(t, r.Configure(opts))
+	r.configure(opts)
 	n.services(other, service(1, lbmap.ProtocolUDP, stays), lbmap.Service{Frontend: tcp.Frontend})
 	awaits(t, "the stream ends", soon, func() bool { return len(eventsOf[SocketTerminated](r)) > len(onGone) })
 	require.NoError(t, bystanders[len(bystanders)-2].asks())
@@ -158,7 +158,7 @@ func TestMapsThatAreRewritten(t *testing.T) {
 
 	// And what goes for good ends, though it is a lot.
 	opts.Termination.Hold = time.Second
-	require.NoError(t, r.Configure(opts))
+	r.configure(opts)
 	n.services(all[:6]...)
 	awaits(t, "ended", soon, func() bool { return len(eventsOf[SocketTerminated](r)) == 6 })
 	for _, c := range clients[:6] {

@@ -60,7 +60,13 @@ func (t *terminator) run(ctx context.Context) {
 			t.settling = time.Now()
 		}
 		opts := t.a.options()
-		if opts.Termination.Protocols != TerminateOff {
+		if opts.Termination.Protocols == TerminateOff {
+			// What changes meanwhile is not judged when it is turned on again.
+			t.present, t.settling = nil, time.Now()
+			clear(t.gone)
+			clear(t.recent)
+			t.maps.close()
+		} else {
 			t.turn(ctx, opts.Termination)
 		}
 		pause := min(max(opts.Poll, restFor*t.maps.cost), mostRest)

@@ -41,7 +41,7 @@ func settings() map[string]map[string]any {
 	}
 	for _, sockets := range []string{"udp", "all", "off"} {
 		all["terminate-"+sockets] = map[string]any{
-			"mode": "takeover", "terminate": map[string]any{"sockets": sockets, "on": []any{"terminating", "quarantined"}},
+			"mode": "takeover", "terminate": map[string]any{"sockets": sockets, "states": []any{"terminating", "quarantined"}},
 		}
 	}
 	all["everything"] = map[string]any{
@@ -120,7 +120,7 @@ func TestSchemaOfTheValues(t *testing.T) {
 		"unknown": {"takeover": true},
 		"grace":   {"terminate": map[string]any{"grace": "3"}},
 		"share":   {"terminate": map[string]any{"maxShare": 0.3}},
-		"state":   {"terminate": map[string]any{"on": []any{"active"}}},
+		"state":   {"terminate": map[string]any{"states": []any{"active"}}},
 		"digest":  {"image": map[string]any{"digest": "latest"}},
 		"port":    {"metrics": map[string]any{"port": 0}},
 	} {
