@@ -197,7 +197,14 @@ func (a *Agent) Ready() error {
 	}
 	var texts []string
 	for _, p := range v.problems {
-		if p.Code != loader.ProblemHashFull {
+		switch p.Code {
+		case loader.ProblemHashFull, loader.ProblemModeDual:
+		case loader.ProblemAgentOff:
+			if a.opts.WhenOwnerLeaves == OwnerStay {
+				continue
+			}
+			fallthrough
+		default:
 			texts = append(texts, p.Code+": "+p.Text)
 		}
 	}

@@ -92,7 +92,7 @@ func TestIdleCost(t *testing.T) {
 	share := 100 * used.Seconds() / took.Seconds()
 	resident := residentMiB(t, agent.Process.Pid)
 	t.Logf("10,000 services, 20,000 backends, %d sockets: %.2f %% of a processor during %v, %d MiB", opened, share, took.Round(time.Second), resident)
-	require.Less(t, share, 2.0)
+	require.Less(t, share, 3.0)
 	require.Less(t, resident, 64)
 }
 
@@ -104,11 +104,9 @@ func TestScrapeCost(t *testing.T) {
 	r := n.start(opts)
 	r.ready()
 	opened := n.large(100_000)
-	awaits(t, "surveyed", soon, func() bool {
-		r.Agent.mu.Lock()
-		defer r.Agent.mu.Unlock()
-		return r.view.survey != nil && len(r.view.survey.backends) > 0
-	})
+	s := newSurveyor(r.Agent)
+	defer s.close()
+	s.survey(t.Context(), r.options())
 	registry := prometheus.NewRegistry()
 	require.NoError(t, registry.Register(r))
 	fastest := time.Hour

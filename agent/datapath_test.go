@@ -212,7 +212,7 @@ func runChild() int {
 	if what := os.Getenv(childEnv + "_OPTIONS"); what == optionsTakeover {
 		opts.Loader.Takeover = true
 	} else {
-		opts = Options{Loader: n.loader()}
+		opts = Options{Loader: n.loader(), AuditEvery: -1}
 	}
 	if err := Run(ctx, opts); err != nil {
 		fmt.Fprintln(os.Stderr, err)

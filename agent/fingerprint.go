@@ -85,12 +85,3 @@ func pins(w interface{ Write([]byte) (int, error) }, dir string, wanted func(nam
 	}
 	return nil
 }
-
-// linksPinned tells whether the owner has links pinned in the directory.
-func linksPinned(dir string) (bool, error) {
-	files, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return len(files) > 0, err
-}

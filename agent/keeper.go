@@ -153,28 +153,29 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 	if !k.a.outcome(stepLook, err) {
 		return false, false
 	}
-	if left, due := k.ownerHasLeft(status); left && opts.WhenOwnerLeaves != OwnerStay {
-		if !due {
-			return false, false // its restart may be under way
-		}
-		return k.letGo(ctx)
-	}
 	for _, p := range status.Problems {
 		switch p.Code {
-		case loader.ProblemBeside:
-			if opts.Loader.Takeover && p.Mend != "" {
-				return k.separate(ctx, status)
+		case loader.ProblemAgentOff:
+			if opts.WhenOwnerLeaves == OwnerStay {
+				continue
 			}
-		case loader.ProblemTakenBack:
-			if opts.Loader.Takeover {
+			if !k.ownerHasLeft() {
+				return false, false // its restart may be under way
+			}
+			return k.letGo(ctx)
+		case loader.ProblemTakenBack, loader.ProblemBeside:
+			if opts.Loader.Takeover && p.Mend != "" {
 				return k.load(ctx, status)
 			}
-		case loader.ProblemUnsafeDir:
+		case loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemLinkUnpinned,
+			loader.ProblemCgroupRemoved, loader.ProblemMapMissing, loader.ProblemMapReplaced:
+			return k.load(ctx, status)
 		case loader.ProblemHashFull:
 			return k.migrate(ctx, status)
-		default:
-			return k.load(ctx, status)
 		}
+	}
+	if !slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == loader.ProblemAgentOff }) {
+		k.ownerLeft = time.Time{}
 	}
 	if status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
 		return k.migrate(ctx, status)
@@ -296,30 +297,12 @@ func count(changes []loader.Change, action string) (n int) {
 	return n
 }
 
-// separate takes over from an agent whose programs have been attached beside ours: ours go first.
-func (k *keeper) separate(ctx context.Context, s loader.Status) (more, well bool) {
-	opts := k.a.options().Loader
-	taken := slices.ContainsFunc(s.Hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil })
-	err := k.a.remove(ctx, opts, taken, false)
-	if !k.a.outcome(stepGiveBack, err) {
-		return false, false
-	}
-	k.loaded = false
-	return true, true
-}
-
-// ownerHasLeft tells whether the links are gone in which hooks were taken over, and whether that is no restart.
-func (k *keeper) ownerHasLeft(s loader.Status) (left, due bool) {
-	held := slices.ContainsFunc(s.Hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil && h.TakenOver.Link })
-	pinned, err := linksPinned(k.a.options().Loader.TakeoverLinks)
-	if !held || pinned || err != nil || !k.a.options().Loader.Takeover {
-		k.ownerLeft = time.Time{}
-		return false, false
-	}
+// ownerHasLeft tells whether the other agent's links have been gone for so long that this is no restart.
+func (k *keeper) ownerHasLeft() bool {
 	if k.ownerLeft.IsZero() {
 		k.ownerLeft = time.Now()
 	}
-	return true, time.Since(k.ownerLeft) >= k.a.options().patience
+	return time.Since(k.ownerLeft) >= k.a.options().patience
 }
 
 // letGo does what was told to do when the owner has left.

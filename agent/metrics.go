@@ -212,7 +212,7 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 var problemCodes = []string{
 	loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemCgroupRemoved,
 	loader.ProblemTakenBack, loader.ProblemBeside, loader.ProblemMapMissing, loader.ProblemMapReplaced, loader.ProblemHashFull,
-	loader.ProblemUnsafeDir,
+	loader.ProblemUnsafeDir, loader.ProblemLinkUnpinned, loader.ProblemAgentOff, loader.ProblemModeDual, loader.ProblemNotRoot,
 }
 
 func (a *Agent) collectDatapath(ch chan<- prometheus.Metric) {

@@ -58,7 +58,7 @@ type Options struct {
 	// To is the mode in which migrations end, storage or mirror. Default: mirror where hooks were taken over from
 	// another agent, elsewhere storage.
 	To *loader.Mode
-	// WhenOwnerLeaves is what to do when the links of the other agent are no longer pinned at [loader.Options].TakeoverLinks.
+	// WhenOwnerLeaves is what to do when the other agent has removed its links, for 10 seconds.
 	// Default: [OwnerStay].
 	WhenOwnerLeaves OwnerPolicy
 	// OnStop is what to do when the context of Run ends. Default: [StopLeave].

