@@ -46,6 +46,8 @@ const (
 	patiently = 10
 	// restFor is how many times longer than an effort is rested after it.
 	restFor = 300
+	// unmigratedRest is the time between two looks for sockets that a migration has to move first.
+	unmigratedRest = 5 * time.Second
 	// mostRest is the longest time between two looks at the maps.
 	mostRest = time.Second
 )
@@ -220,8 +222,12 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	}
 	// An effort that a busy node makes long is made the less often.
 	t.next = begin.Add(max(time.Second, 3*took))
-	if errors.Is(err, loader.ErrNotLoaded) || errors.Is(err, inspect.ErrNoProof) {
+	switch {
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, inspect.ErrNoProof):
 		return // nothing says which sockets are connected; when something does, the next survey finds them
+	case errors.Is(err, inspect.ErrUnmigrated):
+		t.next = begin.Add(unmigratedRest + 3*took)
+		return // until a migration has moved them
 	}
 	if !t.a.outcome(stepTerminate, err) || report.More {
 		return
