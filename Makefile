@@ -53,14 +53,14 @@ test-faults: ## Make faults and load for long: [DURATION=10m] (root)
 CALLS ?= 1000000
 
 .PHONY: test-host
-test-host: clang ## Run the functions of bpf/lib on this machine under sanitizers: [CALLS=1000000]
+test-host: clang ## Run bpf/lib on this machine under sanitizers: [CALLS=N]
 	mkdir -p bin
 	clang-$(CLANG_VERSION) -O1 -g -w -fsanitize=address,undefined -fno-sanitize=bounds -fno-sanitize-recover=all \
 		-Itests/host -Ibpf/lib -o bin/host tests/host/host.c
 	./bin/host $(CALLS) $$$$
 
 .PHONY: analyze
-analyze: clang ## Look for faults in the BPF programs with clang's static analyzer
+analyze: clang ## Search the BPF programs with the static analyzer of clang
 	@for file in bpf/sock/*.c bpf/iter/*.c; do \
 		clang-$(CLANG_VERSION) --analyze -Xclang -analyzer-werror -Xclang -analyzer-output=text -target bpf -mcpu=v3 -Ibpf/lib $$file || exit 1; \
 	done
@@ -80,7 +80,7 @@ test-reference: ## Test another agent's programs: OBJECT=bpf_sock.o (root)
 
 .PHONY: test-stay
 DURATION ?= 10m
-test-stay: ## Test revsk beside another agent that does all it can, under traffic: DURATION=10m (root)
+test-stay: ## Test revsk beside a busy agent: [DURATION=10m] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/kernel -run TestStayBesideAnotherAgent -stay.duration $(DURATION)
 
 .PHONY: test-agent
