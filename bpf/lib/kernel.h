@@ -47,6 +47,7 @@ typedef _Bool bool;
 /* What was read from memory is read again where it is needed after this. */
 #define forget_memory() asm volatile("" : : : "memory")
 
+#define AF_INET 2
 #define AF_INET6 10
 
 #define IPPROTO_TCP 6
