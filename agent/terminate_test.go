@@ -55,6 +55,7 @@ func TestSocketsOfABackendThatGoesEnd(t *testing.T) {
 		return true
 	})
 	t.Logf("%d sockets ended %v after their backend went", len(onGone), took)
+	awaits(t, "told", soon, func() bool { return len(eventsOf[SocketTerminated](r)) == len(onGone) })
 	for _, c := range bystanders {
 		require.NoError(t, c.asks())
 		require.Equal(t, local[c], c.LocalAddr().String())
@@ -65,8 +66,6 @@ func TestSocketsOfABackendThatGoesEnd(t *testing.T) {
 		require.Equal(t, udp.Frontend.AddrPort, e.Connection.Service)
 		require.NotEmpty(t, e.Socket.Owners)
 	}
-	require.Len(t, eventsOf[SocketTerminated](r), len(onGone))
-
 	// Streams end when that is asked for; the ones of before are found by the next survey.
 	opts.Termination.Protocols, opts.SurveyEvery = TerminateAll, time.Second
 	r.configure(opts)
