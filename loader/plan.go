@@ -589,6 +589,9 @@ func (o *observation) planRemove(back map[string]bool, purge bool) ([]step, erro
 // planHandBack puts the programs back that were taken over, and removes this datapath with all its pins.
 func planHandBack(o *observation) ([]step, error) {
 	if _, ok := o.dirs[o.opts.formerDir()]; !ok {
+		if names, ok := o.dirs[o.opts.PinsDir]; ok && len(names) == 0 { // a call was cut short before its last step
+			return o.planRemove(nil, true)
+		}
 		return nil, fmt.Errorf("%s: %w", o.opts.PinsDir, ErrNotTakenOver)
 	}
 	var ours []*hookState

@@ -444,6 +444,12 @@ func TestPlanOfAHandBack(t *testing.T) {
 			o.dirs[o.opts.PinsDir] = []string{"former", "links", mapConn} // and some maps
 			o.loaded, o.mapNamed(mapConfig).pinned = false, 0
 		}, []string{"remove directory /bpf/revsk/links"}, nil},
+		"a call was cut short before its last step": {func(o *observation) {
+			o.each(func(h *hookState) { h.pin, h.on, h.saved = linkState{}, nil, program{} })
+			o.loaded, o.mapNamed(mapConfig).pinned = false, 0
+			clear(o.dirs)
+			o.dirs[o.opts.PinsDir] = []string{}
+		}, []string{"remove directory /bpf/revsk"}, nil},
 		"nothing was taken over": {func(o *observation) { delete(o.dirs, o.opts.formerDir()) }, nil, ErrNotTakenOver},
 	} {
 		t.Run(name, func(t *testing.T) {
