@@ -270,7 +270,7 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 		if (torn)                                                                          \
 			__sync_fetch_and_add(&revsk_records_torn, 1);                              \
 		else                                                                               \
-			record_keep(&r->socket, sk, begin, n);                                         \
+			record_keep(&r->socket, sk, begin, n);                                     \
 		return 0;                                                                          \
 	}
 

@@ -68,16 +68,6 @@ struct revsk_call {
 
 _Static_assert(sizeof(struct revsk_call) == 16, "revsk_call is 16 bytes");
 
-/* A backend of a service, and how many sockets are connected to it that have no entry. */
-struct revsk_backend_key {
-	union ip_addr addr;
-	__be16 port;
-	__u8 protocol;
-	__u8 pad[5];
-};
-
-_Static_assert(sizeof(struct revsk_backend_key) == 24, "revsk_backend_key is 24 bytes");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1); /* user space decides */
@@ -92,13 +82,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct revsk_import_socket);
 } revsk_import_sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1); /* user space decides */
-	__type(key, struct revsk_backend_key);
-	__type(value, __u32);
-} revsk_import_backends SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -118,9 +101,6 @@ __u64 revsk_judged = 0;
 
 /* How often find_files has met a socket that is left to fill_descriptor. */
 __u64 revsk_files_only = 0;
-
-/* Count the sockets that are connected to a backend and have no entry. */
-volatile const bool cfg_count_without_entry = false;
 
 /* Wanted by sock_ref.h; every sock_ref here has its cookie, and no rule asks for a namespace. */
 static __always_inline __u64 ctx_socket_cookie(void *ctx)
@@ -224,26 +204,7 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 	return 0;
 }
 
-static __always_inline void without_entry(__u64 cookie, const struct endpoint *actual,
-					  __u8 protocol)
-{
-	struct revsk_backend_key key = {
-		.addr = actual->addr,
-		.port = actual->port,
-		.protocol = protocol,
-	};
-	struct revsk_tuple t = {};
-	__u32 *n;
-
-	if (!actual->port)
-		return;
-	n = bpf_map_lookup_elem(&revsk_import_backends, &key);
-	if (n && (!cookie || !legacy_find(cookie, actual, &t)))
-		__sync_fetch_and_add(n, 1);
-}
-
 struct fill_loop {
-	void *ctx;
 	void *sk;
 	__u64 cookie;
 	struct endpoint actual;
@@ -279,18 +240,17 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 	/* What is added now the release hook may not find, nor remove. */
 	if (is_closed(loop->sk))
 		return 1;
-	if (fill_one(loop->ctx, loop->sk, loop->cookie, &loop->actual, loop->protocol,
+	if (fill_one(NULL, loop->sk, loop->cookie, &loop->actual, loop->protocol,
 		     loop->first + i) == REVSK_FATE_NO_ROOM)
 		loop->without_room = true;
 	return 0;
 }
 
 /* @c and @sk are the same socket; the programs come by it as pointers of different types. */
-static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_common *c,
-					 __u8 protocol, struct revsk_import_socket *found)
+static __always_inline void fill_entries(void *sk, const struct sock_common *c, __u8 protocol,
+					 struct revsk_import_socket *found)
 {
 	struct fill_loop loop = {
-		.ctx = cfg_dry_run ? ctx : NULL,
 		.sk = sk,
 		.cookie = c->skc_cookie.counter,
 		.actual = actual_peer(c),
@@ -303,17 +263,11 @@ static __always_inline void fill_entries(void *ctx, void *sk, const struct sock_
 		found->seen |= REVSK_SEEN_WITHOUT_ROOM;
 }
 
-static __always_inline int fill_from_table(void *ctx, void *sk, const struct sock_common *c,
-					   __u8 protocol)
+static __always_inline int fill_from_table(void *sk, const struct sock_common *c, __u8 protocol)
 {
 	__u64 cookie = c->skc_cookie.counter; /* 0: it has none, so no entries */
 	struct revsk_import_socket *found;
 
-	if (cfg_count_without_entry) {
-		const struct endpoint actual = actual_peer(c);
-
-		without_entry(cookie, &actual, protocol);
-	}
 	if (!cookie)
 		return 0;
 	found = bpf_map_lookup_elem(&revsk_import_sockets, &cookie);
@@ -322,7 +276,7 @@ static __always_inline int fill_from_table(void *ctx, void *sk, const struct soc
 	found->family = c->skc_family;
 	found->protocol = protocol;
 	found->seen |= REVSK_SEEN_TABLE;
-	fill_entries(ctx, sk, c, protocol, found);
+	fill_entries(sk, c, protocol, found);
 	return 0;
 }
 
@@ -337,7 +291,7 @@ SEC("iter/tcp") int fill_tcp(struct bpf_iter__tcp *ctx)
 	tcp = bpf_skc_to_tcp_sock(c);
 	if (!tcp || is_closed((struct sock *)tcp))
 		return 0;
-	return fill_from_table(ctx, c, c, IPPROTO_TCP);
+	return fill_from_table(c, c, IPPROTO_TCP);
 }
 
 SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
@@ -346,7 +300,7 @@ SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
 
 	if (!udp || is_closed(&udp->inet.sk))
 		return 0;
-	return fill_from_table(ctx, udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol);
+	return fill_from_table(udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol);
 }
 
 SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
@@ -379,9 +333,6 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	found->seen |= REVSK_SEEN_FILE;
 	if (!(found->seen & REVSK_SEEN_TABLE) || (found->seen & REVSK_SEEN_WITHOUT_ROOM))
 		__sync_fetch_and_add(&revsk_files_only, 1);
-	/* What only reads can do without the lock. */
-	if (cfg_dry_run)
-		fill_entries(ctx, sk, &sk->__sk_common, sk->sk_protocol, found);
 	return 0;
 }
 

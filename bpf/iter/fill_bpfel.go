@@ -13,17 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type FillRevskBackendKey struct {
-	_    structs.HostLayout
-	Addr struct {
-		_     structs.HostLayout
-		Bytes [16]uint8
-	}
-	Port     uint16
-	Protocol uint8
-	Pad      [5]uint8
-}
-
 type FillRevskCall struct {
 	_     structs.HostLayout
 	Nonce uint64
@@ -110,7 +99,6 @@ const (
 	FillMapRevskConn                  = "revsk_conn"
 	FillMapRevskFormer                = "revsk_former"
 	FillMapRevskImport                = "revsk_import"
-	FillMapRevskImportBackends        = "revsk_import_backends"
 	FillMapRevskImportSockets         = "revsk_import_sockets"
 	FillMapRevskMetrics               = "revsk_metrics"
 	FillMapRevskPeers                 = "revsk_peers"
@@ -143,8 +131,6 @@ const (
 	FillProgNoteCaller                = "note_caller"
 	FillVarCfgAffinityHz              = "cfg_affinity_hz"
 	FillVarCfgAnyProtocol             = "cfg_any_protocol"
-	FillVarCfgCountWithoutEntry       = "cfg_count_without_entry"
-	FillVarCfgDryRun                  = "cfg_dry_run"
 	FillVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
 	FillVarCfgHealthCheck             = "cfg_health_check"
 	FillVarCfgHostNetnsCookie         = "cfg_host_netns_cookie"
@@ -241,7 +227,6 @@ type FillMapSpecs struct {
 	RevskConn             *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskImport           *ebpf.MapSpec `ebpf:"revsk_import"`
-	RevskImportBackends   *ebpf.MapSpec `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.MapSpec `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
@@ -274,8 +259,6 @@ type FillMapSpecs struct {
 type FillVariableSpecs struct {
 	CfgAffinityHz              *ebpf.VariableSpec `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.VariableSpec `ebpf:"cfg_any_protocol"`
-	CfgCountWithoutEntry       *ebpf.VariableSpec `ebpf:"cfg_count_without_entry"`
-	CfgDryRun                  *ebpf.VariableSpec `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.VariableSpec `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.VariableSpec `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.VariableSpec `ebpf:"cfg_host_netns_cookie"`
@@ -338,7 +321,6 @@ type FillMaps struct {
 	RevskConn             *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer           *ebpf.Map `ebpf:"revsk_former"`
 	RevskImport           *ebpf.Map `ebpf:"revsk_import"`
-	RevskImportBackends   *ebpf.Map `ebpf:"revsk_import_backends"`
 	RevskImportSockets    *ebpf.Map `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
@@ -383,7 +365,6 @@ func (m *FillMaps) Close() error {
 		m.RevskConn,
 		m.RevskFormer,
 		m.RevskImport,
-		m.RevskImportBackends,
 		m.RevskImportSockets,
 		m.RevskMetrics,
 		m.RevskPeers,
@@ -417,8 +398,6 @@ func (m *FillMaps) Close() error {
 type FillVariables struct {
 	CfgAffinityHz              *ebpf.Variable `ebpf:"cfg_affinity_hz"`
 	CfgAnyProtocol             *ebpf.Variable `ebpf:"cfg_any_protocol"`
-	CfgCountWithoutEntry       *ebpf.Variable `ebpf:"cfg_count_without_entry"`
-	CfgDryRun                  *ebpf.Variable `ebpf:"cfg_dry_run"`
 	CfgExternalIpMitigation    *ebpf.Variable `ebpf:"cfg_external_ip_mitigation"`
 	CfgHealthCheck             *ebpf.Variable `ebpf:"cfg_health_check"`
 	CfgHostNetnsCookie         *ebpf.Variable `ebpf:"cfg_host_netns_cookie"`

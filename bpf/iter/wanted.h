@@ -20,7 +20,8 @@ bool revsk_wanted_connected = false;
 enum revsk_wanted {
 	REVSK_WANTED_ALL = 0,
 	REVSK_WANTED_THESE = 1, /* the service; the backends in the map, of their protocol */
-	REVSK_WANTED_ALIKE = 2, /* services of its family and port; backends of every protocol, too */
+	REVSK_WANTED_ALIKE =
+		2, /* services of its family and port; backends of every protocol, too */
 };
 
 struct revsk_wanted_service {

@@ -35,9 +35,6 @@ struct revsk_import_entry {
 
 _Static_assert(sizeof(struct revsk_import_entry) == 40, "revsk_import_entry is 40 bytes");
 
-/* Only say what would be done. */
-volatile const bool cfg_dry_run = false;
-
 /*
  * Makes @e what the hash says of the peer now: programs may have written it since it was read. If it says nothing, the
  * LRU has evicted the entry, and @e counts as it is; or a hook of ours has removed it: then false.
@@ -110,8 +107,6 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 		return REVSK_FATE_ENDED;
 	if (!connected && protocol == IPPROTO_TCP)
 		return REVSK_FATE_DISCONNECTED;
-	if (cfg_dry_run)
-		return connected ? REVSK_FATE_CONN : REVSK_FATE_PEERS;
 
 	/* What was sent by another service is older, too, and would hide what is stored now. */
 	if (p && peers_remove(s, p, &peer))
