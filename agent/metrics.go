@@ -5,7 +5,6 @@ package agent
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -342,10 +341,10 @@ func (a *Agent) collectSurvey(ch chan<- prometheus.Metric, s *survey) {
 	for kind, n := range s.sockets {
 		metricSockets.send(ch, float64(n), kind.protocol.String(), kind.family.String())
 	}
-	for _, key := range largest(s.services, a.opts.Services) {
+	for _, key := range s.topServices {
 		metricServiceSockets.send(ch, float64(s.services[key]), key.service.String(), key.protocol.String())
 	}
-	for _, b := range largest(s.backends, a.opts.Backends) {
+	for _, b := range s.topBackends {
 		metricBackendSockets.send(ch, float64(s.backends[b]), b.AddrPort.String(), b.Protocol.String())
 	}
 	for _, f := range s.fill {
@@ -361,11 +360,22 @@ func largest[K comparable](of map[K]int, n int) []K {
 	if n <= 0 {
 		return nil
 	}
-	keys := slices.Collect(maps.Keys(of))
-	slices.SortFunc(keys, func(a, b K) int {
-		return cmp.Or(cmp.Compare(of[b], of[a]), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
+	type named struct {
+		key  K
+		name string
+	}
+	all := make([]named, 0, len(of))
+	for key := range of {
+		all = append(all, named{key, fmt.Sprint(key)})
+	}
+	slices.SortFunc(all, func(a, b named) int {
+		return cmp.Or(cmp.Compare(of[b.key], of[a.key]), cmp.Compare(a.name, b.name))
 	})
-	return keys[:min(n, len(keys))]
+	keys := make([]K, min(n, len(all)))
+	for i := range keys {
+		keys[i] = all[i].key
+	}
+	return keys
 }
 
 func (a *audit) collect(ch chan<- prometheus.Metric) {

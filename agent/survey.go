@@ -29,6 +29,9 @@ type survey struct {
 	services map[serviceKey]int
 	backends map[inspect.Backend]int // of connections
 	fill     []fill
+	// Those with the most sockets, which have a series each.
+	topServices []serviceKey
+	topBackends []inspect.Backend
 }
 
 type socketKind struct {
@@ -123,6 +126,8 @@ func (s *surveyor) survey(ctx context.Context, opts Options) {
 		}
 		s.a.update(func(v *view) { v.backends.missing = missing })
 	}
+	found.topServices = largest(found.services, opts.Services)
+	found.topBackends = largest(found.backends, opts.Backends)
 	found.at, found.duration = time.Now(), time.Since(begin)
 	s.a.update(func(v *view) { v.survey = &found })
 }
