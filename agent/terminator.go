@@ -92,6 +92,8 @@ func (t *terminator) turn(ctx context.Context, opts Termination) {
 	now := time.Now()
 	if anew {
 		t.settling = now
+	} else if !t.settling.IsZero() && now.Sub(t.changed) >= opts.Settle {
+		t.settling = time.Time{} // before what has changed just now
 	}
 	if set != nil {
 		t.compare(set, now)
