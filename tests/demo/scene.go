@@ -92,6 +92,7 @@ func play(ctx context.Context, opts loader.Options, length time.Duration) (r res
 		return r, err
 	}
 
+	time.Sleep(8 * time.Second) // what the last scene has left is done with
 	// The server is silent: nobody says that its port is closed.
 	servers[goes].silent.Store(true)
 	for _, b := range service.Backends {
