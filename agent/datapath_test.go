@@ -138,6 +138,7 @@ func TestOwnerLeaves(t *testing.T) {
 		t.Run(string(policy), func(t *testing.T) {
 			n := newNode(t)
 			owner := n.owner()
+			n.services(service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1:0"))) // tells where the owner translates
 			opts := n.options()
 			opts.Loader.Takeover, opts.WhenOwnerLeaves, opts.patience = true, policy, time.Second
 			r := n.start(opts)
