@@ -48,6 +48,7 @@ func TestSettingsOfTheAgent(t *testing.T) {
 	features := loader.DefaultFeatures()
 	opts.Loader.ChangeFeatures(&features)
 	require.Equal(t, []string{"nodeport=false"}, features.Differences(loader.DefaultFeatures()))
+	require.Contains(t, opts.Loader.Said, "nodeport", "or a takeover would ask for it again")
 
 	for text, message := range map[string]string{
 		"terminat: udp":             `there is no setting "terminat"`,

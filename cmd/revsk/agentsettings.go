@@ -177,6 +177,7 @@ func (s *agentSettings) options(e *env) (agent.Options, error) {
 			Cgroup: s.cgroup, MapsDir: place.mapsDir(), PinsDir: place.pinsDir(),
 			Takeover: s.takeover, TakeoverLinks: s.links, LegacyMaxEntries: s.legacy,
 			ChangeFeatures: func(f *loader.Features) { changeFeatures(s.flags, f) },
+			Said:           saidFeatures(s.flags),
 		},
 		AuditOnly:       s.auditOnly,
 		WhenOwnerLeaves: agent.OwnerPolicy(s.owner),

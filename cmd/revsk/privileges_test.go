@@ -152,7 +152,7 @@ func TestSmallestCapabilities(t *testing.T) {
 	shared := sync.OnceValue(func() place { return loaded(t) })
 	for _, command := range slices.SortedFunc(maps.Keys(privileges), ownPlaceFirst) {
 		if command == "revsk agent" {
-			continue // does not end: TestAgentWithTheCapabilitiesThatItNeeds
+			continue // does not end by itself
 		}
 		for _, n := range privileges[command] {
 			title := strings.TrimSpace(command + " " + n.when)
