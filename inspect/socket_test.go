@@ -3,6 +3,7 @@
 package inspect
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -157,9 +158,14 @@ func (s service) tuple() *revnat.Tuple {
 
 func self(t testing.TB) Process {
 	t.Helper()
-	comm, err := os.ReadFile("/proc/self/comm")
+	return process(t, os.Getpid())
+}
+
+func process(t testing.TB, id int) Process {
+	t.Helper()
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", id))
 	require.NoError(t, err)
-	return Process{os.Getpid(), strings.TrimSpace(string(comm))}
+	return Process{id, strings.TrimSpace(string(comm))}
 }
 
 // assertSockets compares without regard to order, and checks the times instead of comparing them.

@@ -202,7 +202,7 @@ func TestOwnersAreAllProcessesThatHaveTheSocketOpen(t *testing.T) {
 	s.connect(t, svc.front)
 	want := s.expected(t, &svc)
 	child := startChild(t, s)
-	want.Owners = append(want.Owners, Process{child.Process.Pid, self(t).Command})
+	want.Owners = append(want.Owners, process(t, child.Process.Pid))
 
 	got, err := Sockets(t.Context(), d.Maps, Options{})
 	require.NoError(t, err)

@@ -112,5 +112,5 @@ func TestVerboseSaysWhatIsDone(t *testing.T) {
 	p := newPlace(t)
 	r := p.load("-v")
 	require.Equal(t, 0, r.code)
-	require.Contains(t, r.stderr, "msg=attached program=revsk_connect4")
+	require.Contains(t, r.stderr, `step="attach revsk_connect4"`)
 }
