@@ -288,9 +288,6 @@ func (s *socket) shows() string {
 	return addrPort(sa).String()
 }
 
-// right is what the application is to see.
-func (s *socket) right() string { return s.service[len(s.service)-1].String() }
-
 // sendFromBackend sends a datagram from a backend to a port of this host.
 func sendFromBackend(domain int, port uint16) error {
 	backend := backend4

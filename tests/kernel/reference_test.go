@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -38,6 +39,15 @@ func runReference(opts loader.Options) error {
 		return err
 	}
 	return errors.Join(agent.Replace(filepath.Join(full.PinsDir, "links")), agent.Close())
+}
+
+// detachReference detaches them.
+func detachReference(opts loader.Options) error {
+	full, err := opts.WithDefaults()
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(full.PinsDir, "links"))
 }
 
 // newAgent makes an agent that keeps its state in the hash.
