@@ -138,7 +138,7 @@ func (s *scene) publishMany(n int) []*service {
 		svc := &service{
 			front:   netip.AddrPortFrom(sandbox.Numbered(s.family.services, 1000+i), 53),
 			backend: s.backendAt(i),
-			revNat:  uint16(1000 + i),
+			revNat:  uint16(s.numbers + 1000 + i),
 		}
 		s.publish(svc)
 		all = append(all, svc)

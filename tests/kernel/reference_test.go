@@ -42,12 +42,12 @@ func runReference(opts loader.Options) error {
 }
 
 // detachReference detaches them.
-func detachReference(opts loader.Options) error {
+func detachReference(t *testing.T, opts loader.Options) {
+	t.Helper()
 	full, err := opts.WithDefaults()
-	if err != nil {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(full.PinsDir, "links"))
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(filepath.Join(full.PinsDir, "links")))
+	awaitDetached(t, opts)
 }
 
 // newAgent makes an agent that keeps its state in the hash.

@@ -41,6 +41,7 @@ func stress(t *testing.T, mode loader.Mode, d time.Duration) {
 	scenes := []*scene{newScene(t, mode, ipv4, unix.IPPROTO_UDP)}
 	if haveIPv6 {
 		scenes = append(scenes, newScene(t, mode, ipv6, unix.IPPROTO_UDP))
+		scenes[1].numbers = 10000 // an index belongs to one service
 	}
 	plazas := make([]*plaza, len(scenes))
 	for i, s := range scenes {
@@ -90,13 +91,13 @@ func newPlaza(s *scene) *plaza {
 		twin := &service{
 			front:   netip.AddrPortFrom(sandbox.Numbered(s.family.services, 5000+i), 53),
 			backend: p.all[i].backend,
-			revNat:  uint16(5000 + i),
+			revNat:  uint16(s.numbers + 5000 + i),
 		}
 		s.publish(twin)
 		s.Cleanup(func() { s.delete(twin) })
 		p.all = append(p.all, twin)
 	}
-	far := &service{front: s.nowhere(), backend: s.unreachable(), revNat: 6000}
+	far := &service{front: s.nowhere(), backend: s.unreachable(), revNat: uint16(s.numbers + 6000)}
 	s.publish(far)
 	s.Cleanup(func() { s.delete(far) })
 	p.all = append(p.all, far)

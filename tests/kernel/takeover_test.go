@@ -72,12 +72,28 @@ func TestTakeoverWithoutGap(t *testing.T) {
 // agentLinks is where the other agent pins its links.
 const agentLinks = "/sys/fs/bpf/agent/links"
 
+// awaitDetached waits for links that are pinned no longer: the kernel detaches them a moment later.
+func awaitDetached(t *testing.T, opts loader.Options) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		runs, err := loader.AgentRuns(opts)
+		return err == nil && !runs
+	}, patience, tick)
+}
+
 // otherAgent makes an agent that keeps its state in the hash, in the place of our hooks: they are back when
 // the test ends.
 func otherAgent(t *testing.T) *reference.Agent {
 	t.Helper()
 	require.NoError(t, loader.Unload(context.Background(), options(), false))
-	t.Cleanup(func() { reload(t, options()) })
+	t.Cleanup(func() {
+		reload(t, options())
+		// The agent may have made maps anew.
+		require.NoError(t, datapath.Close())
+		var err error
+		datapath, err = loader.Open(options())
+		require.NoError(t, err)
+	})
 	full, err := options().WithDefaults()
 	require.NoError(t, err)
 	agent, err := newAgent(full.MapsDir, usual())
@@ -85,6 +101,7 @@ func otherAgent(t *testing.T) *reference.Agent {
 	t.Cleanup(func() {
 		require.NoError(t, agent.Close())
 		require.NoError(t, os.RemoveAll("/sys/fs/bpf/agent"))
+		awaitDetached(t, options())
 	})
 	return agent
 }
