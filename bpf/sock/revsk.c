@@ -37,7 +37,8 @@ static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_
 
 	if (err) {
 		count(REVSK_REJECTED_NO_MEMORY);
-		return reject(err);
+		/* A constant: Linux 7.2 wants to know that it is an error. */
+		return reject(-ENOMEM);
 	}
 	hook_set_address(ctx, &backend, v6);
 	count(REVSK_TRANSLATED);
