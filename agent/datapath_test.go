@@ -75,7 +75,7 @@ func TestLostHooksComeBack(t *testing.T) {
 func TestOwnerRestarts(t *testing.T) {
 	n := newNode(t)
 	owner := n.owner()
-	back := n.backend("127.0.0.1:0")
+	back := n.backend("127.0.0.1")
 	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
 	n.services(udp, tcp)
 	c := n.newCrowd(udp.Frontend, tcp.Frontend)
@@ -138,7 +138,7 @@ func TestOwnerLeaves(t *testing.T) {
 		t.Run(string(policy), func(t *testing.T) {
 			n := newNode(t)
 			owner := n.owner()
-			n.services(service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1:0"))) // tells where the owner translates
+			n.services(service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1"))) // tells where the owner translates
 			opts := n.options()
 			opts.Loader.Takeover, opts.WhenOwnerLeaves, opts.patience = true, policy, time.Second
 			r := n.start(opts)
@@ -171,7 +171,7 @@ func TestOwnerLeaves(t *testing.T) {
 func TestHandsBackOnStop(t *testing.T) {
 	n := newNode(t)
 	owner := n.owner()
-	back := n.backend("127.0.0.1:0")
+	back := n.backend("127.0.0.1")
 	s := service(1, lbmap.ProtocolUDP, back)
 	n.services(s)
 	c := n.newCrowd(s.Frontend)
@@ -243,7 +243,7 @@ func (n *node) child(options string) *exec.Cmd {
 func TestKilledAtAnyMoment(t *testing.T) {
 	n := newNode(t)
 	owner := n.owner()
-	back := n.backend("127.0.0.1:0")
+	back := n.backend("127.0.0.1")
 	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
 	n.services(udp, tcp)
 	c := n.newCrowd(udp.Frontend, tcp.Frontend)

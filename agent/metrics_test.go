@@ -99,7 +99,7 @@ func TestMetricsAndPages(t *testing.T) {
 	require.Equal(t, 503, code)
 	require.Contains(t, why, "not lo")
 	r.ready()
-	s := service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1:0"))
+	s := service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1"))
 	n.services(s)
 	for range 3 {
 		require.NoError(t, n.client(s.Frontend).asks())

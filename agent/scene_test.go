@@ -175,13 +175,11 @@ func (n *node) mode() loader.Mode {
 // backend is a server that echoes datagrams and accepts connections.
 func (n *node) backend(addr string) netip.AddrPort {
 	n.Helper()
-	conn, err := net.ListenPacket("udp", addr)
+	conn, listener, err := sandbox.ListenBoth(addr)
 	require.NoError(n, err)
 	n.Cleanup(func() { conn.Close() })
-	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	listener, err := net.Listen("tcp", at.String())
-	require.NoError(n, err)
 	n.Cleanup(func() { listener.Close() })
+	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	go func() {
 		for {
 			c, err := listener.Accept()

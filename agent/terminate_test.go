@@ -21,7 +21,7 @@ func TestSocketsOfABackendThatGoesEnd(t *testing.T) {
 	opts.Poll, opts.SurveyEvery = 0, time.Minute // the defaults
 	r := n.start(opts)
 	r.ready()
-	stays, goes := n.backend("127.0.0.1:0"), n.backend("127.0.0.2:0")
+	stays, goes := n.backend("127.0.0.1"), n.backend("127.0.0.2")
 	other := service(9, lbmap.ProtocolUDP, stays)
 	udp := service(1, lbmap.ProtocolUDP, stays, goes)
 	tcp := service(2, lbmap.ProtocolTCP, goes)
@@ -80,8 +80,8 @@ func TestWhatHappenedWhileNoAgentRan(t *testing.T) {
 	opts := n.options()
 	first := n.start(opts)
 	first.ready()
-	stays, goes := n.backend("127.0.0.1:0"), n.backend("127.0.0.2:0")
-	a, b, c := service(1, lbmap.ProtocolUDP, goes), service(2, lbmap.ProtocolUDP, stays), service(3, lbmap.ProtocolUDP, n.backend("127.0.0.3:0"))
+	stays, goes := n.backend("127.0.0.1"), n.backend("127.0.0.2")
+	a, b, c := service(1, lbmap.ProtocolUDP, goes), service(2, lbmap.ProtocolUDP, stays), service(3, lbmap.ProtocolUDP, n.backend("127.0.0.3"))
 	n.services(a, b, c)
 	onGone, bystander, onQuarantined := n.client(a.Frontend), n.client(b.Frontend), n.client(c.Frontend)
 	require.NoError(t, first.stop())
@@ -104,7 +104,7 @@ func TestMapsThatAreRewritten(t *testing.T) {
 	var all []lbmap.Service
 	var clients []*client
 	for i := range 12 {
-		all = append(all, service(i, lbmap.ProtocolUDP, n.backend(fmt.Sprintf("127.0.1.%d:0", i+1))))
+		all = append(all, service(i, lbmap.ProtocolUDP, n.backend(fmt.Sprintf("127.0.1.%d", i+1))))
 	}
 	n.services(all...)
 	for _, s := range all {

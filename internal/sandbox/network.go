@@ -4,7 +4,9 @@ package sandbox
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -59,4 +61,23 @@ func Numbered(a netip.Addr, n int) netip.Addr {
 	binary.BigEndian.PutUint16(tail, binary.BigEndian.Uint16(tail)+uint16(n))
 	a, _ = netip.AddrFromSlice(b)
 	return a
+}
+
+// ListenBoth returns a UDP and a TCP socket that are bound to the same port of an address, which the kernel chooses.
+func ListenBoth(addr string) (net.PacketConn, net.Listener, error) {
+	for {
+		datagrams, err := net.ListenPacket("udp", net.JoinHostPort(addr, "0"))
+		if err != nil {
+			return nil, nil, err
+		}
+		streams, err := net.Listen("tcp", datagrams.LocalAddr().String())
+		if err == nil {
+			return datagrams, streams, nil
+		}
+		datagrams.Close()
+		// The port that is free for UDP can be that of a TCP connection.
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, nil, err
+		}
+	}
 }

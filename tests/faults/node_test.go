@@ -53,15 +53,12 @@ func startServers() error {
 		addr     string
 		at       *netip.AddrPort
 		listener *net.Listener
-	}{{"127.0.0.1:0", &backend4, &listener4}, {"[::1]:0", &backend6, &listener6}} {
-		conn, err := net.ListenPacket("udp", b.addr)
+	}{{"127.0.0.1", &backend4, &listener4}, {"::1", &backend6, &listener6}} {
+		conn, listener, err := sandbox.ListenBoth(b.addr)
 		if err != nil {
 			return err
 		}
-		*b.at = conn.LocalAddr().(*net.UDPAddr).AddrPort()
-		if *b.listener, err = net.Listen("tcp", b.at.String()); err != nil {
-			return err
-		}
+		*b.at, *b.listener = conn.LocalAddr().(*net.UDPAddr).AddrPort(), listener
 		go func() {
 			buf := make([]byte, 64)
 			for {
