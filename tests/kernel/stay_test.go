@@ -115,9 +115,7 @@ var stayEvents = map[string]func(*stay){
 			require.NoError(s, os.Remove(filepath.Join(full.MapsDir, name)))
 		}
 		for i := range s.agents {
-			s.agents[i], err = newAgent(full.MapsDir, usual())
-			require.NoError(s, err)
-			s.Cleanup(func() { require.NoError(s, s.agents[i].Close()) })
+			s.agents[i] = s.newAgent(full.MapsDir)
 		}
 		s.restart()
 		dp, err := loader.Load(context.Background(), s.opts)
@@ -127,6 +125,13 @@ var stayEvents = map[string]func(*stay){
 		s.excused.Store(false)
 		s.takeOver()
 	},
+}
+
+func (s *stay) newAgent(mapsDir string) *reference.Agent {
+	agent, err := newAgent(mapsDir, usual())
+	require.NoError(s, err)
+	s.Cleanup(func() { require.NoError(s, agent.Close()) })
+	return agent
 }
 
 // restart is what the agent does when it starts again: other programs, in the same links.
@@ -267,9 +272,7 @@ func TestStayBesideAnotherAgent(t *testing.T) {
 	s.agents[0] = otherAgent(t)
 	full, err := s.opts.WithDefaults()
 	require.NoError(t, err)
-	s.agents[1], err = newAgent(full.MapsDir, usual())
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.agents[1].Close()) })
+	s.agents[1] = s.newAgent(full.MapsDir)
 	s.names = slices.Sorted(maps.Keys(s.agents[0].Programs))
 	require.NoError(t, s.agents[0].Link(sandbox.Cgroup(), agentLinks))
 	t.Cleanup(func() {
