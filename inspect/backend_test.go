@@ -109,3 +109,23 @@ func TestAConnectionIsThatToTheActualPeer(t *testing.T) {
 	former.Conn = &revnat.Tuple{Peer: netip.MustParseAddrPort("127.0.0.1:2")}
 	assert.Same(t, base.Conn, former.Connection())
 }
+
+// What a send has left of a peer is no connection, though other connects to others were overtaken.
+func TestWhatWasSentToIsAConnectionOnlyIfItWasOvertaken(t *testing.T) {
+	tuple := revnat.Tuple{Peer: netip.MustParseAddrPort("127.0.0.1:1"), Service: netip.MustParseAddrPort("10.96.0.1:1")}
+	other := tuple
+	other.Peer, other.Overtaken = netip.MustParseAddrPort("127.0.0.1:2"), true
+	s := connectedTo("127.0.0.1:1", lbmap.ProtocolUDP)
+	s.Conn, s.Peers = nil, []revnat.Tuple{tuple, other}
+	assert.Nil(t, s.Connection())
+	s.Peers[0].Overtaken = true
+	assert.Same(t, &s.Peers[0], s.Connection())
+	roles := make(map[netip.AddrPort]Role)
+	for role, t := range s.Tuples() {
+		roles[t.Peer] = role
+	}
+	assert.Equal(t, map[netip.AddrPort]Role{tuple.Peer: RoleConnected, other.Peer: RoleSent}, roles)
+	former := tuple
+	s.Former = &former
+	assert.Same(t, s.Former, s.Connection(), "the former connection before what was overtaken")
+}

@@ -10,8 +10,8 @@ import (
 
 // Connection returns the tuple by which the socket is connected to a service; nil if it is not
 // connected, or not to a service. It is the tuple of the socket's actual peer: that of Conn, or of a
-// former connection that the kernel has kept because it rejected the one that was to replace it. What
-// the socket has only sent to is no connection.
+// former connection that the kernel has kept because it rejected the one that was to replace it, or of
+// a connect that another has overtaken. What the socket has only sent to is no connection.
 func (s *Socket) Connection() *revnat.Tuple {
 	if !s.isConnected() {
 		return nil
@@ -21,6 +21,11 @@ func (s *Socket) Connection() *revnat.Tuple {
 	}
 	if s.Former != nil && s.Former.Peer == s.Peer {
 		return s.Former
+	}
+	for i := range s.Peers {
+		if t := &s.Peers[i]; t.Overtaken && t.Peer == s.Peer {
+			return t
+		}
 	}
 	return nil
 }

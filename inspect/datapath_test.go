@@ -26,6 +26,7 @@ import (
 type datapath struct {
 	Maps
 	tables lbmap.Tables
+	cgroup string
 	links  []link.Link
 }
 
@@ -70,16 +71,23 @@ func newDatapath(t testing.TB) *datapath {
 		},
 	}
 	t.Cleanup(func() { d.empty(t) })
-	cgroup := enterCgroup(t)
+	d.cgroup = enterCgroup(t)
 	t.Cleanup(d.detach)
+	d.attach(t)
+	return d
+}
+
+func (d *datapath) attach(t testing.TB) {
+	t.Helper()
+	h, err := loadHooks()
+	require.NoError(t, err, "loading the hooks")
 	for name, attach := range h.types {
 		l, err := link.AttachCgroup(link.CgroupOptions{
-			Path: cgroup, Attach: attach, Program: h.coll.Programs[name],
+			Path: d.cgroup, Attach: attach, Program: h.coll.Programs[name],
 		})
 		require.NoError(t, err, "attaching %s", name)
 		d.links = append(d.links, l)
 	}
-	return d
 }
 
 // empty removes the services.

@@ -15,6 +15,7 @@ import (
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
+	"github.com/revsk/revsk/revnat"
 )
 
 // bpfDestroyer destroys with bpf_sock_destroy, in iterators over the sockets of a network namespace.
@@ -33,14 +34,16 @@ func (d *bpfDestroyer) load(maps Maps) error {
 		return err
 	}
 	spec.Maps[programs.DestroyMapRevskVictims].MaxEntries = destroyBatch
-	// Only the hooks use it.
-	delete(spec.Maps, programs.DestroyMapRevskPeers)
+	replacements := map[string]*ebpf.Map{
+		programs.DestroyMapRevskConn:   maps.Conn,
+		programs.DestroyMapRevskFormer: maps.Former,
+		programs.DestroyMapRevskPeers:  maps.Peers,
+	}
+	for i, t := range revnat.TableMaps() {
+		replacements[t.Name] = maps.Tables[i]
+	}
 	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Cache: bpfiter.Types,
-		MapReplacements: map[string]*ebpf.Map{
-			programs.DestroyMapRevskConn:   maps.Conn,
-			programs.DestroyMapRevskFormer: maps.Former,
-		},
+		Cache: bpfiter.Types, MapReplacements: replacements,
 	})
 	refused := new(ebpf.VerifierError)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.As(err, &refused) {

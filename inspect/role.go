@@ -41,7 +41,7 @@ func (s *Socket) Tuples() iter.Seq2[Role, *revnat.Tuple] {
 			return
 		}
 		for i := range s.Peers {
-			if !yield(RoleSent, &s.Peers[i]) {
+			if !yield(role(&s.Peers[i], RoleSent), &s.Peers[i]) {
 				return
 			}
 		}

@@ -364,6 +364,37 @@ func TestTerminatesWhatItsReconnectHasFailed(t *testing.T) {
 	})
 }
 
+// Threads connect one socket without waiting for each other, and the kernel comes last to a connect whose hook
+// another has overtaken. That is the connection then, as getpeername has it, wherever the socket remembers it; others are not, however
+// often they were overtaken.
+func TestTerminatesWhatAnotherConnectHasOvertaken(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		for _, sends := range []int{0, 5} { // more than there are slots
+			s := g.socket()
+			for range sends {
+				s.send(g.T, g.service())
+			}
+			overtaken := []service{g.service(), g.service()}
+			former, conn := g.service(), g.service()
+			for _, svc := range append(overtaken, former, conn) {
+				s.connect(g.T, svc.front)
+			}
+			// The kernel's part, which comes after that of the hook.
+			g.detach()
+			s.connect(g.T, overtaken[1].backend)
+			g.attach(g.T)
+			require.Equal(g, overtaken[1].front, s.peer(g.T))
+
+			g.alone(s, func() { g.terminateWith(g.options(overtaken[0].backend, former.backend, conn.backend)) })
+			opts := g.options(overtaken[1].backend)
+			opts.Service.AddrPort = conn.front
+			g.alone(s, func() { g.terminateWith(opts) })
+			opts.Service.AddrPort = overtaken[1].front
+			g.terminateWith(opts, s)
+		}
+	})
+}
+
 func TestTerminatesInEveryNamespace(t *testing.T) {
 	eachGround(t, either, func(g *ground) {
 		names := g.TempDir()

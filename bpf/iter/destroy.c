@@ -10,6 +10,7 @@
  */
 #include "kernel_iter.h"
 
+#include "table.h"
 #include "tuple.h"
 
 enum {
@@ -57,21 +58,42 @@ static __always_inline bool names(const struct revsk_tuple *t, const struct revs
 	return t->service_port == v->service_port && ip_equal(&t->service, &v->service);
 }
 
+/* A connect that was overtaken is what the socket is connected by. */
+static __always_inline bool is_connected_by_overtaken(struct sock_common *sk,
+						      const struct endpoint *peer,
+						      const struct revsk_victim *v)
+{
+	struct revsk_peers_value *p = bpf_sk_storage_get(&revsk_peers, sk, NULL, 0);
+	const struct revsk_tuple *t = NULL;
+	struct table_ref r;
+
+	if (!p)
+		return false;
+#pragma unroll
+	for (int i = 0; i < REVSK_SLOTS; i++)
+		if (tuple_has_peer(&p->slots[i], peer))
+			t = &p->slots[i];
+	if (!t) {
+		r = table_get(sk, p, peer_hash(peer));
+		t = r.t ? table_search(r, peer_hash(peer), peer) : NULL;
+	}
+	return t && (t->flags & REVSK_TUPLE_OVERTAKEN) && names(t, v);
+}
+
 /* As revnat_peername: what the socket remembers of its actual peer, @peer. */
 static __always_inline bool is_connected_by(struct sock_common *sk, const struct endpoint *peer,
 					    const struct revsk_victim *v)
 {
 	struct revsk_conn_value *conn = bpf_sk_storage_get(&revsk_conn, sk, NULL, 0);
-	struct revsk_former_value *former;
+	struct revsk_former_value *former = NULL;
 
-	if (!conn)
-		return false;
-	if (tuple_has_peer(&conn->tuple, peer))
+	if (conn && tuple_has_peer(&conn->tuple, peer))
 		return names(&conn->tuple, v);
-	if (!(conn->bits & REVSK_CONN_HAS_FORMER))
-		return false;
-	former = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
-	return former && tuple_has_peer(&former->tuple, peer) && names(&former->tuple, v);
+	if (conn && (conn->bits & REVSK_CONN_HAS_FORMER))
+		former = bpf_sk_storage_get(&revsk_former, sk, NULL, 0);
+	if (former && tuple_has_peer(&former->tuple, peer))
+		return names(&former->tuple, v);
+	return is_connected_by_overtaken(sk, peer, v);
 }
 
 static __always_inline __s32 verdict(struct sock_common *sk_common, const struct revsk_victim *v)

@@ -32,12 +32,34 @@ type DestroyRevskVictim struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DestroyMapRevskConn    = "revsk_conn"
-	DestroyMapRevskFormer  = "revsk_former"
-	DestroyMapRevskPeers   = "revsk_peers"
-	DestroyMapRevskVictims = "revsk_victims"
-	DestroyProgDestroyTcp  = "destroy_tcp"
-	DestroyProgDestroyUdp  = "destroy_udp"
+	DestroyMapRevskConn       = "revsk_conn"
+	DestroyMapRevskFormer     = "revsk_former"
+	DestroyMapRevskPeers      = "revsk_peers"
+	DestroyMapRevskTab1k      = "revsk_tab_1k"
+	DestroyMapRevskTab2k      = "revsk_tab_2k"
+	DestroyMapRevskTab4k      = "revsk_tab_4k"
+	DestroyMapRevskTab512     = "revsk_tab_512"
+	DestroyMapRevskTab8k0     = "revsk_tab_8k_0"
+	DestroyMapRevskTab8k1     = "revsk_tab_8k_1"
+	DestroyMapRevskTab8k10    = "revsk_tab_8k_10"
+	DestroyMapRevskTab8k11    = "revsk_tab_8k_11"
+	DestroyMapRevskTab8k12    = "revsk_tab_8k_12"
+	DestroyMapRevskTab8k13    = "revsk_tab_8k_13"
+	DestroyMapRevskTab8k14    = "revsk_tab_8k_14"
+	DestroyMapRevskTab8k15    = "revsk_tab_8k_15"
+	DestroyMapRevskTab8k2     = "revsk_tab_8k_2"
+	DestroyMapRevskTab8k3     = "revsk_tab_8k_3"
+	DestroyMapRevskTab8k4     = "revsk_tab_8k_4"
+	DestroyMapRevskTab8k5     = "revsk_tab_8k_5"
+	DestroyMapRevskTab8k6     = "revsk_tab_8k_6"
+	DestroyMapRevskTab8k7     = "revsk_tab_8k_7"
+	DestroyMapRevskTab8k8     = "revsk_tab_8k_8"
+	DestroyMapRevskTab8k9     = "revsk_tab_8k_9"
+	DestroyMapRevskVictims    = "revsk_victims"
+	DestroyProgDestroyTcp     = "destroy_tcp"
+	DestroyProgDestroyUdp     = "destroy_udp"
+	DestroyVarCfgTableClasses = "cfg_table_classes"
+	DestroyVarCfgTableMaps    = "cfg_table_maps"
 )
 
 // LoadDestroy returns the embedded CollectionSpec for Destroy.
@@ -93,6 +115,26 @@ type DestroyMapSpecs struct {
 	RevskConn    *ebpf.MapSpec `ebpf:"revsk_conn"`
 	RevskFormer  *ebpf.MapSpec `ebpf:"revsk_former"`
 	RevskPeers   *ebpf.MapSpec `ebpf:"revsk_peers"`
+	RevskTab1k   *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
+	RevskTab2k   *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
+	RevskTab4k   *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
+	RevskTab512  *ebpf.MapSpec `ebpf:"revsk_tab_512"`
+	RevskTab8k0  *ebpf.MapSpec `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1  *ebpf.MapSpec `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10 *ebpf.MapSpec `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11 *ebpf.MapSpec `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12 *ebpf.MapSpec `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13 *ebpf.MapSpec `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14 *ebpf.MapSpec `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15 *ebpf.MapSpec `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2  *ebpf.MapSpec `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3  *ebpf.MapSpec `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4  *ebpf.MapSpec `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5  *ebpf.MapSpec `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6  *ebpf.MapSpec `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7  *ebpf.MapSpec `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8  *ebpf.MapSpec `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9  *ebpf.MapSpec `ebpf:"revsk_tab_8k_9"`
 	RevskVictims *ebpf.MapSpec `ebpf:"revsk_victims"`
 }
 
@@ -100,6 +142,8 @@ type DestroyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DestroyVariableSpecs struct {
+	CfgTableClasses *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
+	CfgTableMaps    *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
 }
 
 // DestroyObjects contains all objects after they have been loaded into the kernel.
@@ -125,6 +169,26 @@ type DestroyMaps struct {
 	RevskConn    *ebpf.Map `ebpf:"revsk_conn"`
 	RevskFormer  *ebpf.Map `ebpf:"revsk_former"`
 	RevskPeers   *ebpf.Map `ebpf:"revsk_peers"`
+	RevskTab1k   *ebpf.Map `ebpf:"revsk_tab_1k"`
+	RevskTab2k   *ebpf.Map `ebpf:"revsk_tab_2k"`
+	RevskTab4k   *ebpf.Map `ebpf:"revsk_tab_4k"`
+	RevskTab512  *ebpf.Map `ebpf:"revsk_tab_512"`
+	RevskTab8k0  *ebpf.Map `ebpf:"revsk_tab_8k_0"`
+	RevskTab8k1  *ebpf.Map `ebpf:"revsk_tab_8k_1"`
+	RevskTab8k10 *ebpf.Map `ebpf:"revsk_tab_8k_10"`
+	RevskTab8k11 *ebpf.Map `ebpf:"revsk_tab_8k_11"`
+	RevskTab8k12 *ebpf.Map `ebpf:"revsk_tab_8k_12"`
+	RevskTab8k13 *ebpf.Map `ebpf:"revsk_tab_8k_13"`
+	RevskTab8k14 *ebpf.Map `ebpf:"revsk_tab_8k_14"`
+	RevskTab8k15 *ebpf.Map `ebpf:"revsk_tab_8k_15"`
+	RevskTab8k2  *ebpf.Map `ebpf:"revsk_tab_8k_2"`
+	RevskTab8k3  *ebpf.Map `ebpf:"revsk_tab_8k_3"`
+	RevskTab8k4  *ebpf.Map `ebpf:"revsk_tab_8k_4"`
+	RevskTab8k5  *ebpf.Map `ebpf:"revsk_tab_8k_5"`
+	RevskTab8k6  *ebpf.Map `ebpf:"revsk_tab_8k_6"`
+	RevskTab8k7  *ebpf.Map `ebpf:"revsk_tab_8k_7"`
+	RevskTab8k8  *ebpf.Map `ebpf:"revsk_tab_8k_8"`
+	RevskTab8k9  *ebpf.Map `ebpf:"revsk_tab_8k_9"`
 	RevskVictims *ebpf.Map `ebpf:"revsk_victims"`
 }
 
@@ -133,6 +197,26 @@ func (m *DestroyMaps) Close() error {
 		m.RevskConn,
 		m.RevskFormer,
 		m.RevskPeers,
+		m.RevskTab1k,
+		m.RevskTab2k,
+		m.RevskTab4k,
+		m.RevskTab512,
+		m.RevskTab8k0,
+		m.RevskTab8k1,
+		m.RevskTab8k10,
+		m.RevskTab8k11,
+		m.RevskTab8k12,
+		m.RevskTab8k13,
+		m.RevskTab8k14,
+		m.RevskTab8k15,
+		m.RevskTab8k2,
+		m.RevskTab8k3,
+		m.RevskTab8k4,
+		m.RevskTab8k5,
+		m.RevskTab8k6,
+		m.RevskTab8k7,
+		m.RevskTab8k8,
+		m.RevskTab8k9,
 		m.RevskVictims,
 	)
 }
@@ -141,6 +225,8 @@ func (m *DestroyMaps) Close() error {
 //
 // It can be passed to LoadDestroyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DestroyVariables struct {
+	CfgTableClasses *ebpf.Variable `ebpf:"cfg_table_classes"`
+	CfgTableMaps    *ebpf.Variable `ebpf:"cfg_table_maps"`
 }
 
 // DestroyPrograms contains all programs after they have been loaded into the kernel.
