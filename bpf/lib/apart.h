@@ -124,22 +124,22 @@ static __always_inline bool ctx_may_evict(void)
 
 /* lb.h */
 
-APART(__u64, choose, LB_UNTRANSLATED, lb_choose(&s, JOIN(first, last, port), protocol), __u64 first,
-      __u64 last, __u32 port, __u32 protocol)
+APART(__u64, choose, LB_UNTRANSLATED, lb_choose_any(&s, JOIN(first, last, port), protocol),
+      __u64 first, __u64 last, __u32 port, __u32 protocol)
 
-static __always_inline __u64 choose4(struct sock_ref *s, __be32 addr, __be16 port, __u8 protocol)
+static __always_inline __u64 choose4(struct sock_ref *s, __be32 addr, __be16 port, __u32 protocol)
 {
 	const struct endpoint dst = { .addr = ip_from_v4(addr), .port = port };
 
-	return lb_choose(s, &dst, protocol);
+	return lb_choose_any(s, &dst, protocol);
 }
 
 /* For programs that see IPv4 only: without a question for the family. */
 APART(__u64, choose4, LB_UNTRANSLATED, choose4(&s, addr, port, protocol), __u32 addr, __u32 port,
       __u32 protocol)
 
-static __always_inline __u64 ctx_choose(struct sock_ref *s, const struct endpoint *dst,
-					__u8 protocol, bool v6)
+static __always_inline __u64 ctx_choose_any(struct sock_ref *s, const struct endpoint *dst,
+					    __u32 protocol, bool v6)
 {
 	return v6 ? apart_choose(s->ctx, SPLIT(dst), protocol)
 		  : apart_choose4(s->ctx, ip_to_v4(&dst->addr), dst->port, protocol);

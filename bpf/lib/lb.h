@@ -72,10 +72,28 @@ struct lb_found {
 };
 
 /*
- * One of the service's active backends: by random for TCP; by socket cookie otherwise, so that one
- * socket keeps to one backend. Quarantined slots follow the active ones and are never chosen.
+ * The id of one of the service's active backends, 0 if there is none: by random for TCP; by socket cookie otherwise,
+ * so that one socket keeps to one backend. Quarantined slots follow the active ones and are never chosen.
  */
-static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_found *f)
+static __always_inline __u32 select_backend(struct sock_ref *s, const struct service_key *key,
+					    __u32 backends, __u8 protocol)
+{
+	struct lb_service *slot;
+	__u32 n;
+
+	if (!backends)
+		return 0;
+	/* The whole cookie counts, but only that pays for a division of 64 bits. */
+	if (protocol == IPPROTO_TCP)
+		n = bpf_get_prandom_u32() % backends;
+	else
+		n = sock_cookie(s) % backends;
+	slot = service_entry(key, n + 1);
+	return slot ? slot_backend_id(slot) : 0;
+}
+
+/* The key under which the service was found. */
+static __always_inline struct service_key found_key(const struct lb_found *f)
 {
 	const struct service_key key = {
 		.frontend = {
@@ -85,19 +103,8 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 		.protocol = f->key_protocol,
 		.scope = f->scope,
 	};
-	__u32 backends = f->service.count;
-	struct lb_service *slot;
-	__u32 n;
 
-	if (!backends)
-		return 0;
-	/* The whole cookie counts, but only that pays for a division of 64 bits. */
-	if (f->protocol == IPPROTO_TCP)
-		n = bpf_get_prandom_u32() % backends;
-	else
-		n = sock_cookie(s) % backends;
-	slot = service_entry(&key, n + 1);
-	return slot ? slot_backend_id(slot) : 0;
+	return key;
 }
 
 /*
@@ -110,6 +117,7 @@ static __always_inline __u32 select_backend(struct sock_ref *s, const struct lb_
 static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_found *f)
 {
 	const struct lb_service *svc = &f->service;
+	struct service_key key;
 	struct endpoint backend;
 	__u32 backend_id = 0;
 	bool sticky;
@@ -142,7 +150,8 @@ static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_fo
 		forget_memory();
 	}
 	if (!backend_id) {
-		backend_id = select_backend(s, f);
+		key = found_key(f);
+		backend_id = select_backend(s, &key, svc->count, f->protocol);
 		if (!backend_id)
 			return LB_UNREACHABLE;
 		forget_memory();
@@ -152,20 +161,25 @@ static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_fo
 	return LB_CHOICE(backend_id, svc->rev_nat_index, 0);
 }
 
-/* The choice for a destination: LB_UNTRANSLATED if no service answers for it. */
-static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint *dst,
-				       __u8 protocol)
+/* What a global function is told beside the protocol: service_lookup_first has found nothing. */
+#define LB_FOUND_NOTHING (1 << 8)
+
+/*
+ * The choice for a destination: LB_UNTRANSLATED if no service answers for it. @protocol may have LB_FOUND_NOTHING.
+ */
+static __always_inline __u64 lb_choose_any(struct sock_ref *s, const struct endpoint *dst,
+					   __u32 protocol)
 {
 	struct service_key key = { .frontend = *dst, .protocol = protocol };
 	const struct revsk_config_value *cfg;
-	const struct lb_service *svc;
+	struct lb_service *svc = NULL;
 	struct lb_found found;
 
-	if (ip_is_v4(&dst->addr) ? !cfg_ipv4 : !cfg_ipv6)
-		return LB_UNTRANSLATED;
-	if (cfg_host_netns_only && !netns_is_host(s))
-		return LB_UNTRANSLATED;
-	svc = service_lookup_ordinary(s, &key);
+	if (protocol & LB_FOUND_NOTHING)
+		service_key_first(&key);
+	else
+		svc = service_lookup_first(&key);
+	svc = service_lookup_ordinary(s, &key, svc);
 	if (!svc)
 		return LB_UNTRANSLATED;
 	/* One by one: a compound literal would be written elsewhere first, in other parts than it is read. */
@@ -183,6 +197,44 @@ static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint
 		found.addr = ip_unknown(&dst->addr, cfg);
 	}
 	return lb_choose_backend(s, &found);
+}
+
+/* lb_choose_any, as a function of its own; for a program that sees IPv4 only, or both. */
+static __always_inline __u64 ctx_choose_any(struct sock_ref *s, const struct endpoint *dst,
+					    __u32 protocol, bool v6);
+
+/* A service of which nothing has to be known but its backends: see lb_choose_backend. */
+static __always_inline bool service_is_plain(const struct lb_service *svc)
+{
+	return svc->count && !(svc->flags & (SVC_EXTERNAL_IP | SVC_HOST_PORT | SVC_AFFINITY)) &&
+	       !(svc->flags2 & (SVC_LOCAL_REDIRECT | SVC_NAT_46X64 | SVC_L7_LOAD_BALANCER |
+				SVC_L7_DELEGATE | SVC_TWO_SCOPES));
+}
+
+/*
+ * The choice for a destination. What most services are is decided right here, and the others by a function of
+ * its own; old verifiers have no room for that.
+ */
+static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint *dst,
+				       __u32 protocol, bool v6)
+{
+	struct service_key key = { .frontend = *dst, .protocol = protocol };
+	const struct lb_service *svc;
+	__u32 backend_id;
+
+	if (ip_is_v4(&dst->addr) ? !cfg_ipv4 : !cfg_ipv6)
+		return LB_UNTRANSLATED;
+	if (cfg_host_netns_only && !netns_is_host(s))
+		return LB_UNTRANSLATED;
+	if (cfg_imprecise_verifier)
+		return ctx_choose_any(s, dst, protocol, v6);
+	svc = service_lookup_first(&key);
+	if (!svc)
+		return ctx_choose_any(s, dst, protocol | LB_FOUND_NOTHING, v6);
+	if (!service_is_plain(svc))
+		return ctx_choose_any(s, dst, protocol, v6);
+	backend_id = select_backend(s, &key, svc->count, protocol);
+	return backend_id ? LB_CHOICE(backend_id, svc->rev_nat_index, 0) : LB_UNREACHABLE;
 }
 
 /*

@@ -225,12 +225,17 @@ static __always_inline struct lb_service *service_entry(const struct service_key
 	}
 }
 
-/* What most lookups find: the service of exactly this frontend, in the external scope. */
-static __always_inline struct lb_service *service_lookup_first(struct service_key *k)
+static __always_inline void service_key_first(struct service_key *k)
 {
 	k->scope = SCOPE_EXTERNAL;
 	if (!cfg_protocol_differentiation)
 		k->protocol = PROTO_ANY;
+}
+
+/* What most lookups find: the service of exactly this frontend, in the external scope. */
+static __always_inline struct lb_service *service_lookup_first(struct service_key *k)
+{
+	service_key_first(k);
 	return service_entry(k, 0);
 }
 
@@ -436,14 +441,12 @@ static __always_inline struct lb_service *service_lookup(struct sock_ref *s, str
 }
 
 /*
- * The same where most frontends are no service's: all inline, which is too much for the verifiers of old
- * kernels.
+ * The same, going on from what service_lookup_first has found, where most frontends are no service's: all inline,
+ * which is too much for the verifiers of old kernels.
  */
-static __always_inline struct lb_service *service_lookup_ordinary(struct sock_ref *s,
-								  struct service_key *k)
+static __always_inline struct lb_service *
+service_lookup_ordinary(struct sock_ref *s, struct service_key *k, struct lb_service *svc)
 {
-	struct lb_service *svc = service_lookup_first(k);
-
 	if (service_is_final(svc))
 		return svc;
 	return cfg_imprecise_verifier ? service_lookup_rest_apart(s, k, svc)

@@ -66,7 +66,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
 	if (!health)
-		choice = ctx_choose(&s, &dst, ctx->protocol, v6);
+		choice = lb_choose(&s, &dst, ctx->protocol, v6);
 	if (choice == LB_UNTRANSLATED) {
 		revnat_connect_direct(&s, &dst, datagram);
 		return HOOK_PROCEED;
@@ -104,7 +104,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		return HOOK_PROCEED;
 	p = peers_get(&s);
 	if (!sends_to_own_peer(ctx, &dst))
-		choice = ctx_choose(&s, &dst, ctx->protocol, v6);
+		choice = lb_choose(&s, &dst, ctx->protocol, v6);
 	if (choice == LB_UNTRANSLATED) {
 		revnat_sendmsg_direct(&s, &dst);
 		return HOOK_PROCEED;

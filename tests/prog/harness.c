@@ -368,7 +368,7 @@ SOCKET_PROGRAM(legacy_store)
 static __always_inline long test_lb_select(struct sock_ref *s)
 {
 	const struct endpoint dst = input_address();
-	__u64 choice = lb_choose(s, &dst, input.protocol);
+	__u64 choice = lb_choose(s, &dst, input.protocol, true);
 	struct revsk_tuple t = {};
 
 	if (choice == LB_UNTRANSLATED)
