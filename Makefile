@@ -5,8 +5,6 @@
 GO ?= go
 CLANG_VERSION ?= 19
 C_FILES = $(wildcard bpf/*/*.[ch] internal/*/*.[ch] tests/*/*.[ch])
-# How long the stress test of tests/kernel runs.
-STRESS ?= 60s
 # How long each test of tests/faults makes faults.
 DURATION ?= 10m
 # Another build of the hooks that is measured beside this one, such as the former release's: an object file, from
@@ -41,8 +39,8 @@ demo-agent: ## Show what the agent does for an nginx whose DNS server goes, and 
 
 .PHONY: test
 test: ## Run all tests on the running kernel (root)
-	$(GO) test -count=1 -timeout 30m $$($(GO) list ./... | grep -v /tests/kernel$$)
-	$(GO) test -count=1 -timeout 45m ./tests/kernel -skip TestStayBesideAnotherAgent -stress.duration=$(STRESS)
+	@# Those that take longest begin first.
+	$(GO) test -count=1 -timeout 45m -skip TestStayBesideAnotherAgent ./tests/kernel ./loader ./...
 
 .PHONY: test-faults
 test-faults: ## Make faults and load for long: [DURATION=10m] (root)

@@ -289,6 +289,8 @@ func anyStep(string) bool { return true }
 func failAtEachStep(t *testing.T, counts func(step string) bool, atLeast int, opts loader.Options, f func(*testing.T, loader.Options) error) {
 	t.Helper()
 	injected := errors.New("injected")
+	opts.Programs = new(loader.Programs) // verified once, if the maps stay
+	defer func() { require.NoError(t, opts.Programs.Close()) }()
 	before, programs := withoutLinks(pins(t)), attached(t) // what was detached is attached again in new links
 	for failAt := 0; ; failAt++ {
 		var n int
