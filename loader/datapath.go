@@ -39,16 +39,20 @@ func Open(opts Options) (*Datapath, error) {
 	if err := checkSurroundings(); err != nil {
 		return nil, err
 	}
-	spec, err := sock.LoadSock()
+	compiled, err := compiledMaps()
 	if err != nil {
-		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+		return nil, err
 	}
-	opened, err := openMaps(opts, spec)
+	specs := make(map[string]*ebpf.MapSpec, len(compiled))
+	for name, spec := range compiled {
+		specs[name] = spec.Copy()
+	}
+	opened, err := openMaps(opts, specs)
 	if err != nil {
 		return nil, err
 	}
 	dp := &Datapath{opts: opts, maps: opened}
-	for _, name := range mapNames(spec) {
+	for _, name := range mapNames(specs) {
 		if pinnable(name) && ownMap(name) && opened[name] == nil {
 			dp.Close()
 			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)

@@ -102,7 +102,7 @@ func (a *applier) prepareLoad(ctx context.Context) ([]step, error) {
 	if a.spec, err = datapathSpec(a.opts); err != nil {
 		return nil, err
 	}
-	opened, err := openMaps(a.opts, a.spec)
+	opened, err := openMaps(a.opts, a.spec.Maps)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -40,9 +41,19 @@ func (o Options) pinPath(name string) string {
 	return filepath.Join(o.MapsDir, name)
 }
 
-func mapNames(spec *ebpf.CollectionSpec) []string {
-	return slices.Sorted(maps.Keys(spec.Maps))
+func mapNames(specs map[string]*ebpf.MapSpec) []string {
+	return slices.Sorted(maps.Keys(specs))
 }
+
+// compiledMaps returns the maps of the compiled programs, which are not to be changed. To read the programs takes longer
+// than to look at what runs.
+var compiledMaps = sync.OnceValues(func() (map[string]*ebpf.MapSpec, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	return spec.Maps, nil
+})
 
 // openMap opens a pinned map, with whatever size and flags it has, and adapts the spec to them.
 // Returns an error wrapping [ErrLayout], or [os.ErrNotExist].
@@ -122,14 +133,14 @@ func valueLayout(t btf.Type) string {
 }
 
 // openMaps opens those of the maps that the programs use which are pinned, with the sizes and flags that they
-// have: the spec is adapted to them.
-func openMaps(opts Options, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+// have: the specs are adapted to them.
+func openMaps(opts Options, specs map[string]*ebpf.MapSpec) (map[string]*ebpf.Map, error) {
 	opened := make(map[string]*ebpf.Map)
-	for _, name := range mapNames(spec) {
+	for _, name := range mapNames(specs) {
 		if !pinnable(name) {
 			continue
 		}
-		m, err := openMap(opts.pinPath(name), spec.Maps[name])
+		m, err := openMap(opts.pinPath(name), specs[name])
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			closeMaps(opened)
 			return nil, err

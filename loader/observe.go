@@ -415,16 +415,16 @@ func (o *observation) linkOf(h hook, id ebpf.ProgramID) (link.ID, error) {
 
 // lookAtMapPins looks at what is pinned.
 func (o *observation) lookAtMapPins() error {
-	spec, err := sock.LoadSock()
+	specs, err := compiledMaps()
 	if err != nil {
-		return fmt.Errorf("reading the compiled programs: %w", err)
+		return err
 	}
-	for _, name := range mapNames(spec) {
+	for _, name := range mapNames(specs) {
 		if !pinnable(name) {
 			continue
 		}
 		s := mapState{name: name, pin: o.opts.pinPath(name)}
-		if err := s.look(spec.Maps[name]); err != nil {
+		if err := s.look(specs[name]); err != nil {
 			return err
 		}
 		if name == mapConfig && s.pinned != 0 && s.err == nil {
@@ -558,9 +558,9 @@ func (o *observation) findOrphans() error {
 
 // configOf is the map of the mode that a program uses; 0: none.
 func (o *observation) configOf(p program) (ebpf.MapID, error) {
-	spec, err := sock.LoadSock()
+	specs, err := compiledMaps()
 	if err != nil {
-		return 0, fmt.Errorf("reading the compiled programs: %w", err)
+		return 0, err
 	}
 	for _, id := range p.maps {
 		m, err := openMapID(id)
@@ -570,7 +570,7 @@ func (o *observation) configOf(p program) (ebpf.MapID, error) {
 		if m == nil {
 			continue
 		}
-		same, err := isMap(m, spec.Maps[mapConfig])
+		same, err := isMap(m, specs[mapConfig])
 		m.Close()
 		if err != nil || same {
 			return id, err
@@ -615,9 +615,9 @@ func findPinOfMap(dir string, id ebpf.MapID) (found string, err error) {
 
 // lookAtMaps finds out which maps the programs use: those of this datapath, and the reference's.
 func (o *observation) lookAtMaps() error {
-	spec, err := sock.LoadSock()
+	specs, err := compiledMaps()
 	if err != nil {
-		return fmt.Errorf("reading the compiled programs: %w", err)
+		return err
 	}
 	own := make(map[ebpf.MapID]bool) // whether a program of ours uses it
 	var ids []ebpf.MapID
@@ -646,14 +646,14 @@ func (o *observation) lookAtMaps() error {
 		}
 	}
 	for _, id := range ids {
-		if err := o.noteMap(id, own[id], spec); err != nil {
+		if err := o.noteMap(id, own[id], specs); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (o *observation) noteMap(id ebpf.MapID, own bool, spec *ebpf.CollectionSpec) error {
+func (o *observation) noteMap(id ebpf.MapID, own bool, specs map[string]*ebpf.MapSpec) error {
 	m, err := openMapID(id)
 	if m == nil {
 		return err
@@ -661,13 +661,13 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, spec *ebpf.CollectionSpec
 	defer m.Close()
 	for _, name := range []string{mapReverse4, mapReverse6} {
 		// By its type and sizes alone, which tell it from all other maps of the reference.
-		if maplayout.Check(m, spec.Maps[name], ErrLayout) == nil {
+		if maplayout.Check(m, specs[name], ErrLayout) == nil {
 			o.hashes[id] = name
 		}
 	}
 	for i := range o.maps {
 		s := &o.maps[i]
-		same, err := isMap(m, spec.Maps[s.name])
+		same, err := isMap(m, specs[s.name])
 		if err != nil {
 			return err
 		}
