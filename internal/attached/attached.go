@@ -47,6 +47,11 @@ func To(dir string, hook ebpf.AttachType) (Programs, error) {
 		return Programs{}, err
 	}
 	defer f.Close()
+	return On(f, hook)
+}
+
+// On returns the programs on a hook of a cgroup whose directory is open.
+func On(f *os.File, hook ebpf.AttachType) (Programs, error) {
 	var ids [most]ebpf.ProgramID
 	attr := queryAttr{
 		targetFD:   uint32(f.Fd()),
@@ -58,7 +63,7 @@ func To(dir string, hook ebpf.AttachType) (Programs, error) {
 	runtime.KeepAlive(f)
 	runtime.KeepAlive(&ids)
 	if errno != 0 {
-		return Programs{}, fmt.Errorf("asking what is attached to %s: %w", dir, errno)
+		return Programs{}, fmt.Errorf("asking what is attached to %s: %w", f.Name(), errno)
 	}
 	return Programs{attr.attachFlags, ids[:attr.progCount], attr.revision}, nil
 }

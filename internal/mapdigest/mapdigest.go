@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package mapdigest tells whether the values of a hash have changed, without copying them to user space: a BPF
-// iterator adds up a hash of each. Minimum kernel: Linux 5.9 with BTF.
+// program adds up a hash of each. Minimum kernel: Linux 5.9 with BTF.
 package mapdigest
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,65 +26,148 @@ type Digest struct {
 
 // Reader reads the digest of one map. It is not safe for use by several goroutines.
 type Reader struct {
-	iter *link.Iter
-	sum  *ebpf.Map
+	digested *ebpf.Map
+	sum      *ebpf.Map
+	all      *ebpf.Program // nil: iter is used
+	iter     *link.Iter
 }
 
-// Open makes a reader of a map with values of 12 or 24 bytes, as those of backends. The map may be closed before it.
+// variant is which kind of program adds up a map.
+type variant int
+
+const (
+	inOneCall variant = iota // needs Linux 5.14
+	byIterator
+)
+
+// Open makes a reader of a hash with keys of 4 bytes and values of 12 or 24, as those of backends. The map may be closed
+// before it.
 func Open(m *ebpf.Map) (*Reader, error) {
-	switch m.ValueSize() {
-	case 12:
-		return open(m, DigestProgDigest12)
-	case 24:
-		return open(m, DigestProgDigest24)
-	}
-	return nil, fmt.Errorf("digest of %v: values of %d bytes", m, m.ValueSize())
-}
-
-// Count returns how many entries a hash has, of whatever size.
-func Count(ctx context.Context, m *ebpf.Map) (uint64, error) {
-	r, err := open(m, DigestProgDigestCount)
+	r, err := open(m, inOneCall)
 	if err != nil {
-		return 0, err
+		r, err = open(m, byIterator)
 	}
-	d, err := r.Read(ctx)
-	return d.Count, errors.Join(err, r.Close())
+	return r, err
 }
 
-func open(m *ebpf.Map, program string) (*Reader, error) {
+func open(m *ebpf.Map, v variant) (*Reader, error) {
+	program := map[uint32][]string{
+		12: {inOneCall: DigestProgDigestAll12, byIterator: DigestProgDigest12},
+		24: {inOneCall: DigestProgDigestAll24, byIterator: DigestProgDigest24},
+	}[m.ValueSize()]
+	if m.KeySize() != 4 || program == nil {
+		return nil, fmt.Errorf("digest of %v: keys of %d and values of %d bytes", m, m.KeySize(), m.ValueSize())
+	}
+	digested, err := m.Clone()
+	if err != nil {
+		return nil, err
+	}
+	r := &Reader{digested: digested}
+	prog, sum, err := load(program[v], digested)
+	if err == nil {
+		r.sum = sum
+		if v == inOneCall {
+			r.all = prog
+		} else {
+			r.iter, err = bpfiter.Attach(prog, m)
+			prog.Close()
+		}
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// load loads one program. Digested is the map that it goes through, if it is not given one later.
+func load(program string, digested *ebpf.Map) (*ebpf.Program, *ebpf.Map, error) {
 	spec, err := LoadDigest()
 	if err != nil {
-		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+		return nil, nil, fmt.Errorf("reading the compiled programs: %w", err)
 	}
 	for name := range spec.Programs {
 		if name != program {
 			delete(spec.Programs, name)
 		}
 	}
-	coll, err := ebpf.NewCollection(spec)
+	opts := ebpf.CollectionOptions{Cache: bpfiter.Types}
+	if digested == nil {
+		delete(spec.Maps, DigestMapRevskDigested)
+	} else {
+		s := spec.Maps[DigestMapRevskDigested]
+		s.ValueSize, s.MaxEntries, s.Flags = digested.ValueSize(), digested.MaxEntries(), digested.Flags()
+		opts.MapReplacements = map[string]*ebpf.Map{DigestMapRevskDigested: digested}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
-		return nil, fmt.Errorf("loading the program of the digest: %w", err)
+		return nil, nil, fmt.Errorf("loading the program of the digest: %w", err)
 	}
 	defer coll.Close()
-	it, err := bpfiter.Attach(coll.Programs[program], m)
-	if err != nil {
-		return nil, err
-	}
-	return &Reader{it, coll.DetachMap(DigestMapRevskDigests)}, nil
+	return coll.DetachProgram(program), coll.DetachMap(DigestMapRevskDigests), nil
 }
 
 // Read returns the digest. A value that changes meanwhile is in it or not.
-func (r *Reader) Read(ctx context.Context) (Digest, error) {
-	if err := r.sum.Put(uint32(0), DigestRevskDigest{}); err != nil {
-		return Digest{}, fmt.Errorf("zeroing the digest: %w", err)
-	}
-	if _, err := bpfiter.Run(ctx, r.iter); err != nil {
+func (r *Reader) Read(ctx context.Context) (d Digest, err error) {
+	// The kernel's own search for a first entry is faster than a program's.
+	if next, err := r.digested.NextKeyBytes(nil); err != nil || next == nil {
 		return Digest{}, err
 	}
+	if r.all == nil {
+		return sumUp(ctx, r.iter, r.sum)
+	}
+	if _, err := r.all.Run(&ebpf.RunOptions{}); err != nil {
+		return Digest{}, fmt.Errorf("running the program of the digest: %w", err)
+	}
+	return readSum(r.sum)
+}
+
+func sumUp(ctx context.Context, it *link.Iter, sum *ebpf.Map) (Digest, error) {
+	if err := sum.Put(uint32(0), DigestRevskDigest{}); err != nil {
+		return Digest{}, fmt.Errorf("zeroing the digest: %w", err)
+	}
+	if _, err := bpfiter.Run(ctx, it); err != nil {
+		return Digest{}, err
+	}
+	return readSum(sum)
+}
+
+func readSum(sum *ebpf.Map) (Digest, error) {
 	var d DigestRevskDigest
-	err := r.sum.Lookup(uint32(0), &d)
+	err := sum.Lookup(uint32(0), &d)
 	return Digest{d.Sum, d.Count}, err
 }
 
 // Close frees the program and its map.
-func (r *Reader) Close() error { return errors.Join(r.iter.Close(), r.sum.Close()) }
+func (r *Reader) Close() error {
+	err := errors.Join(r.digested.Close(), r.sum.Close(), r.all.Close())
+	if r.iter != nil {
+		err = errors.Join(err, r.iter.Close())
+	}
+	return err
+}
+
+// counter has the program that counts, once it was loaded.
+var counter struct {
+	sync.Mutex
+	program *ebpf.Program
+	sum     *ebpf.Map
+}
+
+// Count returns how many entries a hash has, of whatever size.
+func Count(ctx context.Context, m *ebpf.Map) (n uint64, err error) {
+	c := &counter
+	c.Lock()
+	defer c.Unlock()
+	if c.program == nil {
+		if c.program, c.sum, err = load(DigestProgDigestCount, nil); err != nil {
+			return 0, err
+		}
+	}
+	it, err := bpfiter.Attach(c.program, m)
+	if err != nil {
+		return 0, err
+	}
+	d, err := sumUp(ctx, it, c.sum)
+	return d.Count, errors.Join(err, it.Close())
+}

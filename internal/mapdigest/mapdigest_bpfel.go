@@ -23,10 +23,13 @@ type DigestRevskDigest struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DigestMapRevskDigests = "revsk_digests"
-	DigestProgDigest12    = "digest_12"
-	DigestProgDigest24    = "digest_24"
-	DigestProgDigestCount = "digest_count"
+	DigestMapRevskDigested = "revsk_digested"
+	DigestMapRevskDigests  = "revsk_digests"
+	DigestProgDigest12     = "digest_12"
+	DigestProgDigest24     = "digest_24"
+	DigestProgDigestAll12  = "digest_all_12"
+	DigestProgDigestAll24  = "digest_all_24"
+	DigestProgDigestCount  = "digest_count"
 )
 
 // LoadDigest returns the embedded CollectionSpec for Digest.
@@ -73,6 +76,8 @@ type DigestSpecs struct {
 type DigestProgramSpecs struct {
 	Digest12    *ebpf.ProgramSpec `ebpf:"digest_12"`
 	Digest24    *ebpf.ProgramSpec `ebpf:"digest_24"`
+	DigestAll12 *ebpf.ProgramSpec `ebpf:"digest_all_12"`
+	DigestAll24 *ebpf.ProgramSpec `ebpf:"digest_all_24"`
 	DigestCount *ebpf.ProgramSpec `ebpf:"digest_count"`
 }
 
@@ -80,7 +85,8 @@ type DigestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DigestMapSpecs struct {
-	RevskDigests *ebpf.MapSpec `ebpf:"revsk_digests"`
+	RevskDigested *ebpf.MapSpec `ebpf:"revsk_digested"`
+	RevskDigests  *ebpf.MapSpec `ebpf:"revsk_digests"`
 }
 
 // DigestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -109,11 +115,13 @@ func (o *DigestObjects) Close() error {
 //
 // It can be passed to LoadDigestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DigestMaps struct {
-	RevskDigests *ebpf.Map `ebpf:"revsk_digests"`
+	RevskDigested *ebpf.Map `ebpf:"revsk_digested"`
+	RevskDigests  *ebpf.Map `ebpf:"revsk_digests"`
 }
 
 func (m *DigestMaps) Close() error {
 	return _DigestClose(
+		m.RevskDigested,
 		m.RevskDigests,
 	)
 }
@@ -130,6 +138,8 @@ type DigestVariables struct {
 type DigestPrograms struct {
 	Digest12    *ebpf.Program `ebpf:"digest_12"`
 	Digest24    *ebpf.Program `ebpf:"digest_24"`
+	DigestAll12 *ebpf.Program `ebpf:"digest_all_12"`
+	DigestAll24 *ebpf.Program `ebpf:"digest_all_24"`
 	DigestCount *ebpf.Program `ebpf:"digest_count"`
 }
 
@@ -137,6 +147,8 @@ func (p *DigestPrograms) Close() error {
 	return _DigestClose(
 		p.Digest12,
 		p.Digest24,
+		p.DigestAll12,
+		p.DigestAll24,
 		p.DigestCount,
 	)
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/stretchr/testify/require"
+
+	"github.com/revsk/revsk/internal/oldkernel"
 )
 
 func newHash(t testing.TB, valueSize uint32, entries int) *ebpf.Map {
@@ -27,34 +29,60 @@ func value(size, n uint32) []byte {
 	return binary.NativeEndian.AppendUint32(make([]byte, size-4, size), n)
 }
 
-func TestDigestChangesWithValues(t *testing.T) {
-	for _, size := range []uint32{12, 24} {
-		m := newHash(t, size, 100)
-		r, err := Open(m)
-		require.NoError(t, err)
-		read := func() Digest {
-			d, err := r.Read(t.Context())
-			require.NoError(t, err)
-			return d
-		}
-		first := read()
-		require.EqualValues(t, 100, first.Count)
-		require.Equal(t, first, read())
-
-		// A value that goes, and one that changes.
-		require.NoError(t, m.Delete(uint32(7)))
-		require.EqualValues(t, 99, read().Count)
-		require.NoError(t, m.Put(uint32(7), value(size, 1234)))
-		changed := read()
-		require.Equal(t, first.Count, changed.Count)
-		require.NotEqual(t, first.Sum, changed.Sum)
-
-		// The same values by other keys.
-		require.NoError(t, m.Delete(uint32(7)))
-		require.NoError(t, m.Put(uint32(1000), value(size, 6)))
-		require.Equal(t, first, read())
-		require.NoError(t, r.Close())
+// openVariant opens a reader that works in a certain way.
+func openVariant(t *testing.T, m *ebpf.Map, v variant) *Reader {
+	t.Helper()
+	r, err := open(m, v)
+	if err != nil && v == inOneCall {
+		oldkernel.Skip(t, 5, 14, err.Error())
 	}
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
+}
+
+func eachVariant(t *testing.T, f func(t *testing.T, v variant)) {
+	for v, name := range []string{inOneCall: "in one call", byIterator: "by iterator"} {
+		t.Run(name, func(t *testing.T) { f(t, variant(v)) })
+	}
+}
+
+func TestDigestChangesWithValues(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		for _, size := range []uint32{12, 24} {
+			m := newHash(t, size, 100)
+			r := openVariant(t, m, v)
+			read := func() Digest {
+				d, err := r.Read(t.Context())
+				require.NoError(t, err)
+				return d
+			}
+			first := read()
+			require.EqualValues(t, 100, first.Count)
+			require.Equal(t, first, read())
+
+			// A value that goes, and one that changes.
+			require.NoError(t, m.Delete(uint32(7)))
+			require.EqualValues(t, 99, read().Count)
+			require.NoError(t, m.Put(uint32(7), value(size, 1234)))
+			changed := read()
+			require.Equal(t, first.Count, changed.Count)
+			require.NotEqual(t, first.Sum, changed.Sum)
+
+			// The same values by other keys.
+			require.NoError(t, m.Delete(uint32(7)))
+			require.NoError(t, m.Put(uint32(1000), value(size, 6)))
+			require.Equal(t, first, read())
+		}
+	})
+}
+
+func TestDigestOfNothing(t *testing.T) {
+	eachVariant(t, func(t *testing.T, v variant) {
+		d, err := openVariant(t, newHash(t, 12, 0), v).Read(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, Digest{}, d)
+	})
 }
 
 func TestCount(t *testing.T) {
@@ -79,11 +107,16 @@ func TestMapOfAnotherLayoutIsRefused(t *testing.T) {
 
 // As many backends as a large node has, in a map of the usual size.
 func BenchmarkRead(b *testing.B) {
-	r, err := Open(newHash(b, 12, 20_000))
-	require.NoError(b, err)
-	defer r.Close()
-	for b.Loop() {
-		_, err := r.Read(b.Context())
-		require.NoError(b, err)
+	m := newHash(b, 12, 20_000)
+	for v, name := range []string{inOneCall: "one call", byIterator: "iterator"} {
+		b.Run(name, func(b *testing.B) {
+			r, err := open(m, variant(v))
+			require.NoError(b, err)
+			defer r.Close()
+			for b.Loop() {
+				_, err := r.Read(b.Context())
+				require.NoError(b, err)
+			}
+		})
 	}
 }
