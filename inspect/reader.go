@@ -32,6 +32,7 @@ var ErrInUse = errors.New("reader is closed, or in use")
 type Reader struct {
 	opts     Options
 	programs *dumpPrograms
+	width    uint64 // of the parts that have fitted into the buffer last
 	inUse    atomic.Bool
 }
 
@@ -58,7 +59,7 @@ func openReader(maps Maps, opts Options, variants []variant) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{opts: opts, programs: p}, nil
+	return &Reader{opts: opts, programs: p, width: math.MaxUint32 + 1}, nil
 }
 
 // Close frees what the reader has in the kernel. A reader that is nil or closed returns [ErrInUse], and so
@@ -109,9 +110,9 @@ func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) er
 		return err
 	}
 	var owners ownerTable
-	next, width, attempts := uint64(0), uint64(math.MaxUint32)+1, 0
+	next, attempts := uint64(0), 0
 	for next <= math.MaxUint32 {
-		now := part{uint32(next), uint32(min(next+width, math.MaxUint32+1) - 1)}
+		now := part{uint32(next), uint32(min(next+r.width, math.MaxUint32+1) - 1)}
 		dumped, smaller, err := r.programs.dump(ctx, now)
 		if err != nil {
 			return err
@@ -130,11 +131,11 @@ func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) er
 			if attempts++; attempts > maxAttempts {
 				return ErrIncomplete
 			}
-			width = max(1, (uint64(now.last-now.first)+1)/uint64(smaller))
+			r.width = max(1, (uint64(now.last-now.first)+1)/uint64(smaller))
 			continue
 		}
 		if attempts == 0 && dumped[len(dumped)-1].end < int64(r.programs.buffer.Size())/4 {
-			width *= 2
+			r.width = min(2*r.width, math.MaxUint32+1)
 		}
 		attempts = 0
 		next = uint64(now.last) + 1
