@@ -5,8 +5,11 @@ package agent
 import (
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,6 +24,8 @@ import (
 )
 
 var idleTime = flag.Duration("agent.idle", 5*time.Second, "for how long the cost of an idle agent is measured")
+
+var idleSockets = flag.Int("agent.sockets", 20_000, "beside how many sockets the cost of an idle agent is measured")
 
 // clockTick is USER_HZ.
 const clockTick = 10 * time.Millisecond
@@ -49,10 +54,10 @@ func residentMiB(t *testing.T, pid int) int {
 	return kib >> 10
 }
 
-// large makes 10,000 services with 20,000 backends, and as many sockets as one process may have, up to 100,000.
-func (n *node) large(sockets int) (opened int) {
+// large makes 10,000 services with 20,000 backends, and sockets that are connected to them, in processes of their own.
+func (n *node) large(sockets int) {
 	n.Helper()
-	all := make([]lbmap.Service, 10_000)
+	all := make([]lbmap.Service, largeServices)
 	for i := range all {
 		for k := range 2 {
 			b := 2*i + k
@@ -62,19 +67,65 @@ func (n *node) large(sockets int) (opened int) {
 		all[i].Frontend = front(i, lbmap.ProtocolUDP)
 	}
 	n.services(all...)
-	var limit unix.Rlimit
-	require.NoError(n, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	limit.Cur = limit.Max
-	require.NoError(n, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	for opened < min(sockets, int(limit.Max)-1000) {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		require.NoError(n, err)
-		n.Cleanup(func() { unix.Close(fd) })
-		to := all[opened%len(all)].Frontend.AddrPort
-		require.NoError(n, unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}))
-		opened++
+	for ; sockets > 0; sockets -= mostHeld {
+		n.hold(min(sockets, mostHeld))
 	}
-	return opened
+}
+
+const (
+	largeServices = 10_000
+	mostHeld      = 18_000 // by a process, which may have 20,000 files
+)
+
+// hold starts a process that holds sockets, and waits until it has them.
+func (n *node) hold(sockets int) {
+	n.Helper()
+	cmd := n.command(holdSockets)
+	cmd.Env = append(cmd.Env, holdEnv+"="+strconv.Itoa(sockets))
+	cmd.Stdout = nil
+	out, err := cmd.StdoutPipe()
+	require.NoError(n, err)
+	require.NoError(n, cmd.Start())
+	n.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	_, err = io.ReadFull(out, make([]byte, 1))
+	require.NoError(n, err)
+}
+
+const holdEnv = childEnv + "_HOLD"
+
+// runHolder connects sockets to the services of [node.large], and holds them.
+func runHolder() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1
+	}
+	limit.Cur = limit.Max
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	wanted, _ := strconv.Atoi(os.Getenv(holdEnv))
+	for i := range wanted {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			// One address has too few ports for all.
+			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, byte(os.Getpid() >> 8), byte(os.Getpid())}})
+		}
+		if err == nil {
+			to := front(i%largeServices, lbmap.ProtocolUDP).AddrPort
+			err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	fmt.Print(".")
+	time.Sleep(time.Hour)
+	return 0
+}
+
+// frugal is what the command does, too.
+func frugal() {
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(40)
 }
 
 // An agent that has nothing to do costs next to nothing, on a node with many services and sockets.
@@ -84,16 +135,16 @@ func TestIdleCost(t *testing.T) {
 	stop := func() { _ = agent.Process.Kill(); _ = agent.Wait() }
 	t.Cleanup(stop)
 	awaits(t, "loaded", soon, func() bool { return n.program("connect4") != 0 && n.mode() == loader.ModeStorage })
-	opened := n.large(100_000)
+	n.large(*idleSockets)
 	time.Sleep(5 * time.Second) // what is new is looked at
 	before, begin := processorTimeOf(t, agent.Process.Pid), time.Now()
 	time.Sleep(*idleTime)
 	used, took := processorTimeOf(t, agent.Process.Pid)-before, time.Since(begin)
 	share := 100 * used.Seconds() / took.Seconds()
 	resident := residentMiB(t, agent.Process.Pid)
-	t.Logf("10,000 services, 20,000 backends, %d sockets: %.2f %% of a processor during %v, %d MiB", opened, share, took.Round(time.Second), resident)
-	require.Less(t, share, 3.0)
-	require.Less(t, resident, 64)
+	t.Logf("10,000 services, 20,000 backends, %d sockets: %.2f %% of a processor during %v, %d MiB", *idleSockets, share, took.Round(time.Second), resident)
+	require.Less(t, share, 3.0) // on a machine that is busy
+	require.Less(t, resident, 48)
 }
 
 // A scrape reads what is known, whatever there is on the node.
@@ -103,7 +154,7 @@ func TestScrapeCost(t *testing.T) {
 	opts.Backends = 100
 	r := n.start(opts)
 	r.ready()
-	opened := n.large(100_000)
+	n.large(*idleSockets)
 	s := newSurveyor(r.Agent)
 	defer s.close()
 	s.survey(t.Context(), r.options())
@@ -116,6 +167,6 @@ func TestScrapeCost(t *testing.T) {
 		require.NoError(t, err)
 		fastest = min(fastest, time.Since(begin))
 	}
-	t.Logf("a scrape with %d sockets: %v", opened, fastest)
+	t.Logf("a scrape with %d sockets: %v", *idleSockets, fastest)
 	require.Less(t, fastest, 20*time.Millisecond)
 }

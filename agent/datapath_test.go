@@ -96,6 +96,7 @@ func TestOwnerRestarts(t *testing.T) {
 	}
 	require.Len(t, eventsOf[OwnerReturned](r), 3)
 	r.ready()
+	require.NoError(t, r.stop())
 	c.allRight()
 	require.NoError(t, loader.HandBack(t.Context(), n.loader()))
 }
@@ -210,10 +211,14 @@ func runChild() int {
 	dir := os.Getenv(childEnv)
 	n := &node{dir: dir}
 	opts := n.options()
-	if what := os.Getenv(childEnv + "_OPTIONS"); what == optionsTakeover {
+	switch os.Getenv(childEnv + "_OPTIONS") {
+	case optionsTakeover:
 		opts.Loader.Takeover = true
-	} else {
+	case optionsDefault:
+		frugal()
 		opts = Options{Loader: n.loader(), AuditEvery: -1}
+	case holdSockets:
+		return runHolder()
 	}
 	if err := Run(ctx, opts); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -226,16 +231,23 @@ func runChild() int {
 const (
 	optionsTakeover = "takeover"
 	optionsDefault  = "default"
+	// holdSockets is for a process that is no agent, but holds sockets.
+	holdSockets = "hold"
 )
 
 // child starts an agent in a process of its own.
 func (n *node) child(options string) *exec.Cmd {
 	n.Helper()
+	cmd := n.command(options)
+	require.NoError(n, cmd.Start())
+	return cmd
+}
+
+func (n *node) command(options string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"="+n.dir, childEnv+"_OPTIONS="+options)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	require.NoError(n, cmd.Start())
 	return cmd
 }
 

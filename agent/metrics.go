@@ -341,11 +341,11 @@ func (a *Agent) collectSurvey(ch chan<- prometheus.Metric, s *survey) {
 	for kind, n := range s.sockets {
 		metricSockets.send(ch, float64(n), kind.protocol.String(), kind.family.String())
 	}
-	for _, key := range s.topServices {
-		metricServiceSockets.send(ch, float64(s.services[key]), key.service.String(), key.protocol.String())
+	for _, c := range s.services {
+		metricServiceSockets.send(ch, float64(c.n), c.key.service.String(), c.key.protocol.String())
 	}
-	for _, b := range s.topBackends {
-		metricBackendSockets.send(ch, float64(s.backends[b]), b.AddrPort.String(), b.Protocol.String())
+	for _, c := range s.backends {
+		metricBackendSockets.send(ch, float64(c.n), c.key.AddrPort.String(), c.key.Protocol.String())
 	}
 	for _, f := range s.fill {
 		metricMapEntries.send(ch, float64(f.entries), f.name)
@@ -356,26 +356,24 @@ func (a *Agent) collectSurvey(ch chan<- prometheus.Metric, s *survey) {
 }
 
 // largest returns the keys of the largest numbers, n of them at most.
-func largest[K comparable](of map[K]int, n int) []K {
+func largest[K comparable](of map[K]int, n int) []counted[K] {
 	if n <= 0 {
 		return nil
 	}
 	type named struct {
-		key  K
+		counted[K]
 		name string
 	}
 	all := make([]named, 0, len(of))
-	for key := range of {
-		all = append(all, named{key, fmt.Sprint(key)})
+	for key, n := range of {
+		all = append(all, named{counted[K]{key, n}, fmt.Sprint(key)})
 	}
-	slices.SortFunc(all, func(a, b named) int {
-		return cmp.Or(cmp.Compare(of[b.key], of[a.key]), cmp.Compare(a.name, b.name))
-	})
-	keys := make([]K, min(n, len(all)))
-	for i := range keys {
-		keys[i] = all[i].key
+	slices.SortFunc(all, func(a, b named) int { return cmp.Or(cmp.Compare(b.n, a.n), cmp.Compare(a.name, b.name)) })
+	most := make([]counted[K], min(n, len(all)))
+	for i := range most {
+		most[i] = all[i].counted
 	}
-	return keys
+	return most
 }
 
 func (a *audit) collect(ch chan<- prometheus.Metric) {

@@ -26,12 +26,16 @@ type survey struct {
 	duration time.Duration
 	sockets  map[socketKind]int
 	tuples   map[inspect.Role]int
-	services map[serviceKey]int
-	backends map[inspect.Backend]int // of connections
 	fill     []fill
 	// Those with the most sockets, which have a series each.
-	topServices []serviceKey
-	topBackends []inspect.Backend
+	services []counted[serviceKey]
+	backends []counted[inspect.Backend]
+}
+
+// counted is how many sockets are connected to something.
+type counted[K any] struct {
+	key K
+	n   int
 }
 
 type socketKind struct {
@@ -95,23 +99,28 @@ func processorTime() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// pause waits until the next survey: surveys are not to use more than a hundredth of a processor, however many sockets there are.
+// surveyRest is how many times longer than the processor time of a survey it takes until the next one: surveys are not to use
+// more of a processor, however many sockets there are.
+const surveyRest = 1000
+
+// pause waits until the next survey.
 func (s *surveyor) pause(ctx context.Context, begin time.Time, used time.Duration) bool {
-	for time.Since(begin) < max(s.a.options().SurveyEvery, 100*used) {
+	for {
 		s.a.beat(loopSurvey)
-		if sleep(ctx, time.Second) != nil {
+		// The options may change meanwhile.
+		left := time.Until(begin.Add(max(s.a.options().SurveyEvery, surveyRest*used)))
+		if left <= 0 {
+			return ctx.Err() == nil
+		}
+		if sleep(ctx, min(left, 10*time.Second)) != nil {
 			return false
 		}
 	}
-	return ctx.Err() == nil
 }
 
 func (s *surveyor) survey(ctx context.Context, opts Options) {
 	begin := time.Now()
-	found := survey{
-		sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int),
-		services: make(map[serviceKey]int), backends: make(map[inspect.Backend]int),
-	}
+	found := survey{sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int)}
 	var err error
 	if found.fill, err = countEntries(ctx, opts.Loader.MapsDir); !s.a.outcome(stepSurvey, err) {
 		return
@@ -126,8 +135,6 @@ func (s *surveyor) survey(ctx context.Context, opts Options) {
 		}
 		s.a.update(func(v *view) { v.backends.missing = missing })
 	}
-	found.topServices = largest(found.services, opts.Services)
-	found.topBackends = largest(found.backends, opts.Backends)
 	found.at, found.duration = time.Now(), time.Since(begin)
 	s.a.update(func(v *view) { v.survey = &found })
 }
@@ -145,8 +152,9 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	if err := s.open(dp.InspectMaps()); err != nil {
 		return nil, err
 	}
-	// One socket of each backend.
-	examples := make(map[inspect.Backend]inspect.Socket)
+	present := s.a.presentBackends()
+	services, backends := make(map[serviceKey]int), make(map[inspect.Backend]int)
+	var suspects []inspect.Socket // one of each backend that seems to be gone
 	seen := 0
 	for socket, err := range s.reader.Sockets(ctx, inspect.Filter{}) {
 		if err != nil {
@@ -164,13 +172,17 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 			continue
 		}
 		b := inspect.Backend{AddrPort: c.Peer, Protocol: socket.Protocol}
-		found.services[serviceKey{c.Service, socket.Protocol}]++
-		if found.backends[b]++; found.backends[b] == 1 {
-			examples[b] = socket
+		services[serviceKey{c.Service, socket.Protocol}]++
+		if backends[b]++; backends[b] == 1 && !present.has(b) {
+			suspects = append(suspects, socket)
 		}
 	}
-	return s.missing(ctx, opts, examples)
+	found.services, found.backends = largest(services, opts.Services), largest(backends, opts.Backends)
+	return s.missing(ctx, opts, suspects)
 }
+
+// surveyBuffer is the size of the buffer of the reader: every so many bytes of sockets cost a pass over all of them.
+const surveyBuffer = 4 << 20
 
 // open opens a reader, unless the one that there is reads these maps: its programs are loaded once.
 func (s *surveyor) open(maps inspect.Maps) error {
@@ -183,7 +195,7 @@ func (s *surveyor) open(maps inspect.Maps) error {
 		return nil
 	}
 	s.close()
-	s.reader, err = inspect.Open(maps, inspect.Options{SkipOwners: true, BufferSize: 1 << 20})
+	s.reader, err = inspect.Open(maps, inspect.Options{SkipOwners: true, BufferSize: surveyBuffer})
 	s.readerOf = id
 	return err
 }
@@ -195,17 +207,8 @@ func (s *surveyor) close() {
 	}
 }
 
-// missing are the backends that the maps do not have.
-func (s *surveyor) missing(ctx context.Context, opts Options, examples map[inspect.Backend]inspect.Socket) ([]inspect.Backend, error) {
-	s.a.mu.Lock()
-	present := s.a.view.backends.present
-	s.a.mu.Unlock()
-	var suspects []inspect.Socket
-	for b, socket := range examples {
-		if !present.has(b) {
-			suspects = append(suspects, socket)
-		}
-	}
+// missing are the backends of sockets that the maps do not have.
+func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect.Socket) ([]inspect.Backend, error) {
 	if len(suspects) == 0 || opts.Termination.Protocols == TerminateOff {
 		return nil, nil
 	}

@@ -45,11 +45,11 @@ const (
 	// patiently is how much longer than it has to be is waited for maps to come to rest.
 	patiently = 10
 	// restFor is how many times longer than an effort is rested after it.
-	restFor = 300
+	restFor = 500
 	// unmigratedRest is the time between two looks for sockets that a migration has to move first.
 	unmigratedRest = 5 * time.Second
 	// mostRest is the longest time between two looks at the maps.
-	mostRest = time.Second
+	mostRest = 750 * time.Millisecond
 )
 
 func (t *terminator) run(ctx context.Context) {
@@ -74,6 +74,9 @@ func (t *terminator) run(ctx context.Context) {
 		pause := min(max(opts.Poll, restFor*t.maps.cost), mostRest)
 		if len(t.gone) > 0 {
 			pause = min(pause, opts.Poll)
+			if left := time.Until(t.lost.Add(opts.Termination.Grace)); left > 0 {
+				pause = min(pause, left)
+			}
 		}
 		if sleep(ctx, pause) != nil {
 			return
@@ -274,6 +277,13 @@ func (a *Agent) takeMissing() []inspect.Backend {
 	defer a.mu.Unlock()
 	defer func() { a.view.backends.missing = nil }()
 	return a.view.backends.missing
+}
+
+// presentBackends are those that are there, as far as the terminator knows. The set does not change.
+func (a *Agent) presentBackends() backendSet {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.view.backends.present
 }
 
 func (a *Agent) ownerRestarts() int {

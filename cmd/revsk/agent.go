@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -81,6 +83,9 @@ func runAgent(ctx context.Context, env *env, given map[string]string) error {
 	if err != nil {
 		return err
 	}
+	// It has little to do, and is to have little: threads that look for work cost more than the work.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(40))
 	a, err := agent.New(opts)
 	if err != nil {
 		return err
