@@ -40,7 +40,7 @@ demo-agent: ## Show what the agent does for an nginx whose DNS server goes, and 
 .PHONY: test
 test: ## Run all tests on the running kernel (root)
 	@# Those that take longest begin first.
-	$(GO) test -count=1 -timeout 45m -skip TestStayBesideAnotherAgent ./tests/kernel ./loader ./...
+	$(GO) test -count=1 -timeout 45m ./tests/kernel ./loader ./...
 
 .PHONY: test-faults
 test-faults: ## Make faults and load for long: [DURATION=10m] (root)

@@ -280,21 +280,44 @@ func Exchange(dir string, programs map[string]*ebpf.Program) error {
 
 // Attach attaches the programs to the cgroup without links.
 func (a *Agent) Attach(cgroup string, flags uint32) error {
+	return a.AttachSome(cgroup, flags, slices.Collect(maps.Keys(a.Programs))...)
+}
+
+// AttachSome is Attach of the programs with these names, in that order.
+func (a *Agent) AttachSome(cgroup string, flags uint32, names ...string) error {
 	target, err := os.Open(cgroup)
 	if err != nil {
 		return err
 	}
 	a.closers = append(a.closers, func() { target.Close() })
-	for name, prog := range a.Programs {
+	for _, name := range names {
+		at := link.RawDetachProgramOptions{Target: int(target.Fd()), Program: a.Programs[name], Attach: attachTypes[name]}
 		err := link.RawAttachProgram(link.RawAttachProgramOptions{
-			Target: int(target.Fd()), Program: prog, Attach: attachTypes[name], Flags: flags,
+			Target: at.Target, Program: at.Program, Attach: at.Attach, Flags: flags,
 		})
 		if err != nil {
 			return fmt.Errorf("attaching %s: %w", name, err)
 		}
-		a.attached = append(a.attached, link.RawDetachProgramOptions{
-			Target: int(target.Fd()), Program: prog, Attach: attachTypes[name],
+		a.attached = append(a.attached, at)
+	}
+	return nil
+}
+
+// DetachSome detaches what is on the hooks of the programs with these names, where programs are attached without links and
+// alone: the kernel does not ask whose they are.
+func (a *Agent) DetachSome(cgroup string, names ...string) error {
+	target, err := os.Open(cgroup)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	for _, name := range names {
+		err := link.RawDetachProgram(link.RawDetachProgramOptions{
+			Target: int(target.Fd()), Program: a.Programs[name], Attach: attachTypes[name],
 		})
+		if err != nil {
+			return fmt.Errorf("detaching %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -29,62 +29,99 @@ import (
 	"github.com/revsk/revsk/migrate"
 )
 
-var stayDuration = flag.Duration("stay.duration", 0, "how long revsk stays beside another agent: everything happens at least once; 0: some of it does")
+var (
+	stayDuration = flag.Duration("stay.duration", 0, "how long revsk stays beside another agent at least: everything happens often; 0: some of it happens once")
+	staySeed     = flag.Uint64("stay.seed", 0, "what decides what happens in which order; 0: chance")
+)
+
+// owner is how the other agent attaches its programs.
+type owner struct {
+	name  string
+	links bool
+	flags uint32 // without links
+}
 
 // stay is a datapath beside another agent on a node where sockets ask without pause: old ones that live all the time, and
 // new ones.
 type stay struct {
 	*testing.T
+	owner
 	random *rand.Rand
 	agents [2]*reference.Agent // the one that runs, and the one that it is when it has restarted
 	opts   loader.Options
-	names  []string
+	names  []string // of the agent's programs
 
 	answers answers
 	enough  atomic.Bool
-	// excused: the agent's own programs have lost what they knew, and answers are wrong until ours are back.
+	// excused: neither programs of ours nor ones that know the sockets are attached, so that answers can be wrong until ours are back.
 	excused atomic.Bool
 	missed  atomic.Int64 // wrong answers then
+	kills   int          // of processes that were not through
 }
 
-// What can happen. Each begins and ends with our programs in all places, in mode mirror.
-var stayEvents = map[string]func(*stay){
-	"the agent restarts": func(s *stay) {
-		s.restart()
+// event is what can happen, and how often it does at least in the long form. Each begins and ends with our programs in all
+// places, in mode mirror.
+type event struct {
+	name   string
+	least  int
+	happen func(*stay)
+}
+
+var stayEvents = []event{
+	{"the agent restarts", 20, func(s *stay) {
+		s.swap()
+		s.start(s.names...)
 		s.takeOver()
-	},
-	"the agent puts some of its programs back, in any order": func(s *stay) {
-		s.random.Shuffle(len(s.names), func(i, j int) { s.names[i], s.names[j] = s.names[j], s.names[i] })
-		for _, name := range s.names[:1+s.random.IntN(len(s.names))] {
-			require.NoError(s, s.agents[0].UpdateSome(agentLinks, name))
+	}},
+	{"the agent puts some of its programs back, in any order", 10, func(s *stay) {
+		for _, name := range s.someNames() {
+			s.start(name)
 			time.Sleep(2 * time.Millisecond)
 		}
 		s.takeOver()
-	},
-	"the agent is reconfigured, and as before": func(s *stay) {
+	}},
+	{"the agent is reconfigured, and as before", 5, func(s *stay) {
 		some := []string{"cil_sock4_getpeername", "cil_sock6_getpeername", "cil_sock6_post_bind"}
-		for _, name := range some {
-			require.NoError(s, os.Remove(filepath.Join(agentLinks, name)))
-		}
-		rest := slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })
-		require.NoError(s, s.agents[0].UpdateSome(agentLinks, rest...))
+		s.excuse(!s.links, func() {
+			s.stop(some...)
+			s.start(slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })...)
+			s.load()
+		})
 		s.takeOver()
-		require.NoError(s, s.agents[0].LinkSome(sandbox.Cgroup(), agentLinks, some...))
+		s.startAgain(some...)
 		s.takeOver()
-	},
-	"the agent is off, and on again": func(s *stay) {
-		require.NoError(s, os.RemoveAll(agentLinks))
-		time.Sleep(50 * time.Millisecond)
-		s.problem(loader.ProblemAgentOff)
-		require.NoError(s, s.agents[0].Link(sandbox.Cgroup(), agentLinks))
-		s.problem(loader.ProblemBeside)
+	}},
+	{"the agent is off, and on again", 3, func(s *stay) {
+		s.excuse(!s.links, func() {
+			s.stop(s.names...)
+			if s.links {
+				s.problem(loader.ProblemAgentOff)
+			} else {
+				s.problem(loader.ProblemNotAttached)
+				s.load()
+			}
+		})
+		s.startAgain(s.names...)
 		s.takeOver()
-	},
-	"handed back, and taken over": func(s *stay) {
+	}},
+	{"the agent is killed while it turns itself off, and starts", 3, func(s *stay) {
+		some := s.someNames()
+		s.excuse(!s.links, func() {
+			s.stop(some...)
+			if !s.links {
+				s.load()
+			}
+		})
+		s.swap()
+		s.startAgain(some...)
+		s.start(slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })...)
+		s.takeOver()
+	}},
+	{"handed back, and taken over", 10, func(s *stay) {
 		require.NoError(s, loader.HandBack(context.Background(), s.opts))
 		s.takeOver()
-	},
-	"revsk is upgraded, and downgraded": func(s *stay) {
+	}},
+	{"revsk is upgraded, and downgraded", 3, func(s *stay) {
 		for _, l7 := range []bool{false, true} {
 			opts := s.opts
 			opts.Takeover, opts.TakeoverLinks = false, ""
@@ -93,38 +130,44 @@ var stayEvents = map[string]func(*stay){
 			require.NoError(s, err)
 			require.NoError(s, dp.Close())
 		}
-	},
-	"a takeover is killed": func(s *stay) {
-		s.restart()
-		s.killed("takeover")
+	}},
+	{"a takeover is killed", 5, func(s *stay) {
+		s.swap()
+		s.start(s.names...)
+		s.killed("takeover", 5*time.Second)
 		s.takeOver()
-	},
-	"a hand-back is killed": func(s *stay) {
-		s.killed("hand-back")
+	}},
+	{"a migration is killed", 5, func(s *stay) {
+		dp, err := loader.Open(s.opts)
+		require.NoError(s, err)
+		require.NoError(s, dp.SetMode(context.Background(), loader.ModeDual, false))
+		require.NoError(s, dp.Close())
+		s.killed("migrate", time.Second)
 		s.takeOver()
-	},
-	"a load is killed": func(s *stay) {
-		s.killed("load")
+	}},
+	{"a hand-back is killed", 5, func(s *stay) {
+		s.killed("hand-back", 200*time.Millisecond)
 		s.takeOver()
-	},
-	"the agent makes its hash anew, and restarts": func(s *stay) {
+	}},
+	{"an upgrade is killed", 5, func(s *stay) {
+		s.killed("load", 5*time.Second)
+		s.takeOver()
+	}},
+	{"the agent makes its hash anew, and restarts", 3, func(s *stay) {
 		full, err := s.opts.WithDefaults()
 		require.NoError(s, err)
-		s.excused.Store(true)
 		for _, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
 			require.NoError(s, os.Remove(filepath.Join(full.MapsDir, name)))
 		}
 		for i := range s.agents {
 			s.agents[i] = s.newAgent(full.MapsDir)
 		}
-		s.restart()
-		dp, err := loader.Load(context.Background(), s.opts)
-		require.NoError(s, err)
-		require.NoError(s, dp.Close())
-		s.settle()
-		s.excused.Store(false)
+		s.excuse(true, func() {
+			s.start(s.names...)
+			s.load()
+		})
 		s.takeOver()
-	},
+	}},
 }
 
 func (s *stay) newAgent(mapsDir string) *reference.Agent {
@@ -134,17 +177,68 @@ func (s *stay) newAgent(mapsDir string) *reference.Agent {
 	return agent
 }
 
-// restart is what the agent does when it starts again: other programs, in the same links.
-func (s *stay) restart() {
-	s.agents[0], s.agents[1] = s.agents[1], s.agents[0]
-	require.NoError(s, s.agents[0].Update(agentLinks))
+// swap makes the agent another process, with programs of its own.
+func (s *stay) swap() { s.agents[0], s.agents[1] = s.agents[1], s.agents[0] }
+
+// start is what the agent does with some of its programs when it starts: it updates the links that are pinned, and makes those that are
+// not. Without links it attaches them, in the place of what is there.
+func (s *stay) start(names ...string) {
+	for _, name := range names {
+		var err error
+		if !s.links {
+			err = s.agents[0].AttachSome(sandbox.Cgroup(), s.flags, name)
+		} else if _, missing := os.Lstat(filepath.Join(agentLinks, name)); missing != nil {
+			err = s.agents[0].LinkSome(sandbox.Cgroup(), agentLinks, name)
+		} else {
+			err = s.agents[0].UpdateSome(agentLinks, name)
+		}
+		require.NoError(s, err)
+	}
 }
 
-// takeOver is revsk load --takeover.
-func (s *stay) takeOver() {
+// stop is what the agent does with programs that it has no use for any more. Without links it detaches what is there: ours.
+func (s *stay) stop(names ...string) {
+	if !s.links {
+		require.NoError(s, s.agents[0].DetachSome(sandbox.Cgroup(), names...))
+		return
+	}
+	for _, name := range names {
+		require.NoError(s, os.Remove(filepath.Join(agentLinks, name)))
+	}
+}
+
+// startAgain is start where ours has links of its own on the hooks, since the agent was off there: its programs run beside ours. Without links
+// the kernel does not attach them there, so that ours go first.
+func (s *stay) startAgain(names ...string) {
+	if s.links {
+		s.start(names...)
+		s.problem(loader.ProblemBeside)
+		return
+	}
+	require.ErrorIs(s, s.agents[0].AttachSome(sandbox.Cgroup(), s.flags, names[0]), unix.EPERM)
+	s.excuse(true, func() {
+		require.NoError(s, loader.HandBack(context.Background(), s.opts))
+		s.start(names...)
+	})
+}
+
+// excuse does what can make answers wrong.
+func (s *stay) excuse(can bool, do func()) {
+	s.excused.Store(can)
+	do()
+	s.excused.Store(false)
+}
+
+// load is revsk load --takeover.
+func (s *stay) load() {
 	dp, err := loader.Load(context.Background(), s.opts)
 	require.NoError(s, err)
 	require.NoError(s, dp.Close())
+}
+
+// takeOver is the command revsk load --takeover, which migrates, too.
+func (s *stay) takeOver() {
+	s.load()
 	mirror := loader.ModeMirror
 	r, err := migrate.Run(context.Background(), migrate.Options{Loader: s.opts, To: &mirror})
 	require.NoError(s, err, "%+v", r)
@@ -161,10 +255,11 @@ func (s *stay) problem(code string) {
 	require.True(s, slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == code }), "%s: %v", code, status.Problems)
 }
 
-// settle waits until every worker has asked once more.
-func (s *stay) settle() {
-	for until := s.answers.peers.Load() + 3000; s.answers.peers.Load() < until && !s.Failed(); time.Sleep(time.Millisecond) {
-	}
+// someNames are those of some of the agent's programs, in any order.
+func (s *stay) someNames() []string {
+	all := slices.Clone(s.names)
+	s.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:1+s.random.IntN(len(all))]
 }
 
 const stayEnv = "REVSK_KERNEL_TEST_STAY"
@@ -176,12 +271,10 @@ func runStayChild() int {
 	var err error
 	switch os.Getenv(stayEnv) {
 	case "takeover":
-		var dp *loader.Datapath
-		if dp, err = loader.Load(ctx, opts); err == nil {
-			dp.Close()
-			mirror := loader.ModeMirror
-			_, err = migrate.Run(ctx, migrate.Options{Loader: opts, To: &mirror})
-		}
+		_, err = loader.Load(ctx, opts)
+	case "migrate":
+		mirror := loader.ModeMirror
+		_, err = migrate.Run(ctx, migrate.Options{Loader: opts, To: &mirror})
 	case "hand-back":
 		err = loader.HandBack(ctx, opts)
 	case "load":
@@ -202,48 +295,73 @@ func stayOptions() loader.Options {
 	return opts
 }
 
-// killed does something in another process that is killed within the time that it takes.
-func (s *stay) killed(what string) {
+// killed does something in another process that is killed within so long.
+func (s *stay) killed(what string, within time.Duration) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), stayEnv+"="+what)
 	cmd.Stderr = os.Stderr
 	require.NoError(s, cmd.Start())
-	most := 5 * time.Second
-	if what == "hand-back" {
-		most = 200 * time.Millisecond
-	}
-	time.Sleep(time.Duration(s.random.Int64N(int64(most))))
+	time.Sleep(time.Duration(s.random.Int64N(int64(within))))
 	require.NoError(s, cmd.Process.Kill())
 	_ = cmd.Wait()
+	if !cmd.ProcessState.Exited() {
+		s.kills++
+	}
 }
 
-// old is a socket that asks as long as the stay lasts.
+// old is a socket that asks as long as the stay lasts: what it is connected to, or two services that it sends to.
 type old struct {
 	*scene
-	service *service
-	socket  *socket
-	sends   bool // without being connected
+	socket *socket
+	peer   *service // nil: it is not connected
+	others [2]*service
+	asked  int
 }
 
 func (o *old) ask() error {
-	if o.sends {
-		if err := o.socket.trySendTo(o.service.front, "question"); err != nil {
+	o.asked++
+	if other := o.others[o.asked/4%2]; o.peer == nil || o.datagram() && o.asked%4 == 0 {
+		err := o.socket.trySendTo(other.front, "question")
+		if err == nil && o.peer == nil { // the kernel drops the answer to a socket that is connected elsewhere
+			err = o.socket.hears(other)
+		}
+		if err != nil || o.peer == nil {
 			return err
 		}
-		return o.socket.hears(o.service)
 	}
-	if err := o.socket.shows(o.service); err != nil || !o.datagram() {
+	if err := o.socket.shows(o.peer); err != nil || !o.datagram() {
 		return err
 	}
 	if err := o.socket.trySend("question"); err != nil {
 		return err
 	}
-	return o.socket.hears(o.service)
+	return o.socket.hears(o.peer)
+}
+
+// olds opens the sockets of a scene that live all the time.
+func (s *stay) olds(sc *scene) (all []*old) {
+	services := []*service{sc.service(), sc.service(), sc.service()}
+	for i := range 18 {
+		o := &old{scene: sc, others: [2]*service{services[(i+1)%3], services[(i+2)%3]}}
+		var err error
+		if o.socket, err = newSocket(sc.family, sc.protocol); err == nil && (!sc.datagram() || i%2 == 0) {
+			o.peer = services[i%3]
+			err = o.socket.tryConnect(o.peer.front)
+		}
+		require.NoError(s, err)
+		s.Cleanup(o.socket.close)
+		if !sc.datagram() {
+			require.NoError(s, unix.SetsockoptLinger(o.socket.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+		}
+		all = append(all, o)
+	}
+	return all
 }
 
 // work has the old sockets ask in turn, and now and then a new one lives its life.
 func (s *stay) work(olds []*old, lives []func() error, first int) {
 	for i := first; !s.enough.Load(); i++ {
+		excused, began := s.excused.Load(), time.Now()
 		o := olds[i%len(olds)]
 		err := o.ask()
 		if err == nil {
@@ -254,27 +372,46 @@ func (s *stay) work(olds []*old, lives []func() error, first int) {
 		}
 		switch {
 		case err == nil:
-		case s.excused.Load():
+		case excused || s.excused.Load():
 			s.missed.Add(1)
 		default:
 			s.answers.wrong.Add(1)
-			s.Log(err)
+			s.Logf("%s, protocol %d, after %v: %v", o.name, o.protocol, time.Since(began), err)
 		}
 	}
 }
 
 // Whatever the other agent does, and whatever is killed, applications get their answers from the services.
 func TestStayBesideAnotherAgent(t *testing.T) {
-	s := &stay{T: t, opts: stayOptions()}
-	seed := uint64(time.Now().UnixNano())
+	for _, o := range []owner{
+		{name: "links", links: true},
+		{name: "attached so that cgroups below may override", flags: unix.BPF_F_ALLOW_OVERRIDE},
+		{name: "attached alone"},
+	} {
+		if o.links || *stayDuration != 0 {
+			t.Run(o.name, func(t *testing.T) { stayBeside(t, o) })
+		}
+	}
+}
+
+func stayBeside(t *testing.T, owner owner) {
+	s := &stay{T: t, owner: owner, opts: stayOptions()}
+	seed := *staySeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
 	t.Logf("seed %d", seed)
 	s.random = rand.New(rand.NewPCG(seed, 0))
+	if *scale < 100 { // to load programs takes a slow machine minutes
+		s.opts.Programs = new(loader.Programs)
+		defer func() { require.NoError(t, s.opts.Programs.Close()) }()
+	}
 	s.agents[0] = otherAgent(t)
 	full, err := s.opts.WithDefaults()
 	require.NoError(t, err)
 	s.agents[1] = s.newAgent(full.MapsDir)
 	s.names = slices.Sorted(maps.Keys(s.agents[0].Programs))
-	require.NoError(t, s.agents[0].Link(sandbox.Cgroup(), agentLinks))
+	s.start(s.names...)
 	t.Cleanup(func() {
 		opts := s.opts
 		opts.Force = true
@@ -289,24 +426,14 @@ func TestStayBesideAnotherAgent(t *testing.T) {
 	n := 0
 	for sc := range everyKind(t, loader.ModeLegacy) {
 		sc.mayLeak = true // the other agent's hooks leave entries behind
-		for range 3 {
-			a := sc.service()
+		for _, o := range s.olds(sc) {
+			olds[n%workers] = append(olds[n%workers], o)
+			n++
+		}
+		for _, a := range sc.services {
 			lives = append(lives, func() error { return sc.askAsConnected(a, &s.answers) })
 			if sc.datagram() {
 				lives = append(lives, func() error { return sc.askAsSender(a, &s.answers) })
-			}
-			for i := range 6 {
-				o := &old{scene: sc, service: a, sends: sc.datagram() && i%2 == 1}
-				if o.socket, err = newSocket(sc.family, sc.protocol); err == nil && !o.sends {
-					err = o.socket.tryConnect(a.front)
-				}
-				require.NoError(t, err)
-				if !sc.datagram() {
-					require.NoError(t, unix.SetsockoptLinger(o.socket.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
-				}
-				t.Cleanup(o.socket.close)
-				olds[n%workers] = append(olds[n%workers], o)
-				n++
 			}
 		}
 	}
@@ -317,30 +444,42 @@ func TestStayBesideAnotherAgent(t *testing.T) {
 	defer wg.Wait()
 	defer s.enough.Store(true)
 
-	happened := make(map[string]int)
-	events := len(stayEvents)
-	if *stayDuration == 0 {
-		events = 3
-	}
 	s.takeOver()
-	for start := time.Now(); len(happened) == 0 || time.Since(start) < *stayDuration; {
-		for _, event := range s.shuffled()[:events] {
-			before := s.answers.wrong.Load()
-			began := time.Now()
-			stayEvents[event](s)
-			happened[event]++
-			t.Logf("%-55s %6.1f s, %d wrong", event, time.Since(began).Seconds(), s.answers.wrong.Load()-before)
+	happened := make(map[string]int)
+	start := time.Now()
+	for next := s.schedule(); ; next = s.schedule() {
+		for _, e := range next {
+			before, began := s.answers.wrong.Load(), time.Now()
+			e.happen(s)
+			happened[e.name]++
+			t.Logf("%-57s %6.1f s, %d wrong", e.name, time.Since(began).Seconds(), s.answers.wrong.Load()-before)
+		}
+		if *stayDuration == 0 || time.Since(start) >= *stayDuration && s.total() >= int64(scaled(10_000_000)) {
+			break
 		}
 	}
 	s.enough.Store(true)
 	wg.Wait()
-	t.Logf("%d old sockets and %d new ones, %d answers, %d wrong; %d more while the agent's own programs had lost their hash; %v",
-		n, s.answers.sockets.Load(), s.answers.peers.Load()+s.answers.sources.Load(), s.answers.wrong.Load(), s.missed.Load(), happened)
+	t.Logf("%v: %d old sockets and %d new ones, %d answers, %d wrong; %d more while no programs that knew the sockets were attached; %d processes killed; %v",
+		time.Since(start).Round(time.Second), n, s.answers.sockets.Load(), s.total(), s.answers.wrong.Load(), s.missed.Load(), s.kills, happened)
 	assert.Zero(t, s.answers.wrong.Load(), "answers that were not translated")
 }
 
-func (s *stay) shuffled() []string {
-	all := slices.Sorted(maps.Keys(stayEvents))
+func (s *stay) total() int64 { return s.answers.peers.Load() + s.answers.sources.Load() }
+
+// schedule is what happens, in any order.
+func (s *stay) schedule() []event {
+	var all []event
+	for _, e := range stayEvents {
+		times := scaled(e.least)
+		if *stayDuration == 0 {
+			times = 1
+		}
+		all = append(all, slices.Repeat([]event{e}, times)...)
+	}
 	s.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	if *stayDuration == 0 {
+		return all[:2]
+	}
 	return all
 }
