@@ -163,7 +163,7 @@ func runLoad(ctx context.Context, env *env, opts loader.Options, then *migrate.O
 		return nil
 	}
 	done.printLeft(env)
-	return status.print(env.Stdout)
+	return status.print(env.Stdout, false)
 }
 
 func addForceFlag(flags *pflag.FlagSet, force *bool) {

@@ -52,7 +52,9 @@ func TestLoadPrintsWhatRunsAfterwards(t *testing.T) {
 	p := newPlace(t)
 	loaded := p.load().ok().stdout
 	require.Equal(t, loaded, p.run("status").ok().stdout)
+	require.LessOrEqual(t, strings.Count(loaded, "\n"), 24, "it fits on a screen")
 	golden(t, "status.txt", stable(p, loaded))
+	golden(t, "status-wide.txt", stable(p, p.run("status", "-o", "wide").ok().stdout))
 	golden(t, "status.json", stable(p, p.run("status", "-o", "json").ok().stdout))
 }
 
@@ -200,7 +202,8 @@ func TestStatusOfHooksThatAreMissing(t *testing.T) {
 	l, err := link.LoadPinnedLink(filepath.Join(p.pins(), "links", "revsk_connect4"), nil)
 	require.NoError(t, err)
 	require.NoError(t, errors.Join(l.Detach(), l.Unpin(), l.Close()))
-	r := p.run("status")
+	require.Regexp(t, `(?m)^hooks +10 attached, 2 off, missing: connect4$`, p.run("status").stdout)
+	r := p.run("status", "-o", "wide")
 	require.Equal(t, "revsk: not attached: connect4: run revsk load", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^connect4 +missing$`, r.stdout)
 	require.Regexp(t, `(?m)^hooks-missing +revsk load$`, r.stdout)

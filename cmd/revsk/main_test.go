@@ -32,6 +32,7 @@ var update = flag.Bool("update", false, "write what commands print into testdata
 const (
 	beCommandEnv   = "REVSK_TEST_COMMAND"
 	withoutCgroup2 = "without cgroup2"
+	hidden         = "where processes of others are hidden"
 	inContainer    = "in a container" // sees its own part of the cgroup hierarchy and, where they are its own, its processes
 )
 
@@ -47,6 +48,10 @@ func TestMain(m *testing.M) {
 		limitMemory(usualMemlock)
 	case withoutCgroup2:
 		if err := unmountCgroup2(); err != nil {
+			panic(err)
+		}
+	case hidden:
+		if err := hideProcesses(); err != nil {
 			panic(err)
 		}
 	case inContainer:
@@ -69,8 +74,11 @@ func enterContainer() error {
 	if err := unix.Mount("cgroup2", containerCgroup, "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("mounting cgroup2: %w", err)
 	}
-	return unix.Mount("proc", "/proc", "proc", 0, "hidepid=2")
+	return hideProcesses()
 }
+
+// hideProcesses hides processes from whoever lacks a capability that they have, and CAP_SYS_PTRACE.
+func hideProcesses() error { return unix.Mount("proc", "/proc", "proc", 0, "hidepid=2") }
 
 // containerCgroup is where a container has its part of the cgroup hierarchy.
 const containerCgroup = "/tmp/revsk-test-cgroup"

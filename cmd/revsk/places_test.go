@@ -123,6 +123,32 @@ func TestInAContainer(t *testing.T) {
 	p.run("status").ok()
 }
 
+// Where processes are hidden (hidepid), too. They are not from CAP_SYS_PTRACE.
+func TestWhereProcessesAreHidden(t *testing.T) {
+	p := newPlace(t)
+	otherAgent(t, p)
+	p.load("--takeover", "--quiet").ok()
+	s := connectUDP(t, p)
+	run := func(line string, caps ...capability) result {
+		return runWith(t, append(caps, capAdmin, capNetAdmin, capResource), hidden, p.args(strings.Fields(line)...)...)
+	}
+	before := state(t, p)
+	for _, line := range []string{"status", "mode", "service list", "features --quiet", "load --dry-run", "unload --hand-back --dry-run", "mode dual --dry-run"} {
+		run(line).ok()
+	}
+	require.Contains(t, run("list").ok().stdout, serviceAddr)
+	for _, line := range []string{"migrate", "migrate --dry-run", "rollback", "rollback --dry-run", "load --takeover"} {
+		require.Regexp(t, "other processes cannot be looked into: no CAP_SYS_PTRACE: run as root, with CAP_", run(line).fails(exitFailed), line)
+	}
+	require.Equal(t, before, state(t, p))
+	for _, line := range []string{"migrate --dry-run", "migrate", "load --takeover --quiet"} {
+		require.Empty(t, run(line, capPtrace).ok().stderr, line)
+	}
+	run("terminate 127.0.0.1:5353/udp").ok()
+	require.Equal(t, unix.ECONNABORTED, s.error(t))
+	run("unload --hand-back").ok()
+}
+
 func TestNotRootIsSaid(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
@@ -152,7 +178,7 @@ func TestReadOnlyBPFFS(t *testing.T) {
 		p.run(strings.Fields(line)...).ok()
 	}
 	require.Contains(t, p.run("list").ok().stdout, serviceAddr)
-	require.Regexp(t, `(?m)^connect4 +\d+ `, p.run("status").ok().stdout)
+	require.Regexp(t, `(?m)^connect4 +\d+ `, p.run("status", "-o", "wide").ok().stdout)
 	for _, line := range []string{"load", "load --dry-run", "unload", "mode dual", "service add 10.96.0.1:80/tcp --no-backend"} {
 		require.Regexp(t, "read-only file system: mount it read-write", p.run(strings.Fields(line)...).fails(exitFailed), line)
 	}

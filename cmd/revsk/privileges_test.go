@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -85,7 +86,11 @@ func runWith(t *testing.T, caps []capability, environment string, args ...string
 				t.Error(err)
 			}
 		}
-		done <- runAs(t, environment, nil, args...)
+		attr := new(syscall.SysProcAttr)
+		if environment == hidden {
+			attr.Unshareflags = unix.CLONE_NEWNS
+		}
+		done <- runAs(t, environment, attr, args...)
 	}()
 	return <-done
 }

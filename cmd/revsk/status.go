@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/api"
+	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -24,12 +26,14 @@ func newStatusCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what is attached, the maps and the counters",
-		Long: `Shows the mode, the program on every hook, the maps with their number of entries,
-and the counters since the first load. "stored" is always the sum of
+		Long: `Shows the mode, the hooks, how full the maps are, and the problems.
+
+-o wide also shows the program on every hook, all maps with their number of
+entries, and the counters since the first load. "stored" is always the sum of
 "released", the three "dropped", and the tuples that live sockets hold.
 
 A hook is "off" if the feature that needs it is off. For a hook that was taken
-over from another agent it shows the agent's program, which revsk unload
+over from another agent, -o wide shows the agent's program, which revsk unload
 --hand-back puts back, and whether the agent has attached its own program again.
 
 Lists problems, each with its code and the command that mends it, and explains
@@ -39,6 +43,7 @@ changing the datapath, a problem may pass by itself.
 --compare also reads every socket, and says how many of the tuples on sockets are
 missing in the legacy maps. In mode mirror there should be none.`,
 		Example: `  revsk status
+  revsk status -o wide
   revsk status --compare
   revsk status -o json | jq .counters`,
 		Args: cobra.NoArgs,
@@ -60,7 +65,7 @@ missing in the legacy maps. In mode mirror there should be none.`,
 			if env.json() {
 				err = env.printJSON(status)
 			} else {
-				err = status.print(env.Stdout)
+				err = status.print(env.Stdout, env.output == outputWide)
 			}
 			if err != nil {
 				return err
@@ -68,6 +73,7 @@ missing in the legacy maps. In mode mirror there should be none.`,
 			return status.err()
 		},
 	}
+	addChoice(cmd, cmd.Flags(), &env.output, []string{outputTable, outputWide, outputJSON}, "output", "o", "output format")
 	cmd.Flags().BoolVar(&compare, "compare", false, "look at every socket, and say what of theirs the legacy maps lack")
 	return cmd
 }
@@ -117,8 +123,9 @@ func (s statusDocument) err() error {
 	return exitError{exitPartly, errors.New(strings.Join(all, "; "))}
 }
 
-func (s statusDocument) print(w io.Writer) error {
-	var general, problems, hooks, maps, counters table
+// print fits on a screen, unless it is wide.
+func (s statusDocument) print(w io.Writer, wide bool) error {
+	var general, problems table
 	general.row("mode", s.Mode)
 	general.row("cgroup", s.Cgroup)
 	general.row("kernel", s.Kernel)
@@ -136,7 +143,74 @@ func (s statusDocument) print(w io.Writer) error {
 	for _, p := range s.Problems {
 		problems.row(p.Code, p.Mend)
 	}
+	if wide {
+		return printSections(w, general, problems, s.hooks(), s.maps(), s.counters())
+	}
+	general.row("hooks", s.hooksInALine())
+	for _, row := range s.fill() {
+		general.row(row...)
+	}
+	return printSections(w, general, problems)
+}
 
+// hooksInALine is how many hooks have what on them, and which ones something wrong.
+func (s statusDocument) hooksInALine() string {
+	var attached, takenOver, off int
+	var back, missing []string
+	for _, h := range s.Hooks {
+		switch {
+		case h.Attached:
+			attached++
+			if h.TakenOver != nil {
+				takenOver++
+			}
+		case takenBack(h):
+			back = append(back, hookName(h))
+		case h.Optional:
+			off++
+		default:
+			missing = append(missing, hookName(h))
+		}
+	}
+	line := fmt.Sprintf("%d attached", attached)
+	if takenOver > 0 {
+		line += fmt.Sprintf(" (%d taken over)", takenOver)
+	}
+	if off > 0 {
+		line += fmt.Sprintf(", %d off", off)
+	}
+	if len(missing) > 0 {
+		line += ", missing: " + strings.Join(missing, " ")
+	}
+	if len(back) > 0 {
+		line += ", taken back: " + strings.Join(back, " ")
+	}
+	return line
+}
+
+// fill is how full the legacy maps are, and the fullest of the others.
+func (s statusDocument) fill() (rows [][]any) {
+	percent := func(m loader.MapStatus) float64 { return 100 * float64(m.Entries) / float64(m.MaxEntries) }
+	var fullest loader.MapStatus
+	for _, m := range s.Maps {
+		row := func(name string) []any {
+			return []any{name, fmt.Sprintf("%.0f %% full (%d of %d)", percent(m), m.Entries, m.MaxEntries)}
+		}
+		switch {
+		case m.Entries < 0:
+		case m.Name == lbmap.ReverseSK4Map || m.Name == lbmap.ReverseSK6Map:
+			rows = append(rows, row(m.Name))
+		case fullest.Name == "" || percent(m) > percent(fullest):
+			fullest = m
+		}
+	}
+	if fullest.Name != "" {
+		rows = append(rows, []any{"fullest other map", fmt.Sprintf("%s, %.0f %%", fullest.Name, percent(fullest))})
+	}
+	return rows
+}
+
+func (s statusDocument) hooks() (hooks table) {
 	head := []any{"HOOK", "PROGRAM ID", "TAG", "LOADED"}
 	if slices.ContainsFunc(s.Hooks, func(h loader.HookStatus) bool { return h.TakenOver != nil }) {
 		head = append(head, "TAKEN OVER FROM")
@@ -146,7 +220,15 @@ func (s statusDocument) print(w io.Writer) error {
 		hooks.row(hookRow(h)...)
 	}
 
+	return hooks
+}
+
+// largeTables begins the names of the maps with the tables of sockets that have very many peers: they differ in nothing.
+const largeTables = "revsk_tab_8k_"
+
+func (s statusDocument) maps() (maps table) {
 	maps.row("MAP", "TYPE", "ENTRIES", "SIZE", "PIN")
+	folded := false
 	for _, m := range s.Maps {
 		entries, size := "", ""
 		if m.Entries >= 0 {
@@ -155,17 +237,26 @@ func (s statusDocument) print(w io.Writer) error {
 		if m.MaxEntries > 0 {
 			size = fmt.Sprint(m.MaxEntries)
 		}
+		if strings.HasPrefix(m.Name, largeTables) {
+			if folded {
+				continue
+			}
+			folded = true
+			m.Name, m.Pin = largeTables+"*", filepath.Join(filepath.Dir(m.Pin), largeTables+"*")
+		}
 		maps.row(m.Name, m.Type, entries, size, m.Pin)
 	}
+	return maps
+}
 
+func (s statusDocument) counters() (counters table) {
 	counters.row("COUNTER", "VALUE")
 	values := reflect.ValueOf(s.Counters)
 	for field, value := range values.Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		counters.row(strings.ReplaceAll(name, "_", " "), value.Uint())
 	}
-
-	return printSections(w, general, problems, hooks, maps, counters)
+	return counters
 }
 
 // hookRow is a row of the table of hooks.

@@ -115,7 +115,8 @@ func TestHooksTakenBackAreSaid(t *testing.T) {
 	again := unattached(t, p)
 	require.NoError(t, again.Without("cil_sock_release", "cil_sock4_connect").Update(links))
 
-	r := p.run("status")
+	require.Regexp(t, "(?m)^hooks +2 attached \\(2 taken over\\), 2 off, taken back: recvmsg4 .* post_bind6$", p.run("status").stdout)
+	r := p.run("status", "-o", "wide")
 	require.Regexp(t, "^revsk: taken back by another agent: recvmsg4, .*, post_bind6: "+
 		"run revsk load --takeover$", r.fails(exitPartly))
 	require.Regexp(t, `(?m)^recvmsg4 +\d+, not ours +- +- +cil_sock4_recvmsg \(\d+, link\)$`, r.stdout)

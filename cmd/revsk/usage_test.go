@@ -35,7 +35,7 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 		"rollback --engine iter":              `unknown flag: --engine: see revsk rollback --help`,
 		"mode both":                           `invalid argument "both" for "revsk mode": see revsk mode --help`,
 		"mode dual legacy":                    `accepts at most 1 arg(s), received 2: see revsk mode --help`,
-		"status -o yaml":                      `invalid argument "yaml" for "-o, --output" flag: use one of table, json: see revsk status --help`,
+		"status -o yaml":                      `invalid argument "yaml" for "-o, --output" flag: use one of table, wide, json: see revsk status --help`,
 		"status -v --quiet":                   `if any flags in the group [verbose quiet] are set none of the others can be; [quiet verbose] were all set: see revsk status --help`,
 		"service delete":                      `accepts 1 arg(s), received 0: see revsk service delete --help`,
 		"terminate":                           `name the backends, or use --all-gone: see revsk terminate --help`,
