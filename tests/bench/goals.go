@@ -32,6 +32,11 @@ var goals = []goal{
 	{"a connected socket's life", []string{"life: connect"}, storage, legacyFull, 1.0, 0.8},
 	{"the same against an empty hash", []string{"life: connect"}, storage, legacyEmpty, 1.35, 1.1},
 	{"connect to no service", []string{"connect to no service"}, storage, former, 0.8, 0.7},
+	{"receive from a service and getpeername in mode mirror", []string{"receive from a service", "getpeername"}, mirror, storage, 1.05, 1.0},
+	{
+		"connect to no service, and release of an ordinary socket, in mode mirror",
+		[]string{"connect to no service", "release of an unused socket", "release of an ordinary connected socket"}, mirror, storage, 1.05, 1.0,
+	},
 	{
 		"the same without the lookup for any protocol, IPv4", []string{"connect to no service, UDP IPv4", "connect to no service, TCP IPv4"},
 		oneProtocol, former, 0.65, 0.5,

@@ -50,8 +50,8 @@ func benchMemory(ctx context.Context, b *bench) error {
 	for _, sends := range []bool{false, true} {
 		var base *slabs
 		for _, v := range b.variants {
-			// An empty hash and a full one take the same memory, and dual has the storage's too.
-			if v.name == legacyEmpty || v.name == dual {
+			// An empty hash and a full one take the same memory, and dual and mirror have the storage's too.
+			if v.name == legacyEmpty || v.name == dual || v.name == mirror {
 				continue
 			}
 			if err := ctx.Err(); err != nil {

@@ -31,7 +31,7 @@ var chargedPeers = []int{1, 3, 4, 8, 16, 64, 160, 1000}
 // benchOptmem asks the kernel what it has charged sockets for, by the number of their peers.
 func benchOptmem(ctx context.Context, b *bench) error {
 	for _, v := range b.variants {
-		if v.dp == nil || v.name == legacyEmpty || v.name == legacyFull || v.name == dual {
+		if v.dp == nil || v.name == legacyEmpty || v.name == legacyFull || v.name == dual || v.name == mirror {
 			continue
 		}
 		hash := v.hash(ipv4)

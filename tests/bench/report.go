@@ -88,7 +88,7 @@ func (r *report) addResults(section string, res *results) {
 				f.Hooks[name] = netOf(values, hooks[floor])
 			}
 			f.Calls[name] = newStat(calls[name])
-			for _, base := range []string{legacyFull, legacyEmpty, foreign, former} {
+			for _, base := range []string{legacyFull, legacyEmpty, foreign, former, storage} {
 				if name == floor || name == base || hooks[base] == nil {
 					continue
 				}
@@ -147,7 +147,7 @@ func (r *report) trimmed() *report {
 		ratios := make(map[string]Stat)
 		for key, s := range f.Ratios {
 			of, base, _ := strings.Cut(key, " / ")
-			if of == storage || base == foreign {
+			if of == storage || of == mirror || base == foreign {
 				ratios[key] = s
 			}
 		}

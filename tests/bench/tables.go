@@ -111,7 +111,7 @@ func (r *report) hookTables() []*table {
 
 // variants are those of a section: the usual ones, and then the builds that were to be measured too.
 func (r *report) variants(section string) []string {
-	names := []string{floor, legacyEmpty, legacyFull, dual, storage}
+	names := []string{floor, legacyEmpty, legacyFull, dual, mirror, storage}
 	for _, f := range r.Figures {
 		if f.Section != section {
 			continue

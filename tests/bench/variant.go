@@ -32,6 +32,7 @@ const (
 	legacyEmpty = "legacy, empty"
 	legacyFull  = "legacy, full"
 	dual        = "dual"
+	mirror      = "mirror"
 	storage     = "storage"
 	foreign     = "reference, full" // the programs of another agent
 	oneProtocol = "storage, no lookup for any protocol"
@@ -95,6 +96,8 @@ func newBench() (*bench, error) {
 		{legacyEmpty, loader.ModeLegacy, features, false, nil},
 		{legacyFull, loader.ModeLegacy, features, true, nil},
 		{dual, loader.ModeDual, features, true, nil},
+		// Its hash has nothing but what sockets hold.
+		{mirror, loader.ModeMirror, features, false, nil},
 		{storage, loader.ModeStorage, features, false, nil},
 		{oneProtocol, loader.ModeStorage, protocolOnly, false, nil},
 		{foreign, loader.ModeLegacy, features, true, (*variant).runReference},
