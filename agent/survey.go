@@ -154,7 +154,7 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	}
 	present := s.a.presentBackends()
 	services, backends := make(map[serviceKey]int), make(map[inspect.Backend]int)
-	var suspects []inspect.Socket // one of each backend that seems to be gone
+	var suspects []inspect.Backend // those that seem to be gone
 	seen := 0
 	for socket, err := range s.reader.Sockets(ctx, inspect.Filter{}) {
 		if err != nil {
@@ -174,7 +174,7 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 		b := inspect.Backend{AddrPort: c.Peer, Protocol: socket.Protocol}
 		services[serviceKey{c.Service, socket.Protocol}]++
 		if backends[b]++; backends[b] == 1 && !present.has(b) {
-			suspects = append(suspects, socket)
+			suspects = append(suspects, b)
 		}
 	}
 	found.services, found.backends = largest(services, opts.Services), largest(backends, opts.Backends)
@@ -208,7 +208,7 @@ func (s *surveyor) close() {
 }
 
 // missing are the backends of sockets that the maps do not have.
-func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect.Socket) ([]inspect.Backend, error) {
+func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect.Backend) ([]inspect.Backend, error) {
 	if len(suspects) == 0 || opts.Termination.Protocols == TerminateOff {
 		return nil, nil
 	}
@@ -232,8 +232,8 @@ func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect
 		return nil, err
 	}
 	usable, err := readBackends(ctx, tables, opts.Termination.States)
-	for _, socket := range suspects {
-		if b := (inspect.Backend{AddrPort: socket.Peer, Protocol: socket.Protocol}); all.has(b) && !usable.has(b) {
+	for _, b := range suspects {
+		if all.has(b) && !usable.has(b) {
 			gone = append(gone, b)
 		}
 	}

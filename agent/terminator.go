@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
@@ -30,6 +32,10 @@ type terminator struct {
 	settling time.Time // since when there must be a time without changes; zero: there was one
 	held     string    // why nothing is ended
 	next     time.Time // not before
+
+	sockets   *inspect.Terminator // nil: not opened
+	datapath  *loader.Datapath    // whose maps it uses
+	socketsOf [4]ebpf.MapID       // of which maps these are
 }
 
 func newTerminator(a *Agent) *terminator {
@@ -54,6 +60,7 @@ const (
 
 func (t *terminator) run(ctx context.Context) {
 	defer t.maps.close()
+	defer t.closeSockets()
 	restarts := 0
 	for {
 		t.a.beat(loopBackends)
@@ -217,7 +224,7 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 		return
 	}
 	begin := time.Now()
-	report, err := t.a.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
+	report, err := t.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
 	took := time.Since(begin)
 	for _, s := range report.Sockets {
 		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
@@ -248,14 +255,54 @@ func (t *terminator) done(backends []inspect.Backend) {
 	t.show()
 }
 
-// endSockets is [inspect.Terminate] of the datapath that is loaded.
-func (a *Agent) endSockets(ctx context.Context, opts inspect.TerminateOptions) (inspect.Report, error) {
-	dp, err := loader.Open(a.options().Loader)
+// endSockets is [inspect.Terminator.Terminate] for the datapath that is loaded. What it takes is opened for the first time, and
+// when the maps are others.
+func (t *terminator) endSockets(ctx context.Context, opts inspect.TerminateOptions) (inspect.Report, error) {
+	dp, err := loader.Open(t.a.options().Loader)
 	if err != nil {
 		return inspect.Report{}, err
 	}
-	defer dp.Close()
-	return inspect.Terminate(ctx, inspect.MapsOf(dp.Map), opts)
+	maps := dp.InspectMaps()
+	key, err := mapIDs(maps.Conn, maps.Config, maps.Hash4, maps.Hash6)
+	if err != nil || t.sockets != nil && key == t.socketsOf {
+		err = errors.Join(err, dp.Close())
+	} else {
+		t.closeSockets()
+		t.datapath, t.socketsOf = dp, key
+		t.sockets, err = inspect.OpenTerminator(maps, inspect.Options{BufferSize: terminatorBuffer})
+	}
+	if err != nil {
+		return inspect.Report{}, err
+	}
+	return t.sockets.Terminate(ctx, opts)
+}
+
+// terminatorBuffer is enough for the sockets of the backends that go at once: of others nothing is copied.
+const terminatorBuffer = 1 << 20
+
+// mapIDs are the ids of maps; 0 for one that is nil.
+func mapIDs(all ...*ebpf.Map) (ids [4]ebpf.MapID, err error) {
+	for i, m := range all {
+		if m == nil {
+			continue
+		}
+		info, err := m.Info()
+		if err != nil {
+			return ids, err
+		}
+		ids[i], _ = info.ID()
+	}
+	return ids, nil
+}
+
+func (t *terminator) closeSockets() {
+	if t.sockets != nil {
+		t.sockets.Close()
+	}
+	if t.datapath != nil {
+		t.datapath.Close()
+	}
+	t.sockets, t.datapath = nil, nil
 }
 
 // backendsView is what others see of the terminator.

@@ -33,22 +33,22 @@ func (b Backend) Compare(o Backend) int {
 	return cmp.Or(b.AddrPort.Compare(o.AddrPort), cmp.Compare(b.Protocol, o.Protocol))
 }
 
-// GoneBackends returns the backends of the sockets' connections that the load balancer has no more,
-// sorted: neither does the backend map have them, whatever their state, nor are they the L7 proxy of a
-// service. Read the sockets first, so that a backend that is added meanwhile is not taken for gone.
+// GoneBackends returns those of the backends that sockets are connected to which the load balancer has no more, sorted:
+// neither does the backend map have them, whatever their state, nor are they the L7 proxy of a
+// service. Ask for [Reader.ConnectedBackends] first, so that a backend that is added meanwhile is not taken for gone.
 //
 // Returns an error wrapping [ErrNoBackends] if sockets are connected and there are no backends at all,
-// one wrapping [lbmap.ErrNoMap] if the maps of a socket's family are missing, and those of
+// one wrapping [lbmap.ErrNoMap] if the maps of a backend's family are missing, and those of
 // [lbmap.Tables.Services].
-func GoneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
-	gone, err := goneBackends(ctx, sockets, tables)
+func GoneBackends(ctx context.Context, connected []Backend, tables *lbmap.Tables) ([]Backend, error) {
+	gone, err := goneBackends(ctx, connected, tables)
 	if err != nil {
 		return nil, fmt.Errorf("looking for backends that are gone: %w", err)
 	}
 	return gone, nil
 }
 
-func goneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) ([]Backend, error) {
+func goneBackends(ctx context.Context, connected []Backend, tables *lbmap.Tables) ([]Backend, error) {
 	backends, err := tables.Backends(ctx)
 	if err != nil {
 		return nil, err
@@ -57,31 +57,26 @@ func goneBackends(ctx context.Context, sockets []Socket, tables *lbmap.Tables) (
 	if err != nil {
 		return nil, err
 	}
-	present := make(map[Backend]bool)
+	if len(backends) == 0 && len(connected) > 0 {
+		return nil, ErrNoBackends
+	}
+	present := make(BackendSet)
 	for _, b := range backends {
-		present[Backend{b.AddrPort, b.Protocol}] = true
+		present[Backend{b.AddrPort, b.Protocol}] = struct{}{}
 	}
 	for _, s := range services {
 		if s.Flags.Has(lbmap.FlagL7LoadBalancer) {
 			for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-				present[Backend{netip.AddrPortFrom(loopback, s.L7ProxyPort), lbmap.ProtocolAny}] = true
+				present[Backend{netip.AddrPortFrom(loopback, s.L7ProxyPort), lbmap.ProtocolAny}] = struct{}{}
 			}
 		}
 	}
 	var gone []Backend
-	for i := range sockets {
-		t := sockets[i].Connection()
-		if t == nil {
-			continue
+	for _, b := range connected {
+		if v4 := b.AddrPort.Addr().Is4(); v4 && tables.Backends4 == nil || !v4 && tables.Backends6 == nil {
+			return nil, fmt.Errorf("backends of the family of %v: %w", b.AddrPort, lbmap.ErrNoMap)
 		}
-		if len(backends) == 0 {
-			return nil, ErrNoBackends
-		}
-		if v4 := t.Peer.Addr().Is4(); v4 && tables.Backends4 == nil || !v4 && tables.Backends6 == nil {
-			return nil, fmt.Errorf("backends of the family of %v: %w", t.Peer, lbmap.ErrNoMap)
-		}
-		b := Backend{t.Peer, sockets[i].Protocol}
-		if !present[b] && !present[Backend{t.Peer, lbmap.ProtocolAny}] {
+		if !present.Has(b.AddrPort, b.Protocol) {
 			gone = append(gone, b)
 		}
 	}

@@ -32,24 +32,21 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 	front := func(port uint16, p lbmap.Protocol) lbmap.Frontend {
 		return lbmap.Frontend{AddrPort: netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), port), Protocol: p}
 	}
-	sockets := []Socket{
-		connectedTo("127.0.0.1:1", lbmap.ProtocolTCP), // present
-		connectedTo("127.0.0.1:1", lbmap.ProtocolUDP),
-		connectedTo("127.0.0.1:2", lbmap.ProtocolTCP), // present, terminating
-		connectedTo("127.0.0.1:3", lbmap.ProtocolUDP), // present for any protocol
-		connectedTo("127.0.0.1:4", lbmap.ProtocolTCP), // an L7 proxy
-		connectedTo("[::1]:4", lbmap.ProtocolTCP),     // the same
-		connectedTo("127.0.0.2:4", lbmap.ProtocolTCP),
-		connectedTo("[::1]:1", lbmap.ProtocolTCP),
-		connectedTo("[::1]:1", lbmap.ProtocolTCP), // once only
+	backend := func(addr string, p lbmap.Protocol) Backend { return Backend{netip.MustParseAddrPort(addr), p} }
+	connected := []Backend{
+		backend("127.0.0.1:1", lbmap.ProtocolTCP), // present
+		backend("127.0.0.1:1", lbmap.ProtocolUDP),
+		backend("127.0.0.1:2", lbmap.ProtocolTCP), // present, terminating
+		backend("127.0.0.1:3", lbmap.ProtocolUDP), // present for any protocol
+		backend("127.0.0.1:4", lbmap.ProtocolTCP), // an L7 proxy
+		backend("[::1]:4", lbmap.ProtocolTCP),     // the same
+		backend("127.0.0.2:4", lbmap.ProtocolTCP),
+		backend("[::1]:1", lbmap.ProtocolTCP),
 	}
-	merelySent := connectedTo("127.0.0.1:9", lbmap.ProtocolUDP)
-	merelySent.Peers, merelySent.Conn = []revnat.Tuple{*merelySent.Conn}, nil
-	sockets = append(sockets, merelySent)
 
-	_, err := GoneBackends(t.Context(), sockets, &d.tables)
+	_, err := GoneBackends(t.Context(), connected, &d.tables)
 	require.ErrorIs(t, err, ErrNoBackends)
-	gone, err := GoneBackends(t.Context(), []Socket{merelySent}, &d.tables)
+	gone, err := GoneBackends(t.Context(), nil, &d.tables)
 	require.NoError(t, err, "nothing to decide")
 	require.Empty(t, gone)
 
@@ -61,7 +58,7 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 		{AddrPort: netip.MustParseAddrPort("127.0.0.1:3"), Protocol: lbmap.ProtocolAny},
 	}})
 	upsert(lbmap.Service{Frontend: front(4, lbmap.ProtocolTCP), RevNat: 4, Flags: lbmap.FlagL7LoadBalancer, L7ProxyPort: 4})
-	gone, err = GoneBackends(t.Context(), sockets, &d.tables)
+	gone, err = GoneBackends(t.Context(), connected, &d.tables)
 	require.NoError(t, err)
 	assert.Equal(t, []Backend{
 		{netip.MustParseAddrPort("127.0.0.1:1"), lbmap.ProtocolUDP},
@@ -70,9 +67,9 @@ func TestABackendIsGoneThatIsInTheMapsNoMore(t *testing.T) {
 	}, gone)
 
 	four := lbmap.Tables{Services4: d.tables.Services4, Backends4: d.tables.Backends4}
-	_, err = GoneBackends(t.Context(), sockets, &four)
+	_, err = GoneBackends(t.Context(), connected, &four)
 	assert.ErrorIs(t, err, lbmap.ErrNoMap, "no map for the IPv6 backend")
-	_, err = GoneBackends(t.Context(), sockets[:5], &four)
+	_, err = GoneBackends(t.Context(), connected[:5], &four)
 	assert.NoError(t, err)
 }
 

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
+	"slices"
 	"sync/atomic"
 )
 
@@ -91,17 +93,35 @@ func (r *Reader) Sockets(ctx context.Context, f Filter) iter.Seq2[Socket, error]
 			return
 		}
 		defer r.inUse.Store(false)
-		if err := r.read(ctx, f, func(s Socket) bool { return yield(s, nil) }); err != nil {
+		if err := r.read(ctx, f, !r.opts.SkipOwners, func(s Socket) bool { return yield(s, nil) }); err != nil {
 			yield(Socket{}, fmt.Errorf("listing sockets: %w", err))
 		}
 	}
+}
+
+// ConnectedBackends returns the backends that sockets are connected to through a service, each once, in no order. Memory
+// grows with their number, not with that of sockets. It returns the errors of [Reader.Sockets].
+func (r *Reader) ConnectedBackends(ctx context.Context) ([]Backend, error) {
+	if r == nil || !r.inUse.CompareAndSwap(false, true) {
+		return nil, ErrInUse
+	}
+	defer r.inUse.Store(false)
+	found := make(BackendSet)
+	err := r.read(ctx, Filter{Connected: true}, false, func(s Socket) bool {
+		found[Backend{s.Connection().Peer, s.Protocol}] = struct{}{}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for the backends of sockets: %w", err)
+	}
+	return slices.Collect(maps.Keys(found)), nil
 }
 
 // maxAttempts is how often a part is read anew, each time a smaller one.
 const maxAttempts = 40
 
 // read gives yield the sockets until that returns false.
-func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) error {
+func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func(Socket) bool) error {
 	names, err := netnsNames(r.opts.NetNSDir)
 	if err != nil {
 		return err
@@ -148,7 +168,7 @@ func (r *Reader) read(ctx context.Context, f Filter, yield func(Socket) bool) er
 			if !f.wants(&s) {
 				continue
 			}
-			if !r.opts.SkipOwners {
+			if withOwners {
 				if s.Owners, err = owners.of(ctx, s.Inode); err != nil {
 					return err
 				}

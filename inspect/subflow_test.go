@@ -55,9 +55,7 @@ func TestAnMPTCPSocketEndsWithItsConnection(t *testing.T) {
 
 		require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 		start := time.Now()
-		report, err := Terminate(t.Context(), d.Maps, TerminateOptions{
-			Backends: []Backend{{backend, lbmap.ProtocolTCP}}, destroyers: []destroyer{mechanism},
-		})
+		report, err := terminateBy(t, d.Maps, TerminateOptions{Backends: []Backend{{backend, lbmap.ProtocolTCP}}}, mechanism)
 		require.NoError(t, err)
 		require.Equal(t, 1, report.Count(OutcomeDestroyed))
 		n, err := unix.Read(fd, make([]byte, 1))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -47,10 +48,6 @@ type TerminateOptions struct {
 	DryRun bool
 	// Most is how many sockets are looked at, at most: [Report].More says that there were others. 0: all.
 	Most int
-	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
-	NetNSDir string
-
-	destroyers []destroyer // for tests; default: all of them, the best one first
 }
 
 // Report is what [Terminate] has done.
@@ -103,6 +100,59 @@ func (r *Report) Count(o Outcome) (n int) {
 	return n
 }
 
+// Terminator ends sockets as often as one likes. Its programs are loaded once.
+//
+// It has one user at a time: another gets [ErrInUse].
+type Terminator struct {
+	maps       Maps
+	reader     *Reader
+	destroyers []destroyer // those that may be used, the best one first; for tests
+	destroyer  destroyer   // nil: not chosen yet
+	inUse      atomic.Bool
+}
+
+// OpenTerminator loads the programs that find sockets; those that destroy them are loaded when there is one. Of the options
+// SkipOwners does not count. The maps must stay open.
+//
+// Returns the errors of [Open].
+func OpenTerminator(maps Maps, opts Options) (*Terminator, error) {
+	opts.SkipOwners = false
+	r, err := Open(maps, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &Terminator{maps: maps, reader: r, destroyers: []destroyer{&bpfDestroyer{}, &diagDestroyer{}}}, nil
+}
+
+// Close frees what the terminator has in the kernel. It returns [ErrInUse] as [Reader.Close] does.
+func (t *Terminator) Close() error {
+	if t == nil || !t.inUse.CompareAndSwap(false, true) {
+		return ErrInUse // for ever, once closed
+	}
+	if t.destroyer != nil {
+		t.destroyer.close()
+	}
+	return t.reader.Close()
+}
+
+// ConnectedBackends is [Reader.ConnectedBackends].
+func (t *Terminator) ConnectedBackends(ctx context.Context) ([]Backend, error) {
+	if t == nil {
+		return nil, ErrInUse
+	}
+	return t.reader.ConnectedBackends(ctx)
+}
+
+// Terminate is [Terminator.Terminate] of one that is opened for it.
+func Terminate(ctx context.Context, maps Maps, opts TerminateOptions) (Report, error) {
+	t, err := OpenTerminator(maps, Options{})
+	if err != nil {
+		return Report{Sockets: []Termination{}}, fmt.Errorf("terminating connections: %w", err)
+	}
+	defer t.Close()
+	return t.Terminate(ctx, opts)
+}
+
 // Terminate destroys the sockets that are connected to given backends through a service, in all
 // network namespaces. It is for backends that are gone, whose sockets would otherwise wait for answers
 // that never come.
@@ -118,35 +168,38 @@ func (r *Report) Count(o Outcome) (n int) {
 // moment in which a datagram socket that disconnects is destroyed nonetheless. Needs the capabilities
 // of [Sockets], CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE.
 //
-// Returns an error wrapping [ErrNoProof], [ErrCannotDestroy], [ErrNoMap] or [ErrNotSupported], with
+// Returns an error wrapping [ErrInUse], [ErrNoProof], [ErrCannotDestroy], [ErrNoMap] or [ErrNotSupported], with
 // nothing destroyed; after other errors Report is what was done before. [ErrUnmigrated] is one of these: all was done, but there
 // are sockets that were not touched. A socket that could not be
 // destroyed is no error of Terminate.
-func Terminate(ctx context.Context, maps Maps, opts TerminateOptions) (Report, error) {
-	t := termination{
-		maps: maps, opts: opts,
+func (t *Terminator) Terminate(ctx context.Context, opts TerminateOptions) (Report, error) {
+	if t == nil || !t.inUse.CompareAndSwap(false, true) {
+		return Report{Sockets: []Termination{}}, ErrInUse
+	}
+	defer t.inUse.Store(false)
+	one := termination{
+		Terminator: t, opts: opts,
 		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
 		found: make(map[identity]*Termination),
 	}
-	err := t.run(ctx)
+	err := one.run(ctx)
 	if err != nil {
 		err = fmt.Errorf("terminating connections: %w", err)
 	}
-	return t.report(), err
+	return one.report(), err
 }
 
 // rounds is how often sockets are looked for that have connected meanwhile.
 const rounds = 3
 
 type termination struct {
-	maps      Maps
-	opts      TerminateOptions
-	meant     Filter
-	reader    *Reader
-	destroyer destroyer
-	found     map[identity]*Termination
-	left      int  // unmigrated
-	more      bool // sockets were left out
+	*Terminator
+	opts  TerminateOptions
+	meant Filter
+	used  bool // the destroyer
+	found map[identity]*Termination
+	left  int  // unmigrated
+	more  bool // sockets were left out
 }
 
 // identity is what a socket is known by from one round to the next. Its cookie is not part of it:
@@ -165,10 +218,6 @@ func (t *termination) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if t.reader, err = Open(t.maps, Options{NetNSDir: t.opts.NetNSDir}); err != nil {
-		return err
-	}
-	defer t.reader.Close()
 	if err := t.endAll(ctx); err != nil || !hasHash {
 		return err
 	}
@@ -185,12 +234,10 @@ func (t *termination) endAll(ctx context.Context) error {
 		if err != nil || len(connected) == 0 {
 			return err
 		}
-		if t.destroyer == nil {
-			if err := t.load(); err != nil {
-				return err
-			}
-			defer t.destroyer.close()
+		if err := t.load(); err != nil {
+			return err
 		}
+		t.used = true
 		if err := t.destroy(ctx, connected); err != nil {
 			return err
 		}
@@ -248,14 +295,13 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 	return all, nil
 }
 
-// load chooses the best destroyer that the kernel has what it takes for.
-func (t *termination) load() error {
-	all := t.opts.destroyers
-	if all == nil {
-		all = []destroyer{&bpfDestroyer{}, &diagDestroyer{}}
+// load chooses the best destroyer that the kernel has what it takes for, when one is needed first.
+func (t *Terminator) load() error {
+	if t.destroyer != nil {
+		return nil
 	}
 	var missing error
-	for _, d := range all {
+	for _, d := range t.destroyers {
 		err := d.load(t.maps)
 		if err == nil {
 			t.destroyer = d
@@ -271,7 +317,7 @@ func (t *termination) load() error {
 
 func (t *termination) report() Report {
 	r := Report{Sockets: []Termination{}, Unmigrated: t.left, More: t.more}
-	if t.destroyer != nil {
+	if t.used {
 		r.Mechanism = t.destroyer.name()
 	}
 	for _, found := range t.found {

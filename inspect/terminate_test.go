@@ -102,11 +102,26 @@ func (g *ground) connected(to netip.AddrPort) *testSocket {
 }
 
 func (g *ground) options(backends ...netip.AddrPort) TerminateOptions {
-	opts := TerminateOptions{destroyers: []destroyer{g.destroyer}}
+	var opts TerminateOptions
 	for _, b := range backends {
 		opts.Backends = append(opts.Backends, Backend{b, g.protocol})
 	}
 	return opts
+}
+
+// end ends connections by the mechanism of the ground.
+func (g *ground) end(opts TerminateOptions) (Report, error) {
+	g.Helper()
+	return terminateBy(g.T, g.Maps, opts, g.destroyer)
+}
+
+func terminateBy(t *testing.T, maps Maps, opts TerminateOptions, by ...destroyer) (Report, error) {
+	t.Helper()
+	terminator, err := OpenTerminator(maps, Options{})
+	require.NoError(t, err)
+	defer terminator.Close()
+	terminator.destroyers = by
+	return terminator.Terminate(t.Context(), opts)
 }
 
 // terminate ends the connections to a backend, and checks which sockets were found and destroyed.
@@ -117,7 +132,7 @@ func (g *ground) terminate(backend netip.AddrPort, want ...*testSocket) {
 
 func (g *ground) terminateWith(opts TerminateOptions, want ...*testSocket) {
 	g.Helper()
-	report, err := Terminate(g.Context(), g.Maps, opts)
+	report, err := g.end(opts)
 	require.NoError(g, err)
 	assert.ElementsMatch(g, inodes(g.T, want), reported(report, OutcomeDestroyed))
 	assert.Len(g, report.Sockets, len(want), "%+v", report.Sockets)
@@ -432,7 +447,7 @@ func TestASocketInFlightInANamespaceThatNothingElseKeepsIsReported(t *testing.T)
 		for _, dryRun := range []bool{true, false} {
 			opts := g.options(gone.backend)
 			opts.DryRun = dryRun
-			report, err := Terminate(g.Context(), g.Maps, opts)
+			report, err := g.end(opts)
 			require.NoError(g, err)
 			assert.Equal(g, []uint64{inode}, reported(report, OutcomeFailed))
 			require.Len(g, report.Sockets, 1)
@@ -450,7 +465,7 @@ func TestADryRunDestroysNothing(t *testing.T) {
 		opts := g.options(gone.backend)
 		opts.DryRun = true
 		g.alone(s, func() {
-			report, err := Terminate(g.Context(), g.Maps, opts)
+			report, err := g.end(opts)
 			require.NoError(g, err)
 			assert.Equal(g, []uint64{s.inode(g.T)}, reported(report, OutcomeFound))
 			assert.Len(g, report.Sockets, 1)
@@ -540,7 +555,7 @@ func (g *ground) victims(gone service) []*Termination {
 	require.NoError(g, err)
 	defer reader.Close()
 	found := termination{
-		maps: g.Maps, opts: opts, reader: reader,
+		Terminator: &Terminator{maps: g.Maps, reader: reader}, opts: opts,
 		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
 		found: make(map[identity]*Termination),
 	}
@@ -580,7 +595,7 @@ func TestBothMechanismsDestroyTheSame(t *testing.T) {
 			}
 			sockets = append(sockets, s)
 		}
-		report, err := Terminate(t.Context(), d.Maps, g.options(g.shared(2).backend))
+		report, err := g.end(g.options(g.shared(2).backend))
 		require.NoError(t, err)
 		assert.Equal(t, mechanism.name(), report.Mechanism)
 		for _, s := range sockets {
@@ -613,7 +628,7 @@ func TestConnectionsThatComeMeanwhileEndToo(t *testing.T) {
 				late = g.connected(gone.front)
 			}
 		}}
-		report, err := Terminate(g.Context(), g.Maps, g.options(gone.backend))
+		report, err := g.end(g.options(gone.backend))
 		require.NoError(g, err)
 		assert.ElementsMatch(g, inodes(g.T, []*testSocket{first, late}), reported(report, OutcomeDestroyed))
 	})
@@ -639,7 +654,7 @@ func TestASocketThatConnectsAgainAndAgainIsReported(t *testing.T) {
 		destroyed := 0
 		inner := g.destroyer
 		g.destroyer = &afterDestroying{inner, func() { destroyed++; s.connect(g.T, gone.front) }}
-		report, err := Terminate(g.Context(), g.Maps, g.options(gone.backend))
+		report, err := g.end(g.options(gone.backend))
 		require.NoError(g, err)
 		assert.Equal(g, rounds, destroyed)
 		require.Len(g, report.Sockets, 1)
@@ -669,13 +684,13 @@ func TestTheOtherMechanismIsTakenWhereOneIsMissing(t *testing.T) {
 		gone := g.service()
 		s := g.connected(gone.front)
 		opts := g.options(gone.backend)
-		opts.destroyers = []destroyer{cannot{}}
 		g.alone(s, func() {
-			_, err := Terminate(g.Context(), g.Maps, opts)
+			_, err := terminateBy(g.T, g.Maps, opts, cannot{})
 			assert.ErrorIs(g, err, ErrCannotDestroy)
 		})
-		opts.destroyers = []destroyer{cannot{}, g.destroyer, cannot{}}
-		g.terminateWith(opts, s)
+		report, err := terminateBy(g.T, g.Maps, opts, cannot{}, g.destroyer, cannot{})
+		require.NoError(g, err)
+		assert.Equal(g, []uint64{s.inode(g)}, reported(report, OutcomeDestroyed))
 	})
 }
 
@@ -714,7 +729,7 @@ func TestModeLegacyIsRefused(t *testing.T) {
 			opts := g.options(gone.backend)
 			opts.DryRun = dryRun
 			g.alone(s, func() {
-				_, err := Terminate(g.Context(), g.Maps, opts)
+				_, err := g.end(opts)
 				assert.ErrorIs(g, err, ErrNoProof)
 			})
 		}
@@ -730,6 +745,47 @@ func (g *ground) setMode(mode sock.SockRevskMode) {
 	}
 	set(mode)
 	g.Cleanup(func() { set(sock.SockRevskModeREVSK_MODE_STORAGE) })
+}
+
+// A terminator ends sockets again and again, with programs that are loaded once.
+func TestATerminatorEndsAsOftenAsOneLikes(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		terminator, err := OpenTerminator(g.Maps, Options{BufferSize: minBuffer})
+		require.NoError(g, err)
+		loads := 0
+		terminator.destroyers = []destroyer{&countedLoads{g.destroyer, &loads}}
+		first, second := g.service(), g.service()
+		for round := range 3 {
+			a, b := g.connected(first.front), g.connected(second.front)
+			connected, err := terminator.ConnectedBackends(g.Context())
+			require.NoError(g, err)
+			require.ElementsMatch(g, []Backend{{first.backend, g.protocol}, {second.backend, g.protocol}}, connected)
+			report, err := terminator.Terminate(g.Context(), g.options(first.backend))
+			require.NoError(g, err)
+			require.Equal(g, []uint64{a.inode(g)}, reported(report, OutcomeDestroyed), "round %d", round)
+			report, err = terminator.Terminate(g.Context(), g.options(first.backend))
+			require.NoError(g, err)
+			require.Empty(g, report.Sockets)
+			require.Empty(g, report.Mechanism, "none was needed")
+			a.close()
+			b.close()
+		}
+		require.Equal(g, 1, loads)
+		require.NoError(g, terminator.Close())
+		require.ErrorIs(g, terminator.Close(), ErrInUse)
+		_, err = terminator.Terminate(g.Context(), TerminateOptions{})
+		require.ErrorIs(g, err, ErrInUse)
+	})
+}
+
+type countedLoads struct {
+	destroyer
+	loads *int
+}
+
+func (c *countedLoads) load(maps Maps) error {
+	*c.loads++
+	return c.destroyer.load(maps)
 }
 
 func TestTerminateReturnsItsErrors(t *testing.T) {
@@ -756,7 +812,7 @@ func TestAReportIsSorted(t *testing.T) {
 		for range 20 {
 			g.connected(gone.front)
 		}
-		report, err := Terminate(g.Context(), g.Maps, g.options(gone.backend))
+		report, err := g.end(g.options(gone.backend))
 		require.NoError(g, err)
 		require.Len(g, report.Sockets, 20)
 		assert.True(g, slices.IsSortedFunc(report.Sockets, func(a, b Termination) int { return compareSockets(a.Socket, b.Socket) }))
@@ -773,13 +829,13 @@ func TestSocketsThatOnlyTheHashKnowsAreSaidToNeedAMigration(t *testing.T) {
 			gone.disconnect(g)
 			g.setMode(mode)
 			opts := g.options(svc.backend)
-			report, err := Terminate(g.Context(), g.Maps, opts)
+			report, err := g.end(opts)
 			require.ErrorIs(g, err, ErrUnmigrated)
 			assert.Equal(g, 1, report.Unmigrated)
 			assert.Empty(g, report.Sockets)
 
 			known := g.connected(svc.front)
-			report, err = Terminate(g.Context(), g.Maps, opts)
+			report, err = g.end(opts)
 			require.ErrorIs(g, err, ErrUnmigrated)
 			assert.Equal(g, 1, report.Unmigrated)
 			assert.Equal(g, 1, report.Count(OutcomeDestroyed))
@@ -787,7 +843,7 @@ func TestSocketsThatOnlyTheHashKnowsAreSaidToNeedAMigration(t *testing.T) {
 
 			// Another backend has nothing to do with it.
 			opts.Backends[0].AddrPort = netip.AddrPortFrom(g.back, 9)
-			_, err = Terminate(g.Context(), g.Maps, opts)
+			_, err = g.end(opts)
 			require.NoError(g, err)
 			unknown.close()
 		})
@@ -800,11 +856,11 @@ func TestTerminatesSoManyAtMost(t *testing.T) {
 		a, b, c := g.connected(gone.front), g.connected(gone.front), g.connected(gone.front)
 		opts := g.options(gone.backend)
 		opts.Most = 2
-		report, err := Terminate(g.Context(), g.Maps, opts)
+		report, err := g.end(opts)
 		require.NoError(g, err)
 		require.True(g, report.More)
 		require.Equal(g, 2, report.Count(OutcomeDestroyed))
-		report, err = Terminate(g.Context(), g.Maps, opts)
+		report, err = g.end(opts)
 		require.NoError(g, err)
 		require.False(g, report.More)
 		require.Equal(g, 1, report.Count(OutcomeDestroyed))

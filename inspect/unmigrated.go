@@ -77,19 +77,13 @@ func (t *termination) readHash(m *ebpf.Map, open map[entry]bool) error {
 		}
 	}
 	if m.KeySize() == lbmap.ReverseSKKey4Size {
-		keys, values, err := batch.Read[of4, [lbmap.ReverseSKValue4Size]byte](m)
-		for i, k := range keys {
-			v := values[i]
+		return batch.Each(m, func(k of4, v [lbmap.ReverseSKValue4Size]byte) {
 			add(k.Cookie, addrPort(k.Addr[:], k.Port[:]), addrPort(v[0:4], v[4:6]))
-		}
-		return err
+		})
 	}
-	keys, values, err := batch.Read[of6, [lbmap.ReverseSKValue6Size]byte](m)
-	for i, k := range keys {
-		v := values[i]
+	return batch.Each(m, func(k of6, v [lbmap.ReverseSKValue6Size]byte) {
 		add(k.Cookie, addrPort(k.Addr[:], k.Port[:]), addrPort(v[0:16], v[16:18]))
-	}
-	return err
+	})
 }
 
 func addrPort(addr, port []byte) netip.AddrPort {

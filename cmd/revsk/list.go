@@ -75,16 +75,15 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	if err != nil {
 		return err
 	}
-	maps := dp.InspectMaps()
-	filter, err := only.filter(ctx, env, maps)
-	if err != nil {
-		return err
-	}
-	reader, err := inspect.Open(maps, inspect.Options{SkipOwners: countBy != "" && countBy != byProcess && only.pid == 0})
+	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: countBy != "" && countBy != byProcess && only.pid == 0})
 	if err != nil {
 		return err
 	}
 	defer reader.Close()
+	filter, err := only.filter(ctx, env, reader)
+	if err != nil {
+		return err
+	}
 	if mode == loader.ModeLegacy && !env.quiet {
 		fmt.Fprintln(env.Stderr, "mode is legacy: sockets that connect now are in the legacy maps, and not listed")
 	}

@@ -33,7 +33,7 @@ func (l *listFlags) add(flags *pflag.FlagSet) {
 }
 
 // filter is for the reader of sockets. What it says of tuples is for those of a socket that are listed, too.
-func (l *listFlags) filter(ctx context.Context, env *env, maps inspect.Maps) (f inspect.Filter, err error) {
+func (l *listFlags) filter(ctx context.Context, env *env, reader *inspect.Reader) (f inspect.Filter, err error) {
 	if l.protocol != "" {
 		// An address goes with it, or it is no service.
 		p, err := lbmap.ParseFrontend("0.0.0.0:1/" + l.protocol)
@@ -68,7 +68,7 @@ func (l *listFlags) filter(ctx context.Context, env *env, maps inspect.Maps) (f 
 		if l.backend != "" {
 			return f, usageError(errors.New("--gone finds the backends: use it without --backend"))
 		}
-		gone, err := goneBackends(ctx, env, maps)
+		gone, err := goneBackends(ctx, env, reader)
 		if err != nil {
 			return f, err
 		}

@@ -113,9 +113,13 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 		return err
 	}
 	defer dp.Close()
-	maps := dp.InspectMaps()
+	t, err := inspect.OpenTerminator(dp.InspectMaps(), inspect.Options{})
+	if err != nil {
+		return err
+	}
+	defer t.Close()
 	if args.allGone {
-		if args.backends, err = goneBackends(ctx, env, maps); err != nil {
+		if args.backends, err = goneBackends(ctx, env, t); err != nil {
 			return err
 		}
 	}
@@ -123,7 +127,7 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 	if err != nil {
 		return err
 	}
-	report, err := inspect.Terminate(ctx, maps, inspect.TerminateOptions{
+	report, err := t.Terminate(ctx, inspect.TerminateOptions{
 		Backends: args.backends, Service: serviceFilter(args.service, services), DryRun: args.dryRun,
 	})
 	unmigrated := errors.Is(err, inspect.ErrUnmigrated)
@@ -204,9 +208,14 @@ func refuseServices(backends []inspect.Backend, services []lbmap.Service) error 
 	return nil
 }
 
-func goneBackends(ctx context.Context, env *env, maps inspect.Maps) ([]inspect.Backend, error) {
+// connections is a reader or a terminator.
+type connections interface {
+	ConnectedBackends(context.Context) ([]inspect.Backend, error)
+}
+
+func goneBackends(ctx context.Context, env *env, of connections) ([]inspect.Backend, error) {
 	// In this order: a backend may be added meanwhile.
-	sockets, err := inspect.Sockets(ctx, maps, inspect.Options{SkipOwners: true})
+	connected, err := of.ConnectedBackends(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +224,7 @@ func goneBackends(ctx context.Context, env *env, maps inspect.Maps) ([]inspect.B
 		return nil, err
 	}
 	defer tables.Close()
-	return inspect.GoneBackends(ctx, sockets, tables)
+	return inspect.GoneBackends(ctx, connected, tables)
 }
 
 func printTerminated(env *env, dryRun bool, report inspect.Report) error {

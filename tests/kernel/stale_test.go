@@ -183,9 +183,12 @@ func TestWhatASocketRemembersStaysTrueWhenItsService(t *testing.T) {
 // terminateGone ends the connections to backends that are gone, of which there is to be this one.
 func (s *scene) terminateGone(backend netip.AddrPort) (destroyed int) {
 	s.Helper()
-	sockets, err := inspect.Sockets(s.Context(), datapath.InspectMaps(), inspect.Options{SkipOwners: true})
+	reader, err := inspect.Open(datapath.InspectMaps(), inspect.Options{})
 	require.NoError(s, err)
-	gone, err := inspect.GoneBackends(s.Context(), sockets, tables)
+	defer reader.Close()
+	connected, err := reader.ConnectedBackends(s.Context())
+	require.NoError(s, err)
+	gone, err := inspect.GoneBackends(s.Context(), connected, tables)
 	require.NoError(s, err)
 	require.Equal(s, []inspect.Backend{{AddrPort: backend, Protocol: lbmap.Protocol(s.protocol)}}, gone)
 	return s.terminate(backend)
