@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
@@ -745,6 +746,85 @@ func (g *ground) setMode(mode sock.SockRevskMode) {
 	}
 	set(mode)
 	g.Cleanup(func() { set(sock.SockRevskModeREVSK_MODE_STORAGE) })
+}
+
+// An application that reads its error first finds ECONNABORTED. One that sends a datagram first finds that nobody is named to
+// whom to send it, and the reason afterwards; for a stream both are the same.
+func TestWhatTheNextCallFindsOfASocketThatWasEnded(t *testing.T) {
+	eachGround(t, either, func(g *ground) {
+		gone := g.service()
+		reads, sends := g.connected(gone.front), g.connected(gone.front)
+		report, err := g.end(g.options(gone.backend))
+		require.NoError(g, err)
+		require.Equal(g, 2, report.Count(OutcomeDestroyed))
+		_, err = unix.Read(reads.fd, make([]byte, 1))
+		assert.Equal(g, unix.ECONNABORTED, err)
+		err = unix.Send(sends.fd, []byte("x"), unix.MSG_NOSIGNAL)
+		if g.protocol == lbmap.ProtocolUDP {
+			assert.Equal(g, unix.EDESTADDRREQ, err)
+			assert.Equal(g, unix.ECONNABORTED, sends.error(g.T))
+		} else {
+			assert.Equal(g, unix.ECONNABORTED, err)
+		}
+	})
+}
+
+// Of datagram sockets over IPv6 the kernel keeps the address of the former peer, and drops what others send them. What the
+// application can do is to connect anew.
+func TestADatagramSocketThatWasEndedAndGoesOnWithoutConnecting(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		addr := netip.MustParseAddr("127.0.0.2")
+		if g.back.Is6() {
+			addr = netip.MustParseAddr("fd00:2::2")
+			lo, err := netlink.LinkByName("lo")
+			require.NoError(g, err)
+			also := &netlink.Addr{IPNet: netlink.NewIPNet(addr.AsSlice()), Flags: unix.IFA_F_NODAD}
+			require.NoError(g, netlink.AddrAdd(lo, also))
+			g.Cleanup(func() { require.NoError(g, netlink.AddrDel(lo, also)) })
+		}
+		echo := open(g.T, g.family, g.protocol)
+		require.NoError(g, unix.Bind(echo.fd, echo.sockaddr(netip.AddrPortFrom(addr, 31237))))
+		gone, other := g.service(), g.serviceTo(netip.AddrPortFrom(addr, 31237))
+		s := g.connected(gone.front)
+		g.terminate(gone.backend, s)
+		answered := func(to *netip.AddrPort) bool {
+			if to != nil {
+				require.NoError(g, s.sendTo(*to))
+			} else {
+				_, err := unix.Write(s.fd, []byte("hello"))
+				require.NoError(g, err)
+			}
+			buf := make([]byte, 16)
+			n, from, err := unix.Recvfrom(echo.fd, buf, 0)
+			require.NoError(g, err)
+			require.NoError(g, unix.Sendto(echo.fd, buf[:n], 0, from))
+			// The answer is there, or was dropped, when the send returns: it goes through the loopback device.
+			require.NoError(g, unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000}))
+			_, from, err = unix.Recvfrom(s.fd, buf, 0)
+			if err == nil {
+				assert.Equal(g, other.front, addrPortOf(from), "who answers")
+			}
+			return err == nil
+		}
+		assert.Equal(g, g.back.Is4(), answered(&other.front))
+		s.connect(g.T, other.front)
+		assert.True(g, answered(nil), "after it has connected anew")
+	})
+}
+
+// As many backends as one likes are looked for in one pass over the sockets.
+func TestTerminatesTheConnectionsOfThousandsOfBackends(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		first, last, kept := g.service(), g.service(), g.service()
+		a, b, other := g.connected(first.front), g.connected(last.front), g.connected(kept.front)
+		backends := []netip.AddrPort{first.backend}
+		for i := range 5000 {
+			addr := netip.AddrFrom4([4]byte{10, 7, byte(i >> 8), byte(i)})
+			backends = append(backends, netip.AddrPortFrom(addr, first.backend.Port()))
+		}
+		backends = append(backends, last.backend)
+		g.alone(other, func() { g.terminateWith(g.options(backends...), a, b) })
+	})
 }
 
 // A terminator ends sockets again and again, with programs that are loaded once.

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"path/filepath"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/api"
+	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -49,4 +52,22 @@ func TestModeThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
 	p.run("mode", "legacy", "--force").ok()
 	require.Equal(t, "legacy\n", p.run("mode").ok().stdout)
+}
+
+// Entries that no socket has any more stay for ever: to wait for the end of sockets would not help, but a migration does.
+func TestModeStorageOverALeakedHashAdvisesAMigration(t *testing.T) {
+	p := newPlace(t)
+	p.load("--mode", "legacy").ok()
+	hash, err := ebpf.LoadPinnedMap(filepath.Join(p.maps(), lbmap.ReverseSK4Map), nil)
+	require.NoError(t, err)
+	defer hash.Close()
+	for i := range byte(20) {
+		require.NoError(t, hash.Put([16]byte{0xff, i, 12: 10, 14: 53}, [8]byte{10, 96, 0, 1, 53}))
+	}
+	p.run("mode", "dual").ok()
+	refusal := p.run("mode", "storage").fails(exitFailed)
+	require.Contains(t, refusal, "run revsk migrate")
+	require.NotContains(t, refusal, "until")
+	p.run("migrate").ok()
+	require.Equal(t, "storage\n", p.run("mode").ok().stdout)
 }
