@@ -86,6 +86,7 @@ func removeStale(root string) {
 	stale, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
 	for _, cgroup := range stale {
 		if st, err := os.Stat(cgroup); err == nil && time.Since(st.ModTime()) > time.Minute {
+			_ = os.Remove(memoryCgroup(cgroup))
 			_ = os.Remove(cgroup)
 		}
 	}
@@ -103,6 +104,7 @@ func removeCgroup(cgroup string) error {
 			}
 			return nil
 		})
+		_ = os.Remove(memoryCgroup(cgroup))
 		if err = os.Remove(cgroup); err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
@@ -130,7 +132,7 @@ func TestMain(run func() int) int {
 		}
 		return code
 	}
-	if err := Enter(); err != nil {
+	if err := errors.Join(enterMemoryCgroup(), Enter()); err != nil {
 		fmt.Fprintf(os.Stderr, "these tests need root and a kernel with BPF, cgroup2 and network namespaces: %v\n", err)
 		return 1
 	}

@@ -104,7 +104,6 @@ var besideAnAgent = []step{
 }
 
 func underLoad(t *testing.T, name string, steps []step) {
-	kernelMemory(t) // is counted from here on
 	n := newNode(t)
 	n.clean()
 	setUpLoadNetwork(t)
@@ -499,7 +498,9 @@ type resources struct {
 
 func resourcesOf(t *testing.T) resources {
 	t.Helper()
-	r := resources{memory: kernelMemory(t)}
+	memory, err := sandbox.KernelMemory()
+	require.NoError(t, err)
+	r := resources{memory: memory}
 	files, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
 	r.files = len(files)
@@ -524,54 +525,4 @@ func (r resources) assertBack(t *testing.T) {
 	assert.LessOrEqual(t, now.pins, r.pins, "pins")
 	assert.LessOrEqual(t, now.memory, r.memory+memoryTolerance, "bytes of the kernel's memory")
 	t.Logf("before and after: %+v, %+v", r, now)
-}
-
-// kernelMemory is what the kernel has taken for the processes of the sandbox, and the maps and programs that they have
-// made; 0 where it does not count that.
-func kernelMemory(t *testing.T) int {
-	t.Helper()
-	if v1, err := os.ReadFile(filepath.Join(memoryCgroup(t), "memory.kmem.usage_in_bytes")); err == nil {
-		n, err := strconv.Atoi(strings.TrimSpace(string(v1)))
-		require.NoError(t, err)
-		return n
-	}
-	v2, err := os.ReadFile(filepath.Join(sandbox.Cgroup(), "memory.stat"))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(v2)) {
-		if text, ok := strings.CutPrefix(line, "kernel "); ok {
-			n, err := strconv.Atoi(strings.TrimSpace(text))
-			require.NoError(t, err)
-			return n
-		}
-	}
-	return 0
-}
-
-// memoryCgroup is a cgroup of version 1 that this process is in by itself; "" where there is none.
-func memoryCgroup(t *testing.T) string {
-	t.Helper()
-	const root = "/sys/fs/cgroup/memory"
-	if _, err := os.Stat(filepath.Join(root, "memory.kmem.usage_in_bytes")); err != nil {
-		return ""
-	}
-	dir := filepath.Join(root, filepath.Base(sandbox.Cgroup()))
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		procs := func(dir string) error {
-			return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
-		}
-		require.NoError(t, procs(dir))
-		t.Cleanup(func() {
-			assert.NoError(t, procs(root))
-			for range 100 {
-				if err = os.Remove(dir); err == nil {
-					break
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-			assert.NoError(t, err)
-		})
-	}
-	return dir
 }

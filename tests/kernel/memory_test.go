@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -172,4 +174,31 @@ func (s *scene) neighbours() {
 	now := s.counters()
 	assert.Equal(s, before.RejectedNoMemory, now.RejectedNoMemory)
 	assert.Equal(s, before.Evicted, now.Evicted)
+}
+
+// A peer that only answers keeps its service, while the socket sends to a thousand others, which its table has no room for.
+func TestAPeerThatOnlyAnswers(t *testing.T) {
+	hold(t, udp, rule{name: "keeps its service", notLegacy: storesNothing, play: func(s *scene) {
+		const others, rounds = 1000, 3
+		s.Cleanup(setOptmem(s.T, "20480"))
+		server := s.socket()
+		server.bind(netip.AddrPortFrom(sandbox.Numbered(s.backends, 900), 7900))
+		quiet := s.serviceTo(server.sockname())
+		all := s.publishMany(scaled(others))
+		x := s.socket()
+		for _, svc := range all[:4] {
+			s.asksService(x, svc) // the slots are taken
+		}
+		x.sendTo(quiet.front, "the only question")
+		_, asker := server.receive()
+		for i := range rounds * len(all) {
+			s.asksService(x, all[i%len(all)])
+			q := s.question()
+			server.sendTo(asker, q)
+			answer, from := x.receive()
+			require.Equal(s, q, answer)
+			same(s, quiet.front, from, "who answers")
+		}
+		assert.NotEqual(s, s.before.Evicted, s.counters().Evicted, "there was room for all")
+	}})
 }
