@@ -358,6 +358,20 @@ func TestLeavesWhatTheApplicationHasClosedToTheKernel(t *testing.T) {
 	})
 }
 
+// The application closes it after it was found.
+func TestLeavesWhatTheApplicationClosesMeanwhileToTheKernel(t *testing.T) {
+	eachGround(t, tcp, func(g *ground) {
+		gone := g.service()
+		s := g.connected(gone.front)
+		s.fill(g.T)
+		victims := g.victims(gone)
+		require.Len(g, victims, 1)
+		s.close()
+		require.NoError(g, g.destroyer.destroy(g.Context(), victims))
+		assert.Equal(g, OutcomeLeft, victims[0].Outcome)
+	})
+}
+
 // The kernel rejects a connect elsewhere after the hook has run: the socket still is connected.
 func TestTerminatesWhatItsReconnectHasFailed(t *testing.T) {
 	eachGround(t, udp, func(g *ground) {

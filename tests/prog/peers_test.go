@@ -64,6 +64,62 @@ func TestFillSlotsThenTable(t *testing.T) {
 	}
 }
 
+// A peer goes to the emptier of its two buckets. Of the two of the smallest table each peer has both.
+func TestTheEmptierBucketTakesAPeer(t *testing.T) {
+	holdForDatagrams(t, rule{"of the smallest table", func(s *scene) {
+		for n := 1; n <= slots+8; n++ {
+			s.send(s.tuple(n, n))
+			if n <= slots {
+				continue
+			}
+			var table harnessRevskTable512Value
+			if found, err := s.h.stored("revsk_tab_512", s.fd, &table); err != nil || !found {
+				s.Fatalf("%d peers: there is a table: %v, %v", n, found, err)
+			}
+			var used [2]int
+			for i, t := range table.Tuples {
+				if t.PeerPort != 0 {
+					used[i/4]++
+				}
+			}
+			if used[0]+used[1] != n-slots || max(used[0], used[1])-min(used[0], used[1]) > 1 {
+				s.Errorf("%d tuples are in the table: %v", n-slots, used)
+			}
+		}
+	}})
+}
+
+// Readers without the lock of the socket notice by the version that tuples have moved meanwhile.
+func TestTheVersionChangesWhenTuplesMove(t *testing.T) {
+	if !raiseOptmem(t) {
+		t.Log("net.core.optmem_max cannot be set here: with what it is")
+	}
+	holdForDatagrams(t, rule{"to a larger table, to another map, to another bucket", func(s *scene) {
+		version := func() uint32 {
+			var p harnessRevskPeersValue
+			if _, err := s.h.stored(harnessMapRevskPeers, s.fd, &p); err != nil {
+				s.Fatal(err)
+			}
+			return p.TableVersion
+		}
+		places := func() map[netip.AddrPort]string {
+			return s.state().places
+		}
+		for n := 1; n <= 150; n++ {
+			before, was := places(), version()
+			s.send(s.tuple(n, n))
+			after, is := places(), version()
+			moved := false
+			for peer, place := range before {
+				moved = moved || after[peer] != place
+			}
+			if moved != (was != is) {
+				s.Fatalf("peer %d: tuples have moved: %v; the version was %d and is %d", n, moved, was, is)
+			}
+		}
+	}})
+}
+
 func TestRemoveFromTable(t *testing.T) {
 	for _, n := range []int{1, 8, 64, 200} {
 		holdForDatagrams(t, rule{fmt.Sprintf("of %d", n), func(s *scene) {

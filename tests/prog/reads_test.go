@@ -34,6 +34,14 @@ func TestReceive(t *testing.T) {
 			s.send(s.tuple(2, 2))
 			s.wantSource(s.family.backend(1), s.family.service(1))
 		}},
+		rule{"looks at conn, too, if the socket has sent before it was connected", func(s *scene) {
+			s.send(s.tuple(2, 2))
+			s.connect(s.tuple(1, 1))
+			s.wantSource(s.family.backend(1), s.family.service(1))
+			s.connectDirect(s.family.backend(1))
+			s.connect(s.tuple(3, 3))
+			s.wantSource(s.family.backend(3), s.family.service(3))
+		}},
 		rule{"reports the service of a former connection", func(s *scene) {
 			s.serve(1, 2)
 			s.connect(s.tuple(1, 1))
@@ -162,6 +170,25 @@ func TestGetpeername(t *testing.T) {
 			s.connect(s.tuple(3, 3))
 			s.wantPeername(s.family.backend(1), s.family.service(1))
 			s.wantSource(s.family.backend(1), s.family.service(2))
+		}},
+		rule{"knows a connect that others have overtaken if the kernel comes to it last", func(s *scene) {
+			const n = slots + 4
+			for i := 1; i <= n; i++ {
+				s.connect(s.tuple(i, i))
+			}
+			for i := 1; i <= n; i++ {
+				s.wantPeername(s.family.backend(i), s.family.service(i))
+			}
+		}},
+		rule{"knows it though the socket has sent to its peer by another service since", func(s *scene) {
+			const n = slots + 4
+			for i := 1; i <= n; i++ {
+				s.connect(s.tuple(i, i))
+			}
+			for _, i := range []int{1, n - 2} { // in a slot, and in the table
+				s.send(s.tuple(20+i, i))
+				s.wantPeername(s.family.backend(i), s.family.service(20+i))
+			}
 		}},
 		rule{"leaves an address without a port alone", func(s *scene) {
 			s.serve(1, 2)

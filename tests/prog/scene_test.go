@@ -323,6 +323,7 @@ type state struct {
 	hasPeers bool
 	class    int // of the table
 	maps     int // how many the table has
+	places   map[netip.AddrPort]string
 }
 
 const slots = 3
@@ -415,6 +416,7 @@ func (h *harness) read(sock *socket) (state, error) {
 		return st, err
 	}
 	places := make(map[netip.AddrPort]string)
+	st.places = places
 	for i, w := range p.Slots {
 		if w.PeerPort == 0 {
 			if w != (harnessRevskTuple{}) {
