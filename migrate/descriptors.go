@@ -129,7 +129,15 @@ func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket
 	}
 	requests := d.programs.descriptors.Maps[iter.FillMapRevskRequests]
 	request := iter.FillRevskRequest{Cookie: cookie, Nonce: nonce()}
-	if err := requests.Put(uint32(fd), request); err != nil {
+	err = requests.Put(uint32(fd), request)
+	if errors.Is(err, unix.ENOMEM) {
+		// The application may have used up what the socket may have. That is no reason to leave those of others.
+		if number, ok := d.programs.number(cookie); ok {
+			d.programs.withoutRoom[number] = true
+		}
+		return errNotReached
+	}
+	if err != nil {
 		return fmt.Errorf("putting a request on a socket: %w", err)
 	}
 	defer func() {

@@ -29,6 +29,8 @@ type programs struct {
 	states []iter.FillRevskImportSocket
 	// unreached is why programs have not reached sockets, if that is known.
 	unreached error
+	// withoutRoom are the sockets, by number, that have no memory even for the request to visit them.
+	withoutRoom map[int]bool
 }
 
 var (
@@ -143,7 +145,7 @@ func (p *programs) take(entries []*entry) error {
 			return fmt.Errorf("taking entries from the programs: %w", err)
 		}
 	}
-	p.socketEntries, p.unreached = bySocket(entries), nil
+	p.socketEntries, p.unreached, p.withoutRoom = bySocket(entries), nil, make(map[int]bool)
 	p.states = make([]iter.FillRevskImportSocket, len(p.cookies))
 	for i := range p.states {
 		p.states[i].First, p.states[i].Count = p.first[i], p.first[i+1]-p.first[i]
@@ -212,7 +214,11 @@ func (p *programs) judge() (open int, err error) {
 		if seen.seen {
 			e.family, e.protocol = seen.family, seen.protocol
 		}
-		if !e.judge(iter.FillRevskFate(w.Fate)) {
+		fate := iter.FillRevskFate(w.Fate)
+		if fate == iter.FillRevskFateREVSK_FATE_NOT_MET && p.withoutRoom[number] {
+			fate = iter.FillRevskFateREVSK_FATE_NO_ROOM
+		}
+		if !e.judge(fate) {
 			e.judgeUnvisited(seen.seen)
 			if e.result == ResultUnknown && p.unreached != nil {
 				e.why += ": " + p.unreached.Error()

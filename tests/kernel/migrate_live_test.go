@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
 
@@ -182,6 +183,26 @@ func TestMigrateRevivesNothing(t *testing.T) {
 		same(s, a.backend, x.peername(), "getpeername")
 		same(s, a.backend, y.peername(), "getpeername")
 		s.asks(z, b.backend, b.backend, b.backend)
+	})
+}
+
+// The hash has one entry of a peer, which says what the socket has sent last. What hooks have stored says more, and stays.
+func TestMigrateLeavesWhatHooksHaveStored(t *testing.T) {
+	migratingIPv4(t, unix.IPPROTO_UDP, func(s *scene, engine migrate.Engine) {
+		s.setMode(loader.ModeDual)
+		a := s.service()
+		b := s.serviceTo(a.backend)
+		x := s.socket()
+		x.connect(a.front)
+		q := s.question()
+		x.sendTo(b.front, q)
+		conn, sent := *x.conn(), x.peers().Tuples()
+		r := s.migrates(engine)
+		assert.Equal(s, migrate.Counts{Entries: 1, Present: 1}, r.Counts)
+		assert.Equal(s, conn, *x.conn())
+		assert.Equal(s, sent, x.peers().Tuples())
+		same(s, a.front, x.peername(), "getpeername")
+		s.heard(x, q, a.backend, b.front)
 	})
 }
 

@@ -54,6 +54,12 @@ func migrating(t *testing.T, protocols []int, play func(s *scene, engine migrate
 	})
 }
 
+// migratingIPv4 does so with sockets of IPv4 only: for what takes long and does not depend on the family.
+func migratingIPv4(t *testing.T, protocol int, play func(s *scene, engine migrate.Engine)) {
+	t.Helper()
+	withEngines(t, func(t *testing.T, engine migrate.Engine) { play(newScene(t, legacy, ipv4, protocol), engine) })
+}
+
 // migrates moves everything, which has to work, and checks that the counts add up.
 func (s *scene) migrates(engine migrate.Engine) *migrate.Report {
 	s.Helper()
@@ -118,6 +124,55 @@ func TestMigrateSortsEntries(t *testing.T) {
 		// Again: there is nothing to do.
 		r = s.migrates(engine)
 		assert.Zero(s, r.Counts)
+	})
+}
+
+// A stream has no queue of former peers: what it was connected to before is nothing to it.
+func TestMigrateLeavesFormerConnectionsOfStreams(t *testing.T) {
+	migratingIPv4(t, unix.IPPROTO_TCP, func(s *scene, engine migrate.Engine) {
+		x := s.socket()
+		x.connect(s.service().front)
+		x.disconnect()
+		x.connect(s.plainServer())
+		r := s.migrates(engine)
+		assert.Equal(s, migrate.Counts{Entries: 1, Leaked: 1}, r.Counts)
+		assert.Zero(s, x.tuples())
+		s.talks(x, s.plainServer(), s.plainServer())
+	})
+}
+
+// Nothing that hooks have stored makes room for what is migrated. That stays in the hash, and is moved when there is room.
+func TestMigrateEvictsNothing(t *testing.T) {
+	migratingIPv4(t, unix.IPPROTO_UDP, func(s *scene, engine migrate.Engine) {
+		x := s.socket()
+		var all []*service
+		for range 3 + 2 {
+			all = append(all, s.service())
+		}
+		s.setMode(loader.ModeDual)
+		for _, svc := range all[:3] {
+			s.asksService(x, svc) // in the slots
+		}
+		s.setMode(legacy)
+		s.asksService(x, all[3]) // in the hash only
+		q := s.queue(x, all[4].front)
+		before := x.peers().Tuples()
+		restore := noSocketMemory(s.T)
+		r, err := migrate.Run(s.Context(), migrateOptions(engine))
+		require.ErrorIs(s, err, migrate.ErrUnresolved)
+		want := migrate.Counts{Entries: 5, Present: 3, NoRoom: 2}
+		if engine == migrate.EnginePidfd { // its request to the socket has no room either
+			want = migrate.Counts{Entries: 5, NoRoom: 5}
+		}
+		assert.Equal(s, want, r.Counts)
+		assert.Equal(s, loader.ModeDual, r.Mode)
+		assert.Equal(s, before, x.peers().Tuples())
+		s.heard(x, q, all[4].backend, all[4].front)
+		restore()
+		assert.Equal(s, migrate.Counts{Entries: 5, Present: 3, MovedPeers: 2}, s.migrates(engine).Counts)
+		for _, svc := range all {
+			s.asksService(x, svc)
+		}
 	})
 }
 
