@@ -14,6 +14,7 @@ import (
 	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -45,6 +46,7 @@ func (d *bpfDestroyer) load(maps Maps) error {
 	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Cache: bpfiter.Types, MapReplacements: replacements,
 	})
+	err = probe.Recheck(err)
 	refused := new(ebpf.VerifierError)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.As(err, &refused) {
 		return fmt.Errorf("bpf_sock_destroy %w: %w", errCannot, err)

@@ -183,7 +183,7 @@ type part struct{ first, last uint32 }
 func (p *dumpPrograms) set(values map[string]any) error {
 	for name, value := range values {
 		if err := p.Variables[name].Set(value); err != nil {
-			return fmt.Errorf("setting %s: %w", name, err)
+			return loadError(fmt.Errorf("setting %s: %w", name, err))
 		}
 	}
 	return nil
@@ -218,7 +218,7 @@ func (p *dumpPrograms) dump(ctx context.Context, sockets part) (all []dumped, sm
 			p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost),
 			p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
 		if err != nil {
-			return nil, 0, fmt.Errorf("reading how many records there are: %w", err)
+			return nil, 0, loadError(fmt.Errorf("reading how many records there are: %w", err))
 		}
 		all = append(all, dumped{pass.content, int64(end)})
 		switch {

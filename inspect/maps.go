@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -79,6 +80,7 @@ func need(maps map[string]*ebpf.Map) error {
 
 // loadError adds ErrNotSupported to what loading or attaching an iterator returned.
 func loadError(err error) error {
+	err = probe.Recheck(err)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, btf.ErrNotFound) {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}

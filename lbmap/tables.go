@@ -73,9 +73,13 @@ func (t *Tables) each(names ...string) iter.Seq2[string, *ebpf.Map] {
 func OpenTables(dir string) (*Tables, error) {
 	t := &Tables{}
 	for name, field := range t.fields() {
+		// Absent is what is not at that path. Opening it may fail in the same words.
+		if _, err := os.Lstat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		m, err := openMap(dir, name)
 		if errors.Is(err, os.ErrNotExist) {
-			continue
+			err = errors.New(err.Error())
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("opening map %s: %w", name, err), t.Close())

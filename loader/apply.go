@@ -385,11 +385,15 @@ func (a *applier) attachLink(h hook, prog *ebpf.Program) (func() error, error) {
 	}
 	defer cgroup.Close()
 	raw, err := link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: prog, Attach: h.attach})
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("attaching %s to %s: %w: %w", h.program, a.opts.Cgroup, ErrExclusive, err)
-	}
 	if err != nil {
-		return nil, describe(fmt.Errorf("attaching %s to %s: %w", h.program, a.opts.Cgroup, err))
+		err = fmt.Errorf("attaching %s to %s: %w", h.program, a.opts.Cgroup, err)
+		// Of another program, perhaps, that has come meanwhile.
+		if above, _, lookErr := cgroupsAround(a.opts.Cgroup); lookErr == nil && errors.Is(err, unix.EPERM) {
+			if why, _ := blocked(h, append([]string{a.opts.Cgroup}, above...)); why != nil {
+				return nil, fmt.Errorf("%w: %w", err, why)
+			}
+		}
+		return nil, describe(err)
 	}
 	a.hold(raw)
 	path := a.opts.linkPath(h)
@@ -694,7 +698,10 @@ func pinOver[T interface {
 	if err := again.Pin(path + next); err != nil {
 		return describe(fmt.Errorf("pinning %s: %w", path+next, err))
 	}
-	return os.Rename(path+next, path)
+	if err := os.Rename(path+next, path); err != nil {
+		return errors.Join(err, os.Remove(path+next))
+	}
+	return nil
 }
 
 // next ends the names of pins that are about to take the place of others.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,16 +60,20 @@ func isMountRoot(dir string) (bool, error) {
 	return st.Dev != parent.Dev || dir == filepath.Dir(dir), nil
 }
 
-// mkdirAll creates a directory and its parents, for the owner only. It returns those that it has made.
+// mkdirAll creates a directory and its parents, for the owner only. It returns those that it has made; after an error
+// there are none.
 func mkdirAll(dir string) (made []string, err error) {
 	for d := dir; !exists(d); d = filepath.Dir(d) {
 		made = append(made, d)
 	}
-	err = os.MkdirAll(dir, 0o700)
+	if err = os.MkdirAll(dir, 0o700); err == nil {
+		return made, nil
+	}
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		err = fmt.Errorf("%w: %w", ErrPermission, err)
 	}
-	return made, err
+	made = slices.DeleteFunc(made, func(dir string) bool { return !exists(dir) })
+	return nil, errors.Join(err, removeAll(made))
 }
 
 // removeAll removes what mkdirAll has made.

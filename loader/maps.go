@@ -18,6 +18,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/maplayout"
+	"github.com/revsk/revsk/internal/probe"
 )
 
 const (
@@ -189,7 +190,7 @@ func kept(name string) string { return name[:min(unix.BPF_OBJ_NAME_LEN-1, len(na
 // describe says what a failure of the bpf system call means for an operator.
 func describe(err error) error {
 	var verifier *ebpf.VerifierError
-	switch {
+	switch err = probe.Recheck(err); {
 	case err == nil || transient(err):
 		return err
 	case errors.Is(err, ebpf.ErrNotSupported):

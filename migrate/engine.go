@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/revsk/revsk/internal/bpfiter"
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // Engine is a way to come to the sockets of the machine.
@@ -41,6 +42,7 @@ func ParseEngine(s string) (Engine, error) {
 // sign of it than the function that came in the same release because of it.
 func lockingIterators() (bool, error) {
 	kernel, err := bpfiter.Types.Kernel()
+	err = probe.Recheck(err)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, btf.ErrNotFound) {
 		return false, nil
 	}

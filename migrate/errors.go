@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // Errors that callers can tell apart with errors.Is, besides those of package loader.
@@ -34,6 +36,7 @@ var (
 // refused tells a kernel that lacks something from other errors of loading programs: want of memory or of
 // descriptors, for example, comes as an error of the verifier, too, or as a feature that is not there.
 func refused(err error) bool {
+	err = probe.Recheck(err)
 	for _, passing := range []error{unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.EINTR, unix.EPERM} {
 		if errors.Is(err, passing) {
 			return false
@@ -44,7 +47,7 @@ func refused(err error) bool {
 }
 
 func engineError(engine Engine, err error) error {
-	if refused(err) {
+	if err = probe.Recheck(err); refused(err) {
 		return fmt.Errorf("engine %s: %w: %w", engine, ErrEngine, err)
 	}
 	return fmt.Errorf("engine %s: %w", engine, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/bpfiter"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -24,7 +25,7 @@ func (x *socketEntries) seeQueued(ctx context.Context) error {
 		if refused(err) {
 			return nil
 		}
-		return err
+		return probe.Recheck(err)
 	}
 	defer programs.Close()
 	it, err := bpfiter.Attach(programs.ListQueued, nil)

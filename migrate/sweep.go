@@ -180,7 +180,7 @@ func eachNamespace(ctx context.Context, f func() error) error {
 func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
 	var met uint64
 	if err := p.iterators.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
-		return fmt.Errorf("reading whether there are sockets in no table: %w", err)
+		return engineError(s.engine, fmt.Errorf("reading whether there are sockets in no table: %w", err))
 	}
 	if met == 0 {
 		return nil

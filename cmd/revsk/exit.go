@@ -11,6 +11,7 @@ import (
 
 	"github.com/revsk/revsk/agent"
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
@@ -112,8 +113,10 @@ var advice = []struct {
 	{os.ErrPermission, exitFailed, asRoot},
 	{unix.EROFS, exitFailed, "mount it read-write (mount -o remount,rw /sys/fs/bpf), or name another with --bpffs"},
 	{unix.EMFILE, exitFailed, "allow the process more open files (ulimit -n)"},
+	{unix.ENFILE, exitFailed, "allow the machine more open files (fs.file-max)"},
 	{unix.ENOMEM, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},
 	{unix.ENOSPC, exitFailed, "free memory, or choose a smaller hash (--legacy-entries)"},
+	{probe.ErrUnsure, exitFailed, "run the command again"},
 }
 
 // explain returns what to print about an error of a command, in one line, and the exit code.

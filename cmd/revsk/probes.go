@@ -108,6 +108,7 @@ func isPermission(err error) bool {
 
 // missing turns what the probes of the BPF library return for "no" into errMissing.
 func missing(err error) error {
+	err = probe.Recheck(err)
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return errMissing
 	}
