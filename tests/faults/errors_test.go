@@ -90,7 +90,7 @@ func (c call) concerns() bool {
 // notRight are words of a message that send an operator into a wrong direction when nothing but one call has failed.
 var notRight = []string{
 	"another layout", "unpin it", "use the release that made it", "not loaded", "run revsk load first", "mount one",
-	"not supported", "not taken over", "nothing was taken over", "map is missing", "run revsk features", "another program",
+	"not supported", "requires ", "needs Linux", "not taken over", "nothing was taken over", "map is missing", "run revsk features", "another program",
 	"wait for the other", "no such service",
 }
 
@@ -98,9 +98,6 @@ var notRight = []string{
 func misleading(stderr string, e unix.Errno) string {
 	denied := e == unix.EPERM || e == unix.EACCES
 	missing := e == unix.ENOENT || e == unix.ESRCH || e == unix.EBADF
-	if strings.Contains(stderr, "requires Linux") {
-		return "" // cilium/ebpf takes any failure of what it probes the kernel with for a missing feature
-	}
 	for _, words := range notRight {
 		if strings.Contains(stderr, words) && !missing && !(denied && words == "not supported") {
 			return "it says " + words

@@ -4,7 +4,6 @@ package faults
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -94,27 +93,24 @@ var scenarios = []scenario{
 // recorded is what a scenario does when nothing fails.
 type recorded struct {
 	before, after state
-	known         ids
 	calls         []position // of those that can fail
-	paths         map[position]string
 }
 
 func (n *node) record(s scenario) *recorded {
 	n.Helper()
 	s.prepare(n)
-	r := &recorded{paths: make(map[position]string)}
-	r.before, r.known = n.look(nil)
+	r := &recorded{}
+	var known ids
+	r.before, known = n.look(nil)
 	count := make(counter)
 	o := n.intercept(func(c call) verdict {
 		if c.concerns() {
-			p := count.next(c)
-			r.calls = append(r.calls, p)
-			r.paths[p] = c.path
+			r.calls = append(r.calls, count.next(c))
 		}
 		return verdict{}
 	}, s.args)
 	require.Equal(n, 0, o.code, "%s: %v", s.name, o)
-	r.after, _ = n.look(r.known)
+	r.after, _ = n.look(known)
 	return r
 }
 
@@ -125,6 +121,13 @@ type injection struct {
 	errno unix.Errno // 0: it is killed before the call
 }
 
+type injectionKey struct {
+	at    position
+	errno unix.Errno
+}
+
+func (i injection) key() injectionKey { return injectionKey{i.at, i.errno} }
+
 func (i injection) String() string {
 	what := "killed before"
 	if i.errno != 0 {
@@ -133,38 +136,50 @@ func (i injection) String() string {
 	return fmt.Sprintf("%s: %s %v", i.name, what, i.at)
 }
 
-// injections are all faults that the commands' calls can have, in an order that is the same for a seed.
-func injections(s scenario, r *recorded) (all []injection) {
+// Faults by their value: those at places in the code that no other command was seen at, those at other places of the
+// command, and those in later turns of a loop, or of a function that is called from one place several times.
+const (
+	newPlaces = iota
+	places
+	repetitions
+	values
+)
+
+// faults are all injections that a command can meet, by value.
+type faults [values][]injection
+
+// sorted sorts all faults that a command's calls can have. Those of a value come in an order that is the same for a
+// seed, kinds of calls and errors by turns, so that a short run meets all of them. met are the places of others.
+func sorted(s scenario, r *recorded, met map[position]bool) (all faults) {
 	for _, p := range r.calls {
+		value := repetitions
+		if p.n == 0 {
+			value = places
+			if place := (position{kind: p.kind, site: p.site.innermost()}); !met[place] {
+				met[place] = true
+				value = newPlaces
+			}
+		}
 		for _, e := range errnos[p.kind] {
-			all = append(all, injection{s, p, e})
+			all[value] = append(all[value], injection{s, p, e})
 		}
 		if changes(p.kind) {
-			all = append(all, injection{s, p, 0})
+			all[min(value, places)] = append(all[min(value, places)], injection{s, p, 0})
 		}
 	}
-	// Kinds by turns, so that a short run meets all of them.
 	random := rand.New(rand.NewPCG(*seed, 0))
-	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	turn := make(map[string]int)
-	rank := make(map[int]int)
-	for i, x := range all {
-		kind := fmt.Sprint(x.at.kind, x.errno)
-		rank[i] = turn[kind]
-		turn[kind]++
-	}
-	order := slices.Collect(maps.Keys(rank))
-	slices.SortFunc(order, func(a, b int) int {
-		if rank[a] != rank[b] {
-			return rank[a] - rank[b]
+	for _, some := range all {
+		random.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
+		turns := make(map[string]int)
+		turn := make(map[injectionKey]int)
+		for _, x := range some {
+			kind := fmt.Sprint(x.at.kind, x.errno)
+			turn[x.key()] = turns[kind]
+			turns[kind]++
 		}
-		return a - b
-	})
-	sorted := make([]injection, 0, len(all))
-	for _, i := range order {
-		sorted = append(sorted, all[i])
+		slices.SortStableFunc(some, func(a, b injection) int { return turn[a.key()] - turn[b.key()] })
 	}
-	return sorted
+	return all
 }
 
 // Each command meets every error of every call, and is killed before each that changes something. Then the node is
@@ -174,40 +189,58 @@ func TestFaults(t *testing.T) {
 	n := newNode(t)
 	type work struct {
 		*recorded
-		todo []injection
-		done int
+		todo faults
+		done [values]int
+	}
+	atOnce := 8 // on the same node
+	if *duration > time.Minute {
+		atOnce = 40
 	}
 	all := make(map[string]*work)
+	met := make(map[position]bool)
 	counts := make(map[string]int)
-	for left := true; left; {
-		left = false
-		for _, s := range scenarios {
-			if only := *onlyScenario; only != "" && only != s.name || time.Now().After(until) {
-				continue
-			}
-			w := all[s.name]
-			if w == nil {
-				r := n.record(s)
-				w = &work{recorded: r, todo: injections(s, r)}
-				all[s.name] = w
-			}
-			for range 8 { // on the same node
-				if w.done == len(w.todo) || time.Now().After(until) {
-					break
+	for value := range values {
+		for left := true; left; {
+			left = false
+			for _, s := range scenarios {
+				if only := *onlyScenario; only != "" && only != s.name || time.Now().After(until) {
+					continue
 				}
-				left = true
-				x := w.todo[w.done]
-				w.done++
-				counts[n.inject(x, w.recorded)]++
+				w := all[s.name]
+				if w == nil {
+					r := n.record(s)
+					w = &work{recorded: r, todo: sorted(s, r, met)}
+					all[s.name] = w
+				}
+				for range atOnce {
+					if w.done[value] == len(w.todo[value]) || time.Now().After(until) {
+						break
+					}
+					left = true
+					x := w.todo[value][w.done[value]]
+					w.done[value]++
+					counts[n.inject(x, w.recorded)]++
+				}
+				if atOnce > 8 {
+					t.Logf("%s: %d", s.name, w.done)
+				}
 			}
 		}
 	}
-	total := 0
+	var done, todo [values]int
 	for name, w := range all {
-		total += len(w.todo)
-		t.Logf("%-36s %6d of %d", name, w.done, len(w.todo))
+		line := name + ":"
+		for value := range values {
+			done[value] += w.done[value]
+			todo[value] += len(w.todo[value])
+			line += fmt.Sprintf(" %d of %d;", w.done[value], len(w.todo[value]))
+		}
+		t.Log(line)
 	}
-	figure(t, "faults", "Of %s faults that calls of %d commands can meet, %s were made: %s.", thousands(total), len(all), thousands(sum(counts)), describeCounts(counts))
+	of := func(value int) string { return thousands(done[value]) + " of " + thousands(todo[value]) }
+	figure(t, "faults", "%s faults were made in calls of %d commands: %s at different places in the code, %s at the same places on "+
+		"behalf of another command, with all of the kills, and %s at places that the command had passed before. %s.",
+		thousands(sum(counts)), len(all), of(newPlaces), of(places), of(repetitions), describeCounts(counts))
 }
 
 // comeBack makes the node one on which the scenario begins.
@@ -237,20 +270,19 @@ func (n *node) inject(x injection, r *recorded) (kind string) {
 	before, known := r.before, n.comeBack(x.scenario, r.before)
 	count := make(counter)
 	met := false
-	path := ""
 	o := n.intercept(func(c call) verdict {
-		if !c.concerns() || met || count.next(c) != x.at {
+		if !c.concerns() || count.next(c) != x.at {
 			return verdict{}
 		}
-		met, path = true, c.path
-		return verdict{errno: x.errno, kill: x.errno == 0}
+		met = true
+		return verdict{errno: x.errno, kill: x.errno == 0, last: true}
 	}, x.args)
 	if !met {
 		return "not met"
 	}
 	bad := func(format string, args ...any) {
 		n.Helper()
-		n.Errorf("%v %s\n\t%s\n\t%v", x, path, fmt.Sprintf(format, args...), o)
+		n.Errorf("%v\n\t%s\n\t%v", x, fmt.Sprintf(format, args...), o)
 	}
 	now, _ := n.look(known)
 	fromBefore, fromAfter := difference(before, now), difference(r.after, now)
@@ -278,6 +310,9 @@ func (n *node) inject(x injection, r *recorded) (kind string) {
 	}
 	if o.code <= 0 && fromAfter == "" {
 		return kind // nothing is left to do: some commands say so
+	}
+	if n.faults++; fromBefore == "" && n.faults%8 != 0 {
+		return kind // what comes of the same command from there is known
 	}
 	if again := n.run(x.args...); again.code != 0 {
 		bad("the same again: %v", again)

@@ -5,11 +5,14 @@ package faults
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -80,17 +83,28 @@ var bpfCommands = []string{
 type call struct {
 	kind string // its name; with what the kernel does for it, where that decides how it can fail
 	path string // that it names, if it does
+	site site   // where in the code it is done
+	pid  uint32 // of the thread
+	nr   int32
 }
 
 func (c call) String() string { return strings.TrimSpace(c.kind + " " + c.path) }
 
 // describe reads what a call is about from the memory of who does it.
 func describe(n *notification) call {
-	c := call{kind: intercepted[n.nr]}
+	c := call{kind: intercepted[n.nr], pid: n.pid, nr: n.nr}
+	if c.kind == "" {
+		return c
+	}
 	switch n.nr {
 	case unix.SYS_BPF:
 		if cmd := n.args[0]; cmd < uint64(len(bpfCommands)) {
 			c.kind += " " + bpfCommands[cmd]
+		}
+		if n.args[0] == unix.BPF_OBJ_PIN || n.args[0] == unix.BPF_OBJ_GET {
+			if b := memoryAt(n.pid, n.args[1], 8); len(b) == 8 { // pathname is the first field
+				c.path = stringAt(n.pid, binary.NativeEndian.Uint64(b))
+			}
 		}
 	case unix.SYS_OPENAT, unix.SYS_NEWFSTATAT, unix.SYS_MKDIRAT, unix.SYS_UNLINKAT, unix.SYS_READLINKAT, unix.SYS_RENAMEAT:
 		c.path = stringAt(n.pid, n.args[1])
@@ -107,27 +121,40 @@ func describe(n *notification) call {
 			c.kind += " netlink"
 		}
 	}
+	if c.concerns() {
+		c.site = siteOf(n.pid)
+	}
 	return c
 }
 
 func stringAt(pid uint32, addr uint64) string {
-	var b [256]byte
-	local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
-	// Up to the end of a page, which may be the last.
-	remote := []unix.RemoteIovec{{Base: uintptr(addr), Len: min(len(b), 4096-int(addr%4096))}}
+	s, _, _ := bytes.Cut(memoryAt(pid, addr, 256), []byte{0})
+	return string(s)
+}
+
+// memoryAt returns the memory of a process at an address, or what can be read of it.
+func memoryAt(pid uint32, addr uint64, size int) []byte {
+	b := make([]byte, size)
+	local := []unix.Iovec{{Base: &b[0], Len: uint64(size)}}
+	var remote []unix.RemoteIovec // a page each: the kernel stops at the first that is not there
+	for at, end := addr, addr+uint64(size); at < end; {
+		next := min(end, at&^4095+4096)
+		remote = append(remote, unix.RemoteIovec{Base: uintptr(at), Len: int(next - at)})
+		at = next
+	}
 	n, err := unix.ProcessVMReadv(int(pid), local, remote, 0)
 	if err != nil {
-		return ""
+		return nil
 	}
-	s, _, _ := bytes.Cut(b[:n], []byte{0})
-	return string(s)
+	return b[:n]
 }
 
 // verdict says what is to become of a call: 0 lets it go on.
 type verdict struct {
-	errno unix.Errno
-	kill  bool
-	stop  bool // SIGSTOP before it, SIGCONT a little later
+	errno  unix.Errno
+	kill   bool
+	during func() // called while the command is stopped before it
+	last   bool   // all later calls go on, without being asked about
 }
 
 // outcome is what a command did.
@@ -142,18 +169,37 @@ func (o outcome) String() string {
 
 const launcherEnv = "REVSK_FAULTS_LAUNCHER"
 
+// allowedEnv has numbers of calls, by blanks: then all others are asked about.
+const allowedEnv = "REVSK_FAULTS_ALLOWED"
+
 // launch becomes the command in the arguments, under the filter, whose descriptor it sends to the socket 3 first.
 func launch() error {
 	runtime.LockOSThread()
 	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}}
-	for nr := range intercepted {
+	add := func(nr int32, action uint32) {
 		filter = append(filter,
 			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(nr), Jf: 1},
-			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF})
+			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: action})
 	}
-	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
+	var others uint32 = unix.SECCOMP_RET_ALLOW
+	for nr := range intercepted {
+		add(nr, unix.SECCOMP_RET_USER_NOTIF)
+	}
+	if allowed := strings.Fields(os.Getenv(allowedEnv)); len(allowed) > 0 {
+		others = unix.SECCOMP_RET_USER_NOTIF
+		add(unix.SYS_SENDMSG, unix.SECCOMP_RET_ALLOW) // nobody is asked before the listener has been sent
+		for _, text := range allowed {
+			nr, err := strconv.Atoi(text)
+			if err != nil {
+				return err
+			}
+			add(int32(nr), unix.SECCOMP_RET_ALLOW)
+		}
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: others})
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	path, args, env := os.Args[1], os.Args[1:], os.Environ()
+	path, args := os.Args[1], os.Args[1:]
+	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, launcherEnv) || strings.HasPrefix(s, allowedEnv) })
 	listener, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
 		uintptr(unsafe.Pointer(&program)))
 	if errno != 0 {
@@ -167,18 +213,18 @@ func launch() error {
 }
 
 // intercept runs a command and asks decide about each of its calls, one at a time.
-func intercept(ctx context.Context, decide func(call) verdict, name string, args ...string) (outcome, error) {
+func intercept(ctx context.Context, decide func(call) verdict, environment []string, name string, args ...string) (outcome, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return outcome{}, err
 	}
 	defer unix.Close(pair[0])
 	theirs := os.NewFile(uintptr(pair[1]), "launcher")
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{name}, args...)...)
-	cmd.Env = append(os.Environ(), launcherEnv+"=1")
+	cmd.Env = append(append(os.Environ(), environment...), launcherEnv+"=1")
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
@@ -233,6 +279,7 @@ func receiveListener(fd int) (int, error) {
 
 // serve answers until nobody is left to ask.
 func serve(listener int, process *os.Process, decide func(call) verdict) error {
+	var v verdict
 	for {
 		fds := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
@@ -252,15 +299,18 @@ func serve(listener int, process *os.Process, decide func(call) verdict) error {
 			return fmt.Errorf("SECCOMP_IOCTL_NOTIF_RECV: %w", errno)
 		}
 		a := answer{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-		v := decide(describe(&n))
+		if v.last {
+			v = verdict{last: true}
+		} else {
+			v = decide(describe(&n))
+		}
 		switch {
 		case v.kill:
 			_ = process.Kill()
 			continue
-		case v.stop:
-			if err := process.Signal(unix.SIGSTOP); err == nil {
-				time.Sleep(20 * time.Millisecond)
-				_ = process.Signal(unix.SIGCONT)
+		case v.during != nil:
+			if err := stopWhile(process, v.during); err != nil {
+				return err
 			}
 		case v.errno != 0:
 			a.flags, a.errno = 0, -int32(v.errno)
@@ -271,25 +321,50 @@ func serve(listener int, process *os.Process, decide func(call) verdict) error {
 	}
 }
 
+// stopWhile calls a function while a process is stopped.
+func stopWhile(process *os.Process, during func()) error {
+	if err := process.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	defer process.Signal(unix.SIGCONT)
+	for stopped := false; !stopped; {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", process.Pid))
+		if err != nil {
+			return err
+		}
+		stopped = bytes.HasPrefix(b[bytes.LastIndexByte(b, ')')+1:], []byte(" T"))
+	}
+	during()
+	return nil
+}
+
 func notify(listener int, request uintptr, arg unsafe.Pointer) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), request, uintptr(arg))
 	return errno
 }
 
-// position is a call of a command: the n-th of its kind, from 0. Other calls come in an order that depends on
-// threads.
+// position is a call of a command: the n-th at its site, from 0. Calls of other sites come in an order that depends
+// on threads.
 type position struct {
 	kind string
+	path string // without numbers of processes and the like
+	site site
 	n    int
 }
 
-func (p position) String() string { return p.kind + " " + strconv.Itoa(p.n+1) }
+func (p position) String() string {
+	return strings.TrimSpace(fmt.Sprintf("%s %s", p.kind, p.path)) + fmt.Sprintf(" %d, in %v", p.n+1, p.site)
+}
 
 // counter tells each call its position.
-type counter map[string]int
+type counter map[position]int
 
 func (c counter) next(k call) position {
-	p := position{k.kind, c[k.kind]}
-	c[k.kind]++
+	p := position{kind: k.kind, path: numbers.ReplaceAllString(k.path, "N"), site: k.site}
+	n := c[p]
+	c[p]++
+	p.n = n
 	return p
 }
+
+var numbers = regexp.MustCompile("[0-9]{2,}")

@@ -33,12 +33,13 @@ const binaryEnv = "REVSK_FAULTS_BINARY"
 
 // roles are what the test binary is where it is started as another process.
 var roles = map[string]func() error{
-	churners:  runWorker,
-	lingerers: runLingerer,
-	neighbour: runNeighbour,
-	intruder:  runIntruder,
-	named:     runNamed,
-	forked:    func() error { return nil },
+	churners:   runWorker,
+	lingerers:  runLingerer,
+	neighbour:  runNeighbour,
+	intruder:   runIntruder,
+	named:      runNamed,
+	forked:     func() error { return nil },
+	surrounded: runSurrounded,
 }
 
 func TestMain(m *testing.M) {

@@ -79,6 +79,7 @@ type node struct {
 	*testing.T
 	agent   *reference.Agent
 	sockets []*socket
+	faults  int // how many were made
 }
 
 func newNode(t *testing.T) *node {
@@ -484,7 +485,7 @@ func short(s string) string {
 // interceptRevsk runs a command of revsk of which decide sees each call.
 func (n *node) intercept(decide func(call) verdict, args []string) outcome {
 	n.Helper()
-	o, err := intercept(context.Background(), decide, os.Getenv(binaryEnv), commandLine(args)...)
+	o, err := intercept(context.Background(), decide, nil, os.Getenv(binaryEnv), commandLine(args)...)
 	require.NoError(n, err, args)
 	return o
 }
