@@ -45,7 +45,7 @@ test: ## Run all tests on the running kernel (root)
 .PHONY: test-faults
 test-faults: ## Make faults and load for long: [DURATION=10m] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/faults -faults.duration=$(DURATION) -faults.document=$(abspath docs/reliability.md)
-	$(GO) test -count=1 -timeout 24h ./tests/prog -run TestRandomSequence -random.calls=1000000
+	$(GO) test -count=1 -timeout 24h ./tests/prog -run 'TestRandomSequence|TestArbitraryStorage' -random.calls=1000000 -arbitrary.runs=1000000
 
 # How many random calls the programs get on this machine, under sanitizers.
 CALLS ?= 1000000
