@@ -33,6 +33,8 @@ type env struct {
 	// Where things are; empty means the default.
 	cgroup, bpffs, maps, pins string
 
+	giveUp func(command string) error // the privileges that a command does not need; nil: it keeps them
+
 	running bool // a command's own work has begun: its errors are not about its usage
 }
 

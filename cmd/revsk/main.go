@@ -20,7 +20,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// From the first signal on a second one has its usual effect.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr}, os.Args[1:]))
+	os.Exit(run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr, giveUp: giveUp}, os.Args[1:]))
 }
 
 // run runs a command line and returns the exit code.
@@ -55,11 +55,16 @@ func run(ctx context.Context, env *env, args []string) int {
 }
 
 // markRunning makes every command below cmd say when its arguments are understood and its work
-// begins.
+// begins, and give up before it what it does not need.
 func markRunning(env *env, cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			env.running = true
+			if env.giveUp != nil {
+				if err := env.giveUp(cmd.CommandPath()); err != nil {
+					return err
+				}
+			}
 			return run(cmd, args)
 		}
 	}

@@ -396,7 +396,7 @@ func TestMigrateRefusesHalfOfTheHooks(t *testing.T) {
 func TestMigrateWithoutACapabilityChangesNothing(t *testing.T) {
 	n := newNode(t)
 	before := state(t, n.place)
-	for _, caps := range [][]capability{{capAdmin, capResource}, {capPtrace, capResource}} {
+	for _, caps := range [][]privilege{{capAdmin, capResource}, {capPtrace, capResource}} {
 		for _, line := range []string{"migrate --engine iter", "migrate --engine pidfd", "migrate --dry-run", "migrate --dry-run --engine pidfd"} {
 			r := runWith(t, caps, freshProcess, n.args(strings.Fields(line)...)...)
 			require.Regexp(t, ": run as root, with CAP_SYS_ADMIN, CAP_SYS_PTRACE, ", r.fails(exitFailed), line)

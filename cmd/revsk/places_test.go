@@ -129,7 +129,7 @@ func TestWhereProcessesAreHidden(t *testing.T) {
 	otherAgent(t, p)
 	p.load("--takeover", "--quiet").ok()
 	s := connectUDP(t, p)
-	run := func(line string, caps ...capability) result {
+	run := func(line string, caps ...privilege) result {
 		return runWith(t, append(caps, capAdmin, capNetAdmin, capResource), hidden, p.args(strings.Fields(line)...)...)
 	}
 	before := state(t, p)

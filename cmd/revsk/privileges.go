@@ -8,10 +8,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/capability"
 )
 
-// capability is one that a command needs.
-type capability struct {
+// privilege is a capability that a command needs.
+type privilege struct {
 	bit  uintptr
 	name string
 	// before is the first kernel that no longer asks for it, "" if all do.
@@ -19,24 +21,24 @@ type capability struct {
 }
 
 var (
-	capAdmin    = capability{bit: unix.CAP_SYS_ADMIN, name: "CAP_SYS_ADMIN"}
-	capBPF      = capability{bit: unix.CAP_BPF, name: "CAP_BPF"}
-	capNetAdmin = capability{bit: unix.CAP_NET_ADMIN, name: "CAP_NET_ADMIN"}
-	capPerfmon  = capability{bit: unix.CAP_PERFMON, name: "CAP_PERFMON"}
-	capPtrace   = capability{bit: unix.CAP_SYS_PTRACE, name: "CAP_SYS_PTRACE"}
-	capOverride = capability{bit: unix.CAP_DAC_OVERRIDE, name: "CAP_DAC_OVERRIDE"}
+	capAdmin    = privilege{bit: unix.CAP_SYS_ADMIN, name: "CAP_SYS_ADMIN"}
+	capBPF      = privilege{bit: unix.CAP_BPF, name: "CAP_BPF"}
+	capNetAdmin = privilege{bit: unix.CAP_NET_ADMIN, name: "CAP_NET_ADMIN"}
+	capPerfmon  = privilege{bit: unix.CAP_PERFMON, name: "CAP_PERFMON"}
+	capPtrace   = privilege{bit: unix.CAP_SYS_PTRACE, name: "CAP_SYS_PTRACE"}
+	capOverride = privilege{bit: unix.CAP_DAC_OVERRIDE, name: "CAP_DAC_OVERRIDE"}
 	// Maps counted as locked memory, whose limit is to be lifted. Not needed where there is none.
-	capResource = capability{unix.CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", "5.11"}
+	capResource = privilege{unix.CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", "5.11"}
 	// The bpf system call refused even the use of an open map, where unprivileged_bpf_disabled is set.
-	capOldBPF = capability{capBPF.bit, capBPF.name, "5.19"}
+	capOldBPF = privilege{capBPF.bit, capBPF.name, "5.19"}
 	// Sockets destroyed by sock_diag, where programs cannot.
-	capOldDestroy = capability{capNetAdmin.bit, capNetAdmin.name, "6.5"}
+	capOldDestroy = privilege{capNetAdmin.bit, capNetAdmin.name, "6.5"}
 )
 
 // need is a smallest set of capabilities with which a command works for root; CAP_SYS_ADMIN stands for
 // CAP_BPF and CAP_PERFMON, too, and for CAP_NET_ADMIN where programs are loaded.
 type need struct {
-	caps []capability
+	caps []privilege
 	when string // "": always
 }
 
@@ -45,37 +47,55 @@ type need struct {
 // needs that.
 var privileges = map[string][]need{
 	"revsk load": {
-		{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
-		{[]capability{capAdmin, capResource}, "to replace what runs"},
-		{[]capability{capAdmin, capPtrace, capResource}, "to take over, which migrates"},
+		{[]privilege{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
+		{[]privilege{capAdmin, capResource}, "to replace what runs"},
+		{[]privilege{capAdmin, capPtrace, capResource}, "to take over, which migrates"},
 	},
 	"revsk unload": {
-		{[]capability{capOldBPF}, ""},
-		{[]capability{capAdmin}, "with --purge or --hand-back"},
+		{[]privilege{capOldBPF}, ""},
+		{[]privilege{capAdmin}, "with --purge or --hand-back"},
 	},
-	"revsk status": {{[]capability{capAdmin}, ""}},
+	"revsk status": {{[]privilege{capAdmin}, ""}},
 	"revsk mode": {
-		{[]capability{capAdmin}, "to show it"},
-		{[]capability{capAdmin, capResource}, "to switch it"},
+		{[]privilege{capAdmin}, "to show it"},
+		{[]privilege{capAdmin, capResource}, "to switch it"},
 	},
 	"revsk list": {
-		{[]capability{capAdmin, capResource}, ""},
+		{[]privilege{capAdmin, capResource}, ""},
 	},
 	"revsk terminate": {
-		{[]capability{capAdmin, capOldDestroy, capResource}, ""},
-		{[]capability{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes that have more capabilities than that"},
+		{[]privilege{capAdmin, capOldDestroy, capResource}, ""},
+		{[]privilege{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes that have more capabilities than that"},
 	},
-	"revsk migrate":  {{[]capability{capAdmin, capPtrace, capResource}, ""}},
-	"revsk rollback": {{[]capability{capAdmin, capPtrace, capResource}, ""}},
+	"revsk migrate":  {{[]privilege{capAdmin, capPtrace, capResource}, ""}},
+	"revsk rollback": {{[]privilege{capAdmin, capPtrace, capResource}, ""}},
 	"revsk agent": {
-		{[]capability{capAdmin, capNetAdmin, capPtrace, capResource}, ""},
-		{[]capability{capAdmin, capPtrace, capResource}, "with --audit-only"},
+		{[]privilege{capAdmin, capNetAdmin, capPtrace, capResource}, ""},
+		{[]privilege{capAdmin, capPtrace, capResource}, "with --audit-only"},
 	},
-	"revsk service list":   {{[]capability{capOldBPF}, ""}},
-	"revsk service add":    {{[]capability{capOldBPF}, ""}},
-	"revsk service delete": {{[]capability{capOldBPF}, ""}},
-	"revsk features":       {{[]capability{capBPF, capNetAdmin, capPerfmon, capResource}, ""}},
-	"revsk selftest":       {{[]capability{capAdmin, capNetAdmin, capOverride, capResource}, ""}},
+	"revsk service list":   {{[]privilege{capOldBPF}, ""}},
+	"revsk service add":    {{[]privilege{capOldBPF}, ""}},
+	"revsk service delete": {{[]privilege{capOldBPF}, ""}},
+	"revsk features":       {{[]privilege{capBPF, capNetAdmin, capPerfmon, capResource}, ""}},
+	"revsk selftest":       {{[]privilege{capAdmin, capNetAdmin, capOverride, capResource}, ""}},
+}
+
+// used are capabilities that commands do without, and make use of: files of processes of other users, and processes
+// that are hidden.
+var used = map[string][]privilege{
+	"revsk list":   {capPtrace},
+	"revsk status": {capPtrace},
+}
+
+// giveUp takes from the process what the command does not need.
+func giveUp(command string) error {
+	keep := []uintptr{unix.CAP_DAC_READ_SEARCH}
+	for _, n := range append([]need{{caps: used[command]}}, privileges[command]...) {
+		for _, c := range n.caps {
+			keep = append(keep, c.bit)
+		}
+	}
+	return capability.Keep(keep...)
 }
 
 // String is like "CAP_A, CAP_B (before Linux 5.11) to do this".

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
@@ -69,14 +71,26 @@ func probePin(path string) int {
 
 // runWith runs a command line as root with no other capabilities than these. What is dropped must not
 // be given back to this process, so a thread of its own goes before.
-func runWith(t *testing.T, caps []capability, environment string, args ...string) result {
+func runWith(t *testing.T, caps []privilege, environment string, args ...string) (r result) {
+	t.Helper()
+	attr := new(syscall.SysProcAttr)
+	if environment == hidden {
+		attr.Unshareflags = unix.CLONE_NEWNS
+	}
+	withOnly(t, caps, func() { r = runAs(t, environment, attr, args...) })
+	return r
+}
+
+// withOnly calls a function that starts a process, which gets no other capabilities than these.
+func withOnly(t *testing.T, caps []privilege, start func()) {
 	t.Helper()
 	keep := make(map[uintptr]bool)
 	for _, c := range caps {
 		keep[c.bit] = true
 	}
-	done := make(chan result)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		for bit := uintptr(0); unix.Prctl(unix.PR_CAPBSET_READ, bit, 0, 0, 0) == nil; bit++ {
 			if keep[bit] {
@@ -86,25 +100,21 @@ func runWith(t *testing.T, caps []capability, environment string, args ...string
 				t.Error(err)
 			}
 		}
-		attr := new(syscall.SysProcAttr)
-		if environment == hidden {
-			attr.Unshareflags = unix.CLONE_NEWNS
-		}
-		done <- runAs(t, environment, attr, args...)
+		start()
 	}()
-	return <-done
+	<-done
 }
 
 // neededHere leaves out what this kernel no longer asks for, as it says itself.
-func neededHere(t *testing.T, p place, caps []capability) []capability {
+func neededHere(t *testing.T, p place, caps []privilege) []privilege {
 	t.Helper()
-	asked := map[capability]bool{
-		capResource:   runWith(t, []capability{capBPF}, memoryProbe).code != 0,
+	asked := map[privilege]bool{
+		capResource:   runWith(t, []privilege{capBPF}, memoryProbe).code != 0,
 		capOldDestroy: probeKernelFunction("bpf_sock_destroy") != nil,
 
 		capOldBPF: p.isLoaded() && runWith(t, nil, pinProbe, filepath.Join(p.pins(), "revsk_config")).code != 0,
 	}
-	var needed []capability
+	var needed []privilege
 	for _, c := range caps {
 		if c.before == "" || asked[c] {
 			needed = append(needed, c)
@@ -157,7 +167,7 @@ func TestSmallestCapabilities(t *testing.T) {
 	shared := sync.OnceValue(func() place { return loaded(t) })
 	for _, command := range slices.SortedFunc(maps.Keys(privileges), ownPlaceFirst) {
 		if command == "revsk agent" {
-			continue // does not end by itself
+			continue // does not end by itself: see below
 		}
 		for _, n := range privileges[command] {
 			title := strings.TrimSpace(command + " " + n.when)
@@ -189,7 +199,7 @@ func TestSmallestCapabilities(t *testing.T) {
 					caps = without(caps, capOldDestroy)
 				}
 				for i, c := range caps {
-					fewer := append(append([]capability{}, caps[:i]...), caps[i+1:]...)
+					fewer := append(append([]privilege{}, caps[:i]...), caps[i+1:]...)
 					message := runWith(t, fewer, freshProcess, args...).fails(exitFailed)
 					require.Contains(t, message, ": run as root, with "+describeNeeds(command), "without %s", c.name)
 					require.Equal(t, before, state(t, p), "without %s", c.name)
@@ -244,8 +254,8 @@ func TestTerminateDestroysWithWhatItNeeds(t *testing.T) {
 	require.Equal(t, unix.ECONNABORTED, s.error(t))
 }
 
-func without(caps []capability, c capability) []capability {
-	return slices.DeleteFunc(slices.Clone(caps), func(o capability) bool { return o == c })
+func without(caps []privilege, c privilege) []privilege {
+	return slices.DeleteFunc(slices.Clone(caps), func(o privilege) bool { return o == c })
 }
 
 func TestTerminateReachesTheNamespacesOfProcessesThatItMayLookInto(t *testing.T) {
@@ -267,6 +277,86 @@ func TestTerminateReachesTheNamespacesOfProcessesThatItMayLookInto(t *testing.T)
 	require.Zero(t, s.error(t))
 	runWith(t, neededHere(t, p, with.caps), freshProcess, args...).ok()
 	require.Equal(t, unix.ECONNABORTED, s.error(t))
+}
+
+// The agent works with what its help says that it needs: it loads, moves entries, and ends sockets in another network
+// namespace. Of what it is given beyond that it keeps nothing.
+func TestSmallestCapabilitiesOfTheAgent(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("service", "add", "192.0.2.7:80/tcp", "--backend", "127.0.0.1:80").ok()
+	for title, given := range map[string][]privilege{"what it needs": privileges["revsk agent"][0].caps, "all": nil} {
+		t.Run(title, func(t *testing.T) {
+			p.run("mode", "dual").ok()
+			p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
+			var stderr syncBuffer
+			cmd := exec.Command("/proc/self/exe", p.args("agent", "--listen", "off", "--terminate-settle", "100ms", "--terminate-grace", "10ms",
+				"--terminate-max-share", "100", "--legacy-entries", "1000")...)
+			cmd.Env = append(os.Environ(), beCommandEnv+"="+freshProcess)
+			cmd.Stderr = &stderr
+			start := func() { require.NoError(t, cmd.Start()) }
+			if given == nil {
+				start()
+			} else {
+				withOnly(t, given, start)
+			}
+			ended := false
+			t.Cleanup(func() {
+				if !ended {
+					_ = cmd.Process.Kill()
+					_ = cmd.Wait()
+				}
+			})
+			mode := func() string { return strings.Fields(p.run("mode").ok().stdout)[0] }
+			require.Eventually(t, func() bool { return mode() == "storage" }, time.Minute, 20*time.Millisecond, "it has not migrated: %v", &stderr)
+
+			var s socket
+			inNewNetNS(t, func() error {
+				if err := sandbox.LoopbackUp(); err != nil {
+					return err
+				}
+				s = newSocket(t)
+				return unix.Connect(s.fd, sockaddr(serviceAddr))
+			})
+			p.run("service", "delete", serviceAddr+"/udp").ok()
+			require.Eventually(t, func() bool { return s.error(t) == unix.ECONNABORTED }, time.Minute, 20*time.Millisecond, "it has not ended the socket: %v", &stderr)
+
+			var want uint64 = 1 << unix.CAP_DAC_READ_SEARCH
+			if given != nil {
+				want = 0
+			}
+			for _, n := range privileges["revsk agent"] {
+				for _, c := range n.caps {
+					want |= 1 << c.bit
+				}
+			}
+			threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
+			require.NoError(t, err)
+			require.NotEmpty(t, threads)
+			for _, file := range threads {
+				b, err := os.ReadFile(file)
+				if errors.Is(err, os.ErrNotExist) {
+					continue // a thread that has ended
+				}
+				require.NoError(t, err)
+				if canGiveUp() {
+					require.Contains(t, string(b), "NoNewPrivs:\t1\n")
+					require.Contains(t, string(b), fmt.Sprintf("CapPrm:\t%016x\n", want))
+					require.Contains(t, string(b), fmt.Sprintf("CapInh:\t%016x\n", 0))
+				}
+			}
+			require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+			require.NoError(t, cmd.Wait(), &stderr)
+			ended = true
+			require.NotContains(t, stderr.String(), "level=ERROR")
+		})
+	}
+}
+
+// canGiveUp tells whether this is a build whose commands can give up capabilities: see [capability.Keep].
+func canGiveUp() bool {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_GETUID, 0, 0, 0)
+	return errno != unix.ENOTSUP
 }
 
 func TestEveryCommandSaysWhatItNeeds(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +28,7 @@ type container struct {
 	SecurityContext struct {
 		ReadOnlyRootFilesystem bool
 		Capabilities           struct{ Drop, Add []string }
+		SeccompProfile         struct{ Type string }
 	}
 }
 
@@ -51,7 +53,15 @@ func TestImage(t *testing.T) {
 	build := exec.Command("buildah", append(storage, "build", "--isolation", "chroot", "-f", absolute(t, "../image/Containerfile"), "-t", "revsk", filepath.Dir(revsk))...)
 	text, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", text)
+	for name, seccomp := range map[string][]string{
+		"default profile": nil, "revsk-agent.json": {"--security-opt", "seccomp=" + absolute(t, "../seccomp/revsk-agent.json")},
+	} {
+		t.Run(name, func(t *testing.T) { runImage(t, append(slices.Clone(storage), "--runtime", "runc"), seccomp) })
+	}
+}
 
+// runImage runs the image with a seccomp profile.
+func runImage(t *testing.T, podman, seccomp []string) {
 	files, err := render(t, map[string]any{"mode": "takeover", "terminate": map[string]any{"settle": "300ms"},
 		// Nothing says how the programs of this agent were compiled.
 		"settings": map[string]any{"host-netns-only": false}})
@@ -67,6 +77,7 @@ func TestImage(t *testing.T) {
 	c := daemonSet.Spec.Template.Spec.Containers[0]
 	require.Equal(t, []string{"ALL"}, c.SecurityContext.Capabilities.Drop)
 	require.True(t, c.SecurityContext.ReadOnlyRootFilesystem)
+	require.Equal(t, "RuntimeDefault", c.SecurityContext.SeccompProfile.Type)
 	var configMap struct{ Data map[string]string }
 	require.NoError(t, yaml.Unmarshal([]byte(files["revsk/templates/configmap.yaml"]), &configMap))
 	listen := freePort(t)
@@ -74,7 +85,7 @@ func TestImage(t *testing.T) {
 	config := regexp.MustCompile(`(?m)^listen: .*$`).ReplaceAllString(configMap.Data["agent.yaml"], fmt.Sprintf("listen: %q", listen))
 	require.NoError(t, os.WriteFile(filepath.Join(etc, "agent.yaml"), []byte(config), 0o644))
 
-	bpffs := filepath.Join("/sys/fs/bpf", "image")
+	bpffs := filepath.Join("/sys/fs/bpf", strings.ReplaceAll(filepath.Base(t.Name()), " ", "_"))
 	maps := filepath.Join(bpffs, "tc", "globals")
 	owner, err := reference.Hash(maps)
 	require.NoError(t, err)
@@ -100,10 +111,11 @@ func TestImage(t *testing.T) {
 		conns = append(conns, conn)
 	}
 
-	args := append(storage, "--runtime", "runc", "--cgroup-manager", "cgroupfs", "run", "--rm", "--name", "revsk",
+	args := append(podman, "--cgroup-manager", "cgroupfs", "run", "--rm", "--name", "revsk",
 		"--network", "host", "--pid", "host", "--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4000:8000",
-		"--read-only", "--security-opt", "seccomp=unconfined", "--cap-drop", "all",
+		"--read-only", "--cap-drop", "all",
 		"-v", bpffs+":/sys/fs/bpf", "-v", cgroup()+":/host/cgroup:ro", "-v", etc+":/etc/revsk:ro")
+	args = append(args, seccomp...)
 	for _, name := range c.SecurityContext.Capabilities.Add {
 		if have(t, name) { // SYS_RESOURCE is for kernels before 5.11
 			args = append(args, "--cap-add", name)

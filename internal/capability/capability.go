@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package capability reads which capabilities the calling thread has.
+// Package capability reads which capabilities the calling thread has, and gives capabilities up.
 package capability
 
 import (
 	"fmt"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,4 +27,31 @@ func Held() (Set, error) {
 // Has tells whether a capability, such as [unix.CAP_BPF], is effective.
 func (s Set) Has(capability int) bool {
 	return s[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
+// Keep takes all other capabilities from the process, all its threads, for good: programs that it starts get none
+// of them back. It cannot do so in a program that uses cgo, such as one under the race detector.
+func Keep(bits ...uintptr) error {
+	s, err := Held()
+	if err != nil {
+		return err
+	}
+	var keep [2]uint32
+	for _, bit := range bits {
+		keep[bit/32] |= 1 << (bit % 32)
+	}
+	for i := range s {
+		s[i].Permitted &= keep[i]
+		s[i].Effective = s[i].Permitted
+		s[i].Inheritable &= keep[i]
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if errno == 0 {
+		_, _, errno = syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&s[0])), 0)
+	}
+	if errno != 0 && errno != unix.ENOTSUP { // cgo
+		return fmt.Errorf("giving up capabilities: %w", errno)
+	}
+	return nil
 }
