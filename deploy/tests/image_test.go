@@ -54,7 +54,7 @@ func TestImage(t *testing.T) {
 	text, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", text)
 	for name, seccomp := range map[string][]string{
-		"default profile": nil, "revsk-agent.json": {"--security-opt", "seccomp=" + absolute(t, "../seccomp/revsk-agent.json")},
+		"default profile": nil, "own profile": {"--security-opt", "seccomp=" + absolute(t, "../seccomp/revsk-agent.json")},
 	} {
 		t.Run(name, func(t *testing.T) { runImage(t, append(slices.Clone(storage), "--runtime", "runc"), seccomp) })
 	}
@@ -113,7 +113,7 @@ func runImage(t *testing.T, podman, seccomp []string) {
 
 	args := append(podman, "--cgroup-manager", "cgroupfs", "run", "--rm", "--name", "revsk",
 		"--network", "host", "--pid", "host", "--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4000:8000",
-		"--read-only", "--cap-drop", "all",
+		"--read-only", "--security-opt", "no-new-privileges", "--cap-drop", "all",
 		"-v", bpffs+":/sys/fs/bpf", "-v", cgroup()+":/host/cgroup:ro", "-v", etc+":/etc/revsk:ro")
 	args = append(args, seccomp...)
 	for _, name := range c.SecurityContext.Capabilities.Add {
