@@ -286,7 +286,13 @@ func isTranslated(s lbmap.Service, hash *ebpf.Map) (bool, error) {
 		if !b.AddrPort.Addr().Is4() {
 			continue
 		}
-		err := hash.Delete(lbmap.ReverseSKKey{Cookie: cookie, Backend: b.AddrPort})
+		key := lbmap.ReverseSKKey{Cookie: cookie, Backend: b.AddrPort}
+		err := hash.Delete(key)
+		for range 3 { // or an entry of no socket would be left
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				err = hash.Delete(key)
+			}
+		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return false, fmt.Errorf("looking into the hash: %w", err)
 		}
