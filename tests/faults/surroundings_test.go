@@ -97,14 +97,13 @@ func (n *node) runIn(what string, args ...string) outcome {
 func TestSurroundings(t *testing.T) {
 	until := time.Now().Add(*duration / 3)
 	n := newNode(t)
-	done := 0
+	ends := make(map[string]int)
 	for _, s := range scenarios {
 		if only := *onlyScenario; only != "" && only != s.name || time.Now().After(until) {
 			continue
 		}
 		r := n.record(s)
 		for _, x := range surroundings {
-			done++
 			known := n.comeBack(s, r.before)
 			o := n.runIn(x.what, s.args...)
 			bad := func(format string, args ...any) {
@@ -112,17 +111,22 @@ func TestSurroundings(t *testing.T) {
 			}
 			now, _ := n.look(known)
 			fromBefore, fromAfter := difference(r.before, now), difference(r.after, now)
+			kind := "refused"
 			switch {
-			case o.code == 0 && fromAfter != "":
-				bad("it says that it succeeded:\n\t%s", fromAfter)
-			case o.code != 0 && fromBefore != "":
+			case o.code == 0:
+				kind = "done"
+				if fromAfter != "" {
+					bad("it says that it succeeded:\n\t%s", fromAfter)
+				}
+			case fromBefore != "":
 				bad("it has changed something:\n\t%s", fromBefore)
-			case o.code != 0 && !slices.ContainsFunc(x.names, func(name string) bool { return strings.Contains(o.stderr, name) }):
+			case !slices.ContainsFunc(x.names, func(name string) bool { return strings.Contains(o.stderr, name) }):
 				bad("it does not name any of %q", x.names)
 			}
+			ends[kind]++
 		}
 	}
-	t.Logf("%d commands in surroundings in which something is missing", done)
+	figure(t, "surroundings", "%d commands: %s.", sum(ends), describeCounts(ends))
 }
 
 // The BPF file system goes away while a command works on it, and comes back: what runs is not concerned, and the same
@@ -183,7 +187,7 @@ func TestFileSystemUnmountedUnderACommand(t *testing.T) {
 			require.Empty(t, difference(r.after, now), what)
 		}
 	}
-	t.Logf("%d times", done)
+	figure(t, "unmounted", "%d times.", done)
 }
 
 // limitedCgroup makes a cgroup by which memory is limited, of the first version of cgroups or the second.
@@ -272,7 +276,7 @@ func TestMemoryOfCommands(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%s", describeCounts(ends))
+	figure(t, "memory of commands", "%d commands: %s.", sum(ends), describeCounts(ends))
 }
 
 // The memory of what sockets remember is charged to the cgroup of the first load. Where that has no more, a call
@@ -312,5 +316,7 @@ func TestMemoryOfSockets(t *testing.T) {
 	require.Equal(t, before, n.answers(), "sockets that were there")
 	b, err = os.ReadFile(usage)
 	require.NoError(t, err)
-	t.Logf("%d sockets connected, %d got ENOMEM; %d bytes were used before, %s are now", right, refused, used, strings.TrimSpace(string(b)))
+	now, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	require.NoError(t, err)
+	figure(t, "memory of sockets", "%d sockets connected, %d got ENOMEM; %s KB were used, and %d KB later.", right, refused, thousands(used>>10), now>>10)
 }

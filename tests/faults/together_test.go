@@ -58,7 +58,7 @@ func TestStoppedCommands(t *testing.T) {
 			require.Empty(t, difference(r.after, now), "%s, stopped before %v", s.name, at)
 		}
 	}
-	t.Logf("%d commands were stopped", stops)
+	figure(t, "stopped", "%d commands were stopped.", stops)
 }
 
 // besideStopped does what others do beside a command that is stopped.
@@ -158,7 +158,7 @@ func TestCommandsTogether(t *testing.T) {
 		require.NotEmpty(t, succeeded, what)
 		n.sameAsInTurn(what, x.prepare, succeeded, got)
 	}
-	t.Logf("%d of %d sets of commands", done, len(together))
+	figure(t, "together", "%d of %d sets of commands.", done, len(together))
 }
 
 // sameAsInTurn compares the state that commands have led to together with those to which they lead one after another.
