@@ -489,6 +489,8 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 		"storage of another size": {pinsDir + "/revsk_conn",
 			&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 56 + 8, Flags: unix.BPF_F_NO_PREALLOC, Key: u32,
 				Value: &btf.Struct{Name: "revsk_conn_value", Size: 64, Members: []btf.Member{{Name: "a", Type: &btf.Int{Name: "long", Size: 8}}}}}},
+		"storage of a later version": {pinsDir + "/revsk_conn_v2",
+			&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 56, Flags: unix.BPF_F_NO_PREALLOC, Key: u32, Value: sameSize}},
 		"storage with other fields": {pinsDir + "/revsk_conn",
 			&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 56, Flags: unix.BPF_F_NO_PREALLOC, Key: u32, Value: sameSize}},
 	} {

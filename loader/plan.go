@@ -5,6 +5,7 @@ package loader
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -143,6 +144,20 @@ func (o *observation) checkLoad(f Features) error {
 	for i := range o.maps {
 		if err := o.maps[i].checkPin(); err != nil && needsMap(o.maps[i].name, &f) {
 			return err
+		}
+	}
+	return o.checkVersions()
+}
+
+// versioned is the name of a map whose layout has changed (bpf/lib/tuple.h).
+var versioned = regexp.MustCompile(`^revsk_.*_v[0-9]+$`)
+
+// checkVersions makes sure that sockets remember nothing in maps of another release, which ours would not read.
+func (o *observation) checkVersions() error {
+	for _, name := range o.dirs[o.opts.PinsDir] {
+		known := slices.ContainsFunc(o.maps, func(s mapState) bool { return s.name == name })
+		if versioned.MatchString(name) && !known {
+			return fmt.Errorf("%s: %w: it is of another release", filepath.Join(o.opts.PinsDir, name), ErrLayout)
 		}
 	}
 	return nil

@@ -125,6 +125,9 @@ func TestPlanOfALoad(t *testing.T) {
 		"ours runs, with other features": {observed(), func(o *observation) {
 			o.opts.ChangeFeatures = func(f *Features) { f.L7 = false }
 		}, []string{"load programs", "replace", "keep the features"}, nil},
+		"ours of a later release runs": {observed(), func(o *observation) {
+			o.dirs[o.opts.PinsDir] = append(o.dirs[o.opts.PinsDir], "revsk_tab_8k_15_v12")
+		}, nil, ErrLayout},
 		"features without a meaning": {observed(), func(o *observation) {
 			o.opts.ChangeFeatures = func(f *Features) { f.IPv4, f.IPv6 = false, false }
 		}, nil, ErrInvalid},
