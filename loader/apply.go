@@ -296,15 +296,6 @@ func (s setFeatures) changes() []Change {
 }
 
 func (s setFeatures) do(a *applier) (func() error, error) {
-	undo := func() error { return os.Remove(s.pin) }
-	if s.before != nil {
-		before, err := openPinnedMap(s.pin)
-		if err != nil {
-			return nil, err
-		}
-		a.hold(before)
-		undo = func() error { return pinOver(before, s.pin) }
-	}
 	text, err := json.Marshal(s.to)
 	if err != nil {
 		return nil, err
@@ -319,7 +310,7 @@ func (s setFeatures) do(a *applier) (func() error, error) {
 		return nil, describe(fmt.Errorf("creating map %s: %w", mapFeatures, err))
 	}
 	defer m.Close()
-	return undo, pinOver(m, s.pin)
+	return replacePin(a, m, s.pin, openPinnedMap)
 }
 
 // saveProgram pins what another agent has on a hook.
@@ -331,21 +322,12 @@ type saveProgram struct {
 func (s saveProgram) String() string    { return "keep " + s.hook.reference }
 func (s saveProgram) changes() []Change { return nil }
 func (s saveProgram) do(a *applier) (func() error, error) {
-	path := a.opts.formerPath(s.hook)
-	undo := func() error { return os.Remove(path) }
-	before, err := openPinnedProgram(path)
-	if err == nil {
-		a.hold(before)
-		undo = func() error { return pinOver(before, path) }
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
 	prog, err := ebpf.NewProgramFromID(s.id)
 	if err != nil {
 		return nil, describe(fmt.Errorf("opening program %d: %w", s.id, err))
 	}
 	a.hold(prog)
-	return undo, pinOver(prog, path)
+	return replacePin(a, prog, a.opts.formerPath(s.hook), openPinnedProgram)
 }
 
 // pinLink pins another agent's link once more.
@@ -681,12 +663,28 @@ func (s fillHash) do(a *applier) (func() error, error) {
 	return nothing, err // what was added is right in any mode that has the hash
 }
 
-// pinOver pins a map or program, in one atomic step where another is pinned already.
-func pinOver[T interface {
+// cloner is a map or a program.
+type cloner[T any] interface {
+	io.Closer
 	Clone() (T, error)
 	Pin(string) error
-	Close() error
-}](object T, path string) error {
+}
+
+// replacePin is pinOver that can be taken back.
+func replacePin[T cloner[T]](a *applier, object T, path string, open func(string) (T, error)) (undo func() error, err error) {
+	undo = func() error { return os.Remove(path) }
+	before, err := open(path)
+	if err == nil {
+		a.hold(before)
+		undo = func() error { return pinOver(before, path) }
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return undo, pinOver(object, path)
+}
+
+// pinOver pins a map or program, in one atomic step where another is pinned already.
+func pinOver[T cloner[T]](object T, path string) error {
 	if err := os.Remove(path + next); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

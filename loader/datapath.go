@@ -53,7 +53,7 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	dp := &Datapath{opts: opts, maps: opened}
 	for _, name := range mapNames(specs) {
-		if pinnable(name) && ownMap(name) && opened[name] == nil {
+		if ownMap(name) && opened[name] == nil {
 			dp.Close()
 			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
 		}
@@ -122,20 +122,20 @@ func (dp *Datapath) PlanMode(ctx context.Context, mode Mode, force bool) ([]Chan
 	if err := dp.checkOpen(); err != nil {
 		return nil, err
 	}
+	steps, err := dp.planMode(ctx, mode, force)
+	return changesOf(steps), err
+}
+
+func (dp *Datapath) planMode(ctx context.Context, mode Mode, force bool) ([]step, error) {
 	o, err := dp.observeMode(ctx, mode)
 	if err != nil {
 		return nil, err
 	}
-	steps, err := o.planMode(o.mode, mode, force)
-	return changesOf(steps), err
+	return o.planMode(o.mode, mode, force)
 }
 
 func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) (err error) {
-	o, err := dp.observeMode(ctx, mode)
-	if err != nil {
-		return err
-	}
-	steps, err := o.planMode(o.mode, mode, force)
+	steps, err := dp.planMode(ctx, mode, force)
 	if err != nil {
 		return err
 	}

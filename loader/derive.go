@@ -48,11 +48,7 @@ func (o *observation) lookAtAgent(ctx context.Context) error {
 	facts := agentFacts{constants: make(map[string]uint64)}
 	for i := range o.hooks {
 		theirs := o.hooks[i].theirs()
-		for _, name := range []string{lbmap.Services4Map, lbmap.Services6Map} {
-			if i := slices.IndexFunc(o.maps, func(s mapState) bool { return s.name == name }); i >= 0 && o.maps[i].usedBy(theirs) {
-				facts.real = true
-			}
-		}
+		facts.real = facts.real || o.mapNamed(lbmap.Services4Map).usedBy(theirs) || o.mapNamed(lbmap.Services6Map).usedBy(theirs)
 		for _, id := range theirs.maps {
 			if err := addConstants(id, "__config_", facts.constants); err != nil {
 				return err
@@ -90,7 +86,7 @@ func (o *observation) lookAtOwnFeatures() error {
 	for i := range o.hooks {
 		if h := &o.hooks[i]; h.ours() {
 			for _, id := range h.own().maps {
-				if err := addConstants(id, "cfg_", constants); err != nil {
+				if err := addConstants(id, constantPrefix, constants); err != nil {
 					return err
 				}
 			}
@@ -100,16 +96,14 @@ func (o *observation) lookAtOwnFeatures() error {
 		return nil
 	}
 	f := DefaultFeatures()
-	fields := reflect.ValueOf(&f).Elem()
-	for i := range fields.NumField() {
-		field := fields.Field(i)
-		value, ok := constants[fields.Type().Field(i).Tag.Get("json")]
+	for field, value := range reflect.ValueOf(&f).Elem().Fields() {
+		constant, ok := constants[field.Tag.Get("json")]
 		switch {
 		case !ok:
-		case field.Kind() == reflect.Bool:
-			field.SetBool(value != 0)
+		case value.Kind() == reflect.Bool:
+			value.SetBool(constant != 0)
 		default:
-			field.SetUint(value)
+			value.SetUint(constant)
 		}
 	}
 	o.running = &f

@@ -3,8 +3,11 @@
 package loader_test
 
 import (
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -16,8 +19,8 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// configured starts an agent whose programs translate, with these features.
-func configured(t *testing.T, change func(*loader.Features)) {
+// configured starts an agent whose programs translate, with these features, and without some of its programs.
+func configured(t *testing.T, change func(*loader.Features), without ...string) *reference.Agent {
 	t.Helper()
 	f := loader.DefaultFeatures()
 	change(&f)
@@ -26,7 +29,8 @@ func configured(t *testing.T, change func(*loader.Features)) {
 	a, err := own.Agent(mapsDir, f)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
-	require.NoError(t, a.Link(sandbox.Cgroup(), foreignLinks))
+	require.NoError(t, a.Without(without...).Link(sandbox.Cgroup(), foreignLinks))
+	return a
 }
 
 // hostOnly are the features of an agent for which this network namespace is that of the host.
@@ -69,6 +73,43 @@ func TestATakeoverFindsOutHowTheAgentIsConfigured(t *testing.T) {
 			require.NoError(t, loader.HandBack(t.Context(), options()))
 		})
 	}
+}
+
+// An agent that is configured to leave getpeername alone does not have programs there. Ours are in links of their own, stay there
+// when the agent starts again, and go when it has its hooks back.
+func TestAnAgentWithoutGetpeername(t *testing.T) {
+	cleanUp(t)
+	a := configured(t, func(*loader.Features) {}, "cil_sock4_getpeername", "cil_sock6_getpeername")
+	addService(t)
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(serviceAddr)))
+	require.NoError(t, err)
+	defer conn.Close()
+	theirs, backend := attached(t), peer(t, conn)
+	require.NotEqual(t, serviceAddr, backend)
+
+	s := mustLoad(t, takeover())
+	require.Equal(t, loader.DefaultFeatures(), s.Features)
+	require.True(t, s.Complete())
+	require.Empty(t, s.Problems)
+	for _, h := range s.Hooks {
+		require.Equal(t, h.Attached && !strings.Contains(h.Program, "getpeername"), h.TakenOver != nil, h.Program)
+	}
+	require.Equal(t, serviceAddr, peer(t, conn))
+
+	require.NoError(t, a.Update(foreignLinks))
+	dp, err := loader.Open(options())
+	require.NoError(t, err)
+	defer dp.Close()
+	s = status(t, dp)
+	require.Len(t, s.Problems, 1)
+	require.Equal(t, loader.ProblemTakenBack, s.Problems[0].Code)
+	require.NotContains(t, s.Problems[0].Text, "getpeername")
+	require.Equal(t, serviceAddr, peer(t, conn))
+
+	require.Empty(t, mustLoad(t, takeover()).Problems)
+	require.NoError(t, loader.HandBack(t.Context(), options()))
+	require.Equal(t, theirs, attached(t))
+	require.Equal(t, backend, peer(t, conn))
 }
 
 // entries is how many the hash has.

@@ -65,27 +65,16 @@ func DefaultFeatures() Features {
 	}
 }
 
-// constants gives each feature the name of its constant in bpf/lib/config.h.
+// constants gives each feature the name of its constant in bpf/lib/config.h: that in JSON, after a prefix.
 func (f Features) constants() map[string]any {
-	return map[string]any{
-		"cfg_ipv4":                     f.IPv4,
-		"cfg_ipv6":                     f.IPv6,
-		"cfg_host_netns_cookie":        f.HostNetnsCookie,
-		"cfg_host_netns_only":          f.HostNetnsOnly,
-		"cfg_nodeport":                 f.NodePort,
-		"cfg_nodeport_min":             f.NodePortMin,
-		"cfg_nodeport_max":             f.NodePortMax,
-		"cfg_protocol_differentiation": f.ProtocolDifferentiation,
-		"cfg_any_protocol":             f.AnyProtocol,
-		"cfg_external_ip_mitigation":   f.ExternalIPMitigation,
-		"cfg_reject_no_backend":        f.RejectNoBackend,
-		"cfg_session_affinity":         f.SessionAffinity,
-		"cfg_affinity_hz":              f.AffinityHz,
-		"cfg_local_redirect":           f.LocalRedirect,
-		"cfg_l7":                       f.L7,
-		"cfg_health_check":             f.HealthCheck,
+	all := make(map[string]any)
+	for field, value := range reflect.ValueOf(f).Fields() {
+		all[constantPrefix+field.Tag.Get("json")] = value.Interface()
 	}
+	return all
 }
+
+const constantPrefix = "cfg_"
 
 // check returns an error wrapping [ErrInvalid] for features with which nothing would be translated, or not
 // what is meant.
@@ -105,6 +94,8 @@ type keptState struct {
 	Features
 	// AgentLinks is the directory in which another agent had pinned its links when they were taken over.
 	AgentLinks string `json:"agent_links,omitempty"`
+	// LoadedBy is the version of the program that loaded last.
+	LoadedBy string `json:"loaded_by,omitempty"`
 }
 
 const (
@@ -116,10 +107,10 @@ const (
 // in JSON.
 func (f Features) Differences(other Features) []string {
 	var all []string
-	a, b := reflect.ValueOf(f), reflect.ValueOf(other)
-	for i := range a.NumField() {
-		if a.Field(i).Interface() != b.Field(i).Interface() {
-			all = append(all, fmt.Sprintf("%s=%v", a.Type().Field(i).Tag.Get("json"), a.Field(i).Interface()))
+	others := reflect.ValueOf(other)
+	for field, value := range reflect.ValueOf(f).Fields() {
+		if value.Interface() != others.FieldByIndex(field.Index).Interface() {
+			all = append(all, fmt.Sprintf("%s=%v", field.Tag.Get("json"), value.Interface()))
 		}
 	}
 	return all

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
-	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/probe"
 )
 
@@ -264,14 +263,16 @@ func (o Options) checked() (Options, error) {
 
 // datapathSpec is what this kernel gets of the compiled programs.
 func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
-	spec, err := sock.LoadSock()
+	spec, err := compiled()
 	if err != nil {
-		return nil, fmt.Errorf("reading the compiled programs: %w", err)
-	}
-	opts.applySizes(spec)
-	constants := opts.Features.constants()
-	if constants["cfg_set_retval"], err = haveHelper(ebpf.CGroupSockAddr, asm.FnSetRetval); err != nil {
 		return nil, err
+	}
+	if n := opts.LegacyMaxEntries; n != 0 {
+		spec.Maps[mapReverse4].MaxEntries, spec.Maps[mapReverse6].MaxEntries = n, n
+	}
+	constants := opts.Features.constants()
+	if constants["cfg_set_retval"], err = probe.Helper(ebpf.CGroupSockAddr, asm.FnSetRetval); err != nil {
+		return nil, describe(err)
 	}
 	precise, err := probe.PreciseVerifier()
 	if err != nil {
@@ -289,11 +290,6 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 	}
 	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !needsMap(name, opts.Features) })
 	return spec, nil
-}
-
-func haveHelper(prog ebpf.ProgramType, helper asm.BuiltinFunc) (bool, error) {
-	have, err := probe.Helper(prog, helper)
-	return have, describe(err)
 }
 
 // lockPins makes the directory of the pins, if need be, and takes its lock until the call is over.

@@ -51,25 +51,17 @@ func (dp *Datapath) checkCurrent() error {
 		if err != nil {
 			return err
 		}
-		same, err := sameMap(m, pinned)
+		opened, err := mapID(m)
+		now, pinErr := mapID(pinned)
 		pinned.Close()
-		if err != nil {
+		if err := errors.Join(err, pinErr); err != nil {
 			return err
 		}
-		if !same {
+		if opened != now {
 			return fmt.Errorf("%s: %w", path, ErrStale)
 		}
 	}
 	return nil
-}
-
-func sameMap(a, b *ebpf.Map) (bool, error) {
-	idA, err := mapID(a)
-	if err != nil {
-		return false, err
-	}
-	idB, err := mapID(b)
-	return idA == idB, err
 }
 
 func mapID(m *ebpf.Map) (ebpf.MapID, error) {

@@ -32,8 +32,14 @@ const (
 // ownMap tells the maps of this datapath from those that it shares with a load balancer.
 func ownMap(name string) bool { return strings.HasPrefix(name, "revsk_") }
 
-// pinnable leaves out the constants of the programs, which are maps of each load.
-func pinnable(name string) bool { return !strings.HasPrefix(name, ".") }
+// compiled are the programs and maps as they are compiled in.
+func compiled() (*ebpf.CollectionSpec, error) {
+	spec, err := sock.LoadSock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+	}
+	return spec, nil
+}
 
 func (o Options) pinPath(name string) string {
 	if ownMap(name) {
@@ -42,16 +48,18 @@ func (o Options) pinPath(name string) string {
 	return filepath.Join(o.MapsDir, name)
 }
 
+// mapNames are those of the maps that are pinned: not of the constants of the programs, which are maps of each load.
 func mapNames(specs map[string]*ebpf.MapSpec) []string {
-	return slices.Sorted(maps.Keys(specs))
+	names := slices.Sorted(maps.Keys(specs))
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") })
 }
 
 // compiledMaps returns the maps of the compiled programs, which are not to be changed. To read the programs takes longer
 // than to look at what runs.
 var compiledMaps = sync.OnceValues(func() (map[string]*ebpf.MapSpec, error) {
-	spec, err := sock.LoadSock()
+	spec, err := compiled()
 	if err != nil {
-		return nil, fmt.Errorf("reading the compiled programs: %w", err)
+		return nil, err
 	}
 	return spec.Maps, nil
 })
@@ -138,9 +146,6 @@ func valueLayout(t btf.Type) string {
 func openMaps(opts Options, specs map[string]*ebpf.MapSpec) (map[string]*ebpf.Map, error) {
 	opened := make(map[string]*ebpf.Map)
 	for _, name := range mapNames(specs) {
-		if !pinnable(name) {
-			continue
-		}
 		m, err := openMap(opts.pinPath(name), specs[name])
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			closeMaps(opened)

@@ -5,6 +5,8 @@ package loader
 import (
 	"fmt"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/kclock"
 	"github.com/revsk/revsk/revnat"
@@ -16,12 +18,15 @@ func tupleTime() (uint32, error) {
 	return uint32(now / revnat.TimeUnit), err
 }
 
-func (dp *Datapath) config() (sock.SockRevskConfigValue, error) {
-	var cfg sock.SockRevskConfigValue
-	if err := dp.maps[mapConfig].Lookup(uint32(0), &cfg); err != nil {
-		return cfg, fmt.Errorf("reading %s: %w", mapConfig, err)
+func readConfig(m *ebpf.Map) (cfg sock.SockRevskConfigValue, err error) {
+	if err = m.Lookup(uint32(0), &cfg); err != nil {
+		err = fmt.Errorf("reading %s: %w", mapConfig, err)
 	}
-	return cfg, nil
+	return cfg, err
+}
+
+func (dp *Datapath) config() (sock.SockRevskConfigValue, error) {
+	return readConfig(dp.maps[mapConfig])
 }
 
 func (dp *Datapath) changeConfig(change func(*sock.SockRevskConfigValue)) error {

@@ -16,7 +16,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/attached"
 	"github.com/revsk/revsk/internal/cgroup2"
 	"github.com/revsk/revsk/internal/maplayout"
@@ -28,8 +27,9 @@ import (
 // observation is what there is of a datapath, and around it. Making one changes nothing.
 type observation struct {
 	opts  Options
-	hooks []hookState // in the order of hooks
-	maps  []mapState  // sorted by name
+	specs map[string]*ebpf.MapSpec // of the maps as they are compiled
+	hooks []hookState              // in the order of hooks
+	maps  []mapState               // sorted by name
 	// loaded tells that there is a mode: a load has come as far as that.
 	loaded bool
 	mode   Mode
@@ -254,25 +254,16 @@ func (h *hookState) conflicts(a attachment) bool {
 // observe looks at everything there is but for the sockets.
 func observe(opts Options) (*observation, error) {
 	o, err := observePins(opts)
-	if err == nil {
-		err = o.lookAtCgroup()
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = o.findOrphans()
+	for _, look := range []func() error{o.lookAtCgroup, o.findOrphans, o.lookAtMaps, o.lookAtOwnFeatures, o.lookAround} {
+		if err := look(); err != nil {
+			return nil, err
+		}
 	}
-	if err == nil {
-		err = o.lookAtMaps()
-	}
-	if err == nil {
-		err = o.lookAtOwnFeatures()
-	}
-	if err == nil {
-		err = o.lookAround()
-	}
-	if err == nil {
-		o.namespaced = isNamespaceRoot(opts.Cgroup)
-		o.changing, err = isLockedByOthers(opts.PinsDir)
-	}
+	o.namespaced = isNamespaceRoot(opts.Cgroup)
+	o.changing, err = isLockedByOthers(opts.PinsDir)
 	return o, err
 }
 
@@ -288,7 +279,11 @@ func observeWhatOneMay(opts Options) (*observation, error) {
 
 // observePins looks at the pins, and at the programs of the cgroup only where there is no pin to tell.
 func observePins(opts Options) (*observation, error) {
-	o := &observation{opts: opts, dirs: make(map[string][]string), hashes: make(map[ebpf.MapID]string)}
+	specs, err := compiledMaps()
+	if err != nil {
+		return nil, err
+	}
+	o := &observation{opts: opts, specs: specs, dirs: make(map[string][]string), hashes: make(map[ebpf.MapID]string)}
 	for _, dir := range []string{opts.PinsDir, opts.MapsDir} {
 		if err := checkDirs(dir); errors.Is(err, ErrUnsafeDir) {
 			o.unsafe = err
@@ -367,30 +362,40 @@ func (o *observation) lookAtCgroup() error {
 }
 
 // lookAtHook finds the programs on a hook of the cgroup.
-func (o *observation) lookAtHook(h *hookState) error {
-	found, err := attached.To(o.opts.Cgroup, h.attach)
-	if err != nil {
-		return describe(err)
+func (o *observation) lookAtHook(h *hookState) (err error) {
+	if h.on, err = h.programs(o.opts.Cgroup); err != nil {
+		return err
 	}
-	for _, id := range found.IDs {
-		p, err := describeProgram(id)
-		if err != nil {
-			return err
-		}
-		if p.id == 0 {
-			continue // gone meanwhile
-		}
-		a := attachment{program: p, cgroup: o.opts.Cgroup, flags: found.Flags}
-		if h.pin.live && h.pin.program == id {
+	for i := range h.on {
+		a := &h.on[i]
+		if h.pin.live && h.pin.program == a.id {
 			a.link = h.pin.id
-		} else if found.Flags&unix.BPF_F_ALLOW_MULTI != 0 { // beside programs without this flag there are no links
-			if a.link, err = o.linkOf(h.hook, id); err != nil {
+		} else if a.flags&unix.BPF_F_ALLOW_MULTI != 0 { // beside programs without this flag there are no links
+			if a.link, err = o.linkOf(h.hook, a.id); err != nil {
 				return err
 			}
 		}
-		h.on = append(h.on, a)
 	}
 	return nil
+}
+
+// programs are those that are attached to the hook of a cgroup, without their links.
+func (h hook) programs(cgroup string) ([]attachment, error) {
+	found, err := attached.To(cgroup, h.attach)
+	if err != nil {
+		return nil, describe(err)
+	}
+	var all []attachment
+	for _, id := range found.IDs {
+		p, err := describeProgram(id)
+		if err != nil {
+			return nil, err
+		}
+		if p.id != 0 { // else it is gone meanwhile
+			all = append(all, attachment{program: p, cgroup: cgroup, flags: found.Flags})
+		}
+	}
+	return all, nil
 }
 
 // linkOf is the link to the cgroup that holds a program; 0 if none does.
@@ -415,33 +420,18 @@ func (o *observation) linkOf(h hook, id ebpf.ProgramID) (link.ID, error) {
 
 // lookAtMapPins looks at what is pinned.
 func (o *observation) lookAtMapPins() error {
-	specs, err := compiledMaps()
-	if err != nil {
-		return err
-	}
-	for _, name := range mapNames(specs) {
-		if !pinnable(name) {
-			continue
-		}
+	for _, name := range mapNames(o.specs) {
 		s := mapState{name: name, pin: o.opts.pinPath(name)}
-		if err := s.look(specs[name]); err != nil {
+		if err := o.lookAtMapPin(&s); err != nil {
 			return err
-		}
-		if name == mapConfig && s.pinned != 0 && s.err == nil {
-			o.loaded = true
-			if o.mode, err = readMode(s.pin); err != nil {
-				return err
-			}
-			if o.modeFor, err = age(s.pin); err != nil {
-				return err
-			}
 		}
 		o.maps = append(o.maps, s)
 	}
 	return nil
 }
 
-func (s *mapState) look(spec *ebpf.MapSpec) error {
+func (o *observation) lookAtMapPin(s *mapState) error {
+	spec := o.specs[s.name]
 	m, err := openPinnedMap(s.pin)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -461,9 +451,20 @@ func (s *mapState) look(spec *ebpf.MapSpec) error {
 		s.err = fmt.Errorf("%s: %w", s.pin, err)
 		return nil
 	}
-	if s.name == mapReverse4 || s.name == mapReverse6 {
+	switch s.name {
+	case mapReverse4, mapReverse6:
 		s.has, err = hasEntries(m)
+	case mapConfig:
+		if err = o.lookAtMode(m); err == nil {
+			o.modeFor, err = age(s.pin)
+		}
 	}
+	return err
+}
+
+func (o *observation) lookAtMode(m *ebpf.Map) error {
+	cfg, err := readConfig(m)
+	o.loaded, o.mode = err == nil, Mode(cfg.Mode)
 	return err
 }
 
@@ -473,19 +474,6 @@ func hasEntries(m *ebpf.Map) (bool, error) {
 		return false, fmt.Errorf("reading %v: %w", m, err)
 	}
 	return key != nil, nil
-}
-
-func readMode(path string) (Mode, error) {
-	m, err := openPinnedMap(path)
-	if err != nil {
-		return 0, err
-	}
-	defer m.Close()
-	var cfg sock.SockRevskConfigValue
-	if err := m.Lookup(uint32(0), &cfg); err != nil {
-		return 0, fmt.Errorf("reading the mode: %w", err)
-	}
-	return Mode(cfg.Mode), nil
 }
 
 // age is how long ago a pin was made, or its modification time set.
@@ -501,8 +489,12 @@ func age(pin string) (time.Duration, error) {
 // has no pin, and no program in a pinned link uses it, any will do that is pinned nowhere.
 func (o *observation) findOrphans() error {
 	config := o.mapNamed(mapConfig).pinned
-	var candidates []*hookState
-	uses := make(map[ebpf.ProgramID]ebpf.MapID)
+	type candidate struct {
+		h      *hookState
+		a      attachment
+		config ebpf.MapID
+	}
+	var candidates, aboutBinding []candidate
 	for i := range o.hooks {
 		h := &o.hooks[i]
 		for _, a := range h.on {
@@ -510,47 +502,37 @@ func (o *observation) findOrphans() error {
 				continue
 			}
 			id, err := o.configOf(a.program)
-			if err != nil {
+			switch own := h.own(); {
+			case err != nil:
 				return err
-			}
-			uses[a.id] = id
-			switch {
 			case id == 0:
-			case a.id != h.own().id:
-				candidates = append(candidates, h)
-			case config == 0:
+				aboutBinding = append(aboutBinding, candidate{h, a, 0})
+			case a.id == own.id && config == 0:
 				config = id
+			case a.id != own.id && !h.pin.live:
+				candidates = append(candidates, candidate{h, a, id})
 			}
 		}
 	}
-	for _, h := range candidates {
-		for _, a := range h.on {
-			id := uses[a.id]
-			if id == 0 || a.id == h.own().id || h.pin.live {
-				continue
+	for _, c := range candidates {
+		if config == 0 {
+			var err error
+			if o.elsewhere, err = findPinOfMap(o.opts.PinsDir, c.config); err != nil || o.elsewhere != "" {
+				return err
 			}
-			if config == 0 {
-				var err error
-				if o.elsewhere, err = findPinOfMap(o.opts.PinsDir, id); err != nil || o.elsewhere != "" {
-					return err
-				}
-				config = id
-			}
-			if id == config {
-				h.orphan = a
-			}
+			config = c.config
+		}
+		if c.config == config {
+			c.h.orphan = c.a
 		}
 	}
 	// Programs about binding do not know the mode: they belong to the others.
 	if !slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.ours() }) {
 		return nil
 	}
-	for i := range o.hooks {
-		h := &o.hooks[i]
-		for _, a := range h.on {
-			if a.isOurs() && uses[a.id] == 0 && !h.own().live() && !h.remembers() {
-				h.orphan = a
-			}
+	for _, c := range aboutBinding {
+		if !c.h.own().live() && !c.h.remembers() {
+			c.h.orphan = c.a
 		}
 	}
 	return nil
@@ -558,10 +540,6 @@ func (o *observation) findOrphans() error {
 
 // configOf is the map of the mode that a program uses; 0: none.
 func (o *observation) configOf(p program) (ebpf.MapID, error) {
-	specs, err := compiledMaps()
-	if err != nil {
-		return 0, err
-	}
 	for _, id := range p.maps {
 		m, err := openMapID(id)
 		if err != nil {
@@ -570,7 +548,7 @@ func (o *observation) configOf(p program) (ebpf.MapID, error) {
 		if m == nil {
 			continue
 		}
-		same, err := isMap(m, specs[mapConfig])
+		same, err := isMap(m, o.specs[mapConfig])
 		m.Close()
 		if err != nil || same {
 			return id, err
@@ -614,11 +592,7 @@ func findPinOfMap(dir string, id ebpf.MapID) (found string, err error) {
 }
 
 // lookAtMaps finds out which maps the programs use: those of this datapath, and the reference's.
-func (o *observation) lookAtMaps() error {
-	specs, err := compiledMaps()
-	if err != nil {
-		return err
-	}
+func (o *observation) lookAtMaps() (err error) {
 	own := make(map[ebpf.MapID]bool) // whether a program of ours uses it
 	var ids []ebpf.MapID
 	note := func(p program, ours bool) {
@@ -637,7 +611,7 @@ func (o *observation) lookAtMaps() error {
 				return err
 			}
 		}
-		note(place.program, true)
+		note(place.program, h.ours())
 		note(h.saved, false)
 		for _, a := range h.on {
 			if h.isReference(a.program) || a.isOurs() {
@@ -646,14 +620,14 @@ func (o *observation) lookAtMaps() error {
 		}
 	}
 	for _, id := range ids {
-		if err := o.noteMap(id, own[id], specs); err != nil {
+		if err := o.noteMap(id, own[id]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (o *observation) noteMap(id ebpf.MapID, own bool, specs map[string]*ebpf.MapSpec) error {
+func (o *observation) noteMap(id ebpf.MapID, own bool) error {
 	m, err := openMapID(id)
 	if m == nil {
 		return err
@@ -661,13 +635,13 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, specs map[string]*ebpf.Ma
 	defer m.Close()
 	for _, name := range []string{mapReverse4, mapReverse6} {
 		// By its type and sizes alone, which tell it from all other maps of the reference.
-		if maplayout.Check(m, specs[name], ErrLayout) == nil {
+		if maplayout.Check(m, o.specs[name], ErrLayout) == nil {
 			o.hashes[id] = name
 		}
 	}
 	for i := range o.maps {
 		s := &o.maps[i]
-		same, err := isMap(m, specs[s.name])
+		same, err := isMap(m, o.specs[s.name])
 		if err != nil {
 			return err
 		}
@@ -682,11 +656,9 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, specs map[string]*ebpf.Ma
 		}
 		if s.name == mapConfig && s.pinned == 0 && own {
 			// It will be pinned again.
-			var cfg sock.SockRevskConfigValue
-			if err := m.Lookup(uint32(0), &cfg); err != nil {
-				return fmt.Errorf("reading the mode: %w", err)
+			if err := o.lookAtMode(m); err != nil {
+				return err
 			}
-			o.loaded, o.mode = true, Mode(cfg.Mode)
 		}
 		s.used = append(s.used, use)
 		slices.SortFunc(s.used, func(a, b mapUse) int { return int(a.id) - int(b.id) })
@@ -697,73 +669,53 @@ func (o *observation) noteMap(id ebpf.MapID, own bool, specs map[string]*ebpf.Ma
 // lookAround looks for what is on the cgroups above and below: programs that share a map with this datapath, since each
 // would see the addresses that the other has translated, and those beside which no link can be attached.
 func (o *observation) lookAround() error {
-	shared := make(map[ebpf.MapID]bool)
-	for _, s := range o.maps {
-		if s.pinned != 0 {
-			shared[s.pinned] = true
-		}
-	}
 	above, below, err := cgroupsAround(o.opts.Cgroup)
 	if err != nil {
 		return err
 	}
+	around := append(above, below...)
 	for i := range o.hooks {
 		h := &o.hooks[i]
-		if h.blocked, err = blocked(h.hook, append([]string{o.opts.Cgroup}, above...)); err != nil {
-			return err
-		}
-	}
-	for _, dir := range append(above, below...) {
-		for i := range o.hooks {
-			h := &o.hooks[i]
-			found, err := attached.To(dir, h.attach)
+		onPath := h.on // those of the cgroup, then of those above it
+		for d, dir := range around {
+			on, err := h.programs(dir)
 			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
-				break // removed meanwhile, or no cgroup
+				continue // removed meanwhile, or no cgroup
 			}
 			if err != nil {
-				return describe(err)
+				return err
 			}
-			for _, id := range found.IDs {
-				p, err := describeProgram(id)
-				if err != nil {
-					return err
-				}
-				a := attachment{program: p, cgroup: dir, flags: found.Flags}
-				if h.conflicts(a) && slices.ContainsFunc(p.maps, func(id ebpf.MapID) bool { return shared[id] }) {
+			for _, a := range on {
+				if h.conflicts(a) && slices.ContainsFunc(a.maps, o.isPinned) {
 					h.around = append(h.around, a)
 				}
 			}
+			if d < len(above) {
+				onPath = append(onPath, on...)
+			}
 		}
+		h.blocked = h.blockedBy(onPath)
 	}
 	return nil
 }
 
-// blocked is why the kernel would not attach a link to the first of these cgroups, each of which is below the next: it
-// would not beside programs that are attached to the same cgroup without BPF_F_ALLOW_MULTI, nor below one that is attached without any flag. Below
-// one that is attached with BPF_F_ALLOW_OVERRIDE it would, and no longer run that program for the sockets of our cgroup: it may be a
-// policy. The error wraps [ErrExclusive] or [ErrOverrides]; nil: it would.
-func blocked(h hook, cgroups []string) (why, err error) {
-	for i, dir := range cgroups {
-		found, err := attached.To(dir, h.attach)
-		switch {
-		case i > 0 && (errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL)):
-			return nil, nil
-		case err != nil:
-			return nil, describe(err)
-		case len(found.IDs) == 0:
-			continue
-		case found.Flags&unix.BPF_F_ALLOW_MULTI != 0:
-			return nil, nil
-		case i == 0 || found.Flags&unix.BPF_F_ALLOW_OVERRIDE == 0:
-			return fmt.Errorf("%s of %s: %w", h.program, dir, ErrExclusive), nil
-		}
-		p, err := describeProgram(found.IDs[0])
-		if err != nil {
-			return nil, err
-		}
-		return fmt.Errorf("%s: %w: %v on %s", h.program, ErrOverrides, p, dir), nil
+func (o *observation) isPinned(id ebpf.MapID) bool {
+	return slices.ContainsFunc(o.maps, func(s mapState) bool { return s.pinned == id })
+}
+
+// blockedBy is why the kernel would not attach a link to the cgroup, beside these programs, which are attached there and above it, the nearest
+// first: it would not beside programs that are attached to the same cgroup without BPF_F_ALLOW_MULTI, nor below one that is attached
+// without any flag. Below one that is attached with BPF_F_ALLOW_OVERRIDE it would, and no longer run that program for the sockets of our
+// cgroup: it may be a policy. The error wraps [ErrExclusive] or [ErrOverrides]; nil: it would.
+func (h *hookState) blockedBy(onPath []attachment) error {
+	if len(onPath) == 0 || onPath[0].flags&unix.BPF_F_ALLOW_MULTI != 0 {
+		return nil
 	}
-	return nil, nil
+	first := onPath[0]
+	if len(h.on) > 0 || first.flags&unix.BPF_F_ALLOW_OVERRIDE == 0 {
+		return fmt.Errorf("%s of %s: %w", h.program, first.cgroup, ErrExclusive)
+	}
+	return fmt.Errorf("%s: %w: %v", h.program, ErrOverrides, first)
 }
 
 // cgroupsAround are the cgroups above one, the nearest first, and below it.
@@ -826,10 +778,9 @@ func AgentRuns(opts Options) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	o := &observation{opts: opts}
 	for _, h := range hooks {
 		hs := hookState{hook: h}
-		if err := o.lookAtHook(&hs); err != nil {
+		if hs.on, err = h.programs(opts.Cgroup); err != nil {
 			return false, err
 		}
 		if _, runs := hs.beside(attachment{}); runs {

@@ -57,6 +57,9 @@ type Options struct {
 	// AgentState is where the agent keeps the header with which it compiled its programs. Default: /var/run/cilium/state.
 	AgentState string
 
+	// Version is that of the program which calls: a load keeps it with the datapath ([Status.LoadedBy]).
+	Version string
+
 	// Programs keeps the programs for later calls of this process; nil: they are loaded anew.
 	Programs *Programs
 
@@ -117,18 +120,6 @@ func (o Options) WithDefaults() (Options, error) {
 		o.step = func(string) error { return nil }
 	}
 	return o, nil
-}
-
-// applySizes writes the sizes asked for into the specs of maps that may have to be created.
-func (o Options) applySizes(spec *ebpf.CollectionSpec) {
-	set := func(n uint32, names ...string) {
-		for _, name := range names {
-			if n != 0 {
-				spec.Maps[name].MaxEntries = n
-			}
-		}
-	}
-	set(o.LegacyMaxEntries, mapReverse4, mapReverse6)
 }
 
 // setConstants sets the load-time constants.

@@ -293,9 +293,7 @@ func (o *observation) mapNamed(name string) *mapState {
 // planDirsAndMaps makes the directories and maps that are missing. The map that holds the mode is pinned only when it is
 // set: a load that is killed before leaves no mode, and the next one decides anew.
 func (o *observation) planDirsAndMaps(f *Features) []step {
-	steps := o.planDir(o.opts.PinsDir)
-	steps = append(steps, o.planDir(o.opts.MapsDir)...)
-	steps = append(steps, o.planDir(o.opts.linksDir())...)
+	steps := slices.Concat(o.planDir(o.opts.PinsDir), o.planDir(o.opts.MapsDir), o.planDir(o.opts.linksDir()))
 	for _, s := range o.maps {
 		switch id := s.lost(); {
 		case id != 0:
@@ -447,9 +445,9 @@ func (o *observation) planHook(p *place) []step {
 	return append(steps, attach{p.hook})
 }
 
-// planState keeps the features, and where the agent has its links.
+// planState keeps the features, who loads, and where the agent has its links.
 func (o *observation) planState(f Features, places []*place) []step {
-	to := keptState{Features: f}
+	to := keptState{Features: f, LoadedBy: o.opts.Version}
 	if o.kept != nil {
 		to.AgentLinks = o.kept.AgentLinks
 	}
@@ -616,7 +614,7 @@ func planHandBack(o *observation) ([]step, error) {
 			return nil, h.pin.err
 		}
 		// Where the other agent is there again beside ours, ours just goes, with the rest.
-		if _, beside := h.beside(h.own()); h.saved.id != 0 && h.ours() && !beside {
+		if h.saved.id != 0 && h.ours() && !besideReference(*h) {
 			ours = append(ours, h)
 		}
 	}
@@ -649,7 +647,7 @@ func planHandBack(o *observation) ([]step, error) {
 func (o *observation) checkHandBack(ours []*hookState) error {
 	for i := range o.maps {
 		s := &o.maps[i]
-		if s.err != nil && s.name != sock.SockMapCiliumLb4Health && s.name != sock.SockMapCiliumLb6Health {
+		if s.err != nil && needsMap(s.name, &Features{}) {
 			return s.err
 		}
 		if s.pinned == 0 && ownMap(s.name) {

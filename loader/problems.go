@@ -108,26 +108,21 @@ func (o *observation) hookProblems() []Problem {
 		return []Problem{{Code: ProblemNotAttached, Text: "no hook is attached", Mend: "revsk load"}}
 	}
 	var all []Problem
-	if len(back) > 0 {
-		all = append(all, Problem{
-			Code: ProblemTakenBack, Text: "taken back by another agent: " + strings.Join(back, ", "), Mend: takeOverCommand,
-		})
+	say := func(code, text string, names []string, mend string) {
+		if len(names) > 0 {
+			all = append(all, Problem{Code: code, Text: text + ": " + strings.Join(names, ", "), Mend: mend})
+		}
 	}
-	if len(missing) > 0 {
-		all = append(all, Problem{Code: ProblemHooksMissing, Text: "not attached: " + strings.Join(missing, ", "), Mend: "revsk load"})
-	}
-	if len(unpinned) > 0 {
-		all = append(all, Problem{Code: ProblemLinkUnpinned, Text: "attached, and not pinned: " + strings.Join(unpinned, ", "), Mend: "revsk load"})
-	}
+	say(ProblemTakenBack, "taken back by another agent", back, takeOverCommand)
+	say(ProblemHooksMissing, "not attached", missing, "revsk load")
+	say(ProblemLinkUnpinned, "attached, and not pinned", unpinned, "revsk load")
 	if o.agentOff() {
 		all = append(all, Problem{
 			Code: ProblemAgentOff, Mend: o.handBackCommand(),
 			Text: fmt.Sprintf("another agent has removed its links from %s: it is off, and may write no services", o.kept.AgentLinks),
 		})
 	}
-	if len(dead) > 0 {
-		all = append(all, Problem{Code: ProblemLinkDetached, Text: "detached, but pinned: " + strings.Join(dead, ", "), Mend: "revsk load"})
-	}
+	say(ProblemLinkDetached, "detached, but pinned", dead, "revsk load")
 	return all
 }
 

@@ -34,10 +34,14 @@ func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
 // held is how many tuples sockets hold.
 func (dp *Datapath) held(ctx context.Context) (n int, err error) {
 	all, err := dp.sockets(ctx)
-	for i := range all {
-		n += len(tuples(&all[i]))
+	return countTuples(all), err
+}
+
+func countTuples(sockets []inspect.Socket) (n int) {
+	for i := range sockets {
+		n += len(tuples(&sockets[i]))
 	}
-	return n, err
+	return n
 }
 
 // tuples are those that a socket holds, in the order in which they were written of one peer: the hash has one
@@ -57,6 +61,7 @@ type entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
 
 // difference is what the hash lacks of what sockets hold.
 type difference struct {
+	held    int // tuples of sockets
 	missing entries
 	// others has another service for the same peer, as where programs have written that keep the hash only.
 	others entries
@@ -92,6 +97,7 @@ func (dp *Datapath) lackedByHash(ctx context.Context) (difference, error) {
 		if err != nil {
 			return d, err
 		}
+		now.held = countTuples(all)
 		if look > 0 {
 			now.missing.keep(d.missing)
 			now.others.keep(d.others)
@@ -124,15 +130,11 @@ func (dp *Datapath) CompareHash(ctx context.Context) (HashDifference, *Problem, 
 	if err != nil {
 		return HashDifference{}, nil, err
 	}
-	held, err := dp.held(ctx)
-	if err != nil {
-		return HashDifference{}, nil, err
-	}
 	lacking, err := dp.lackedByHash(ctx)
 	if err != nil {
 		return HashDifference{}, nil, err
 	}
-	d := HashDifference{Tuples: held, Missing: len(lacking.missing), Others: len(lacking.others)}
+	d := HashDifference{Tuples: lacking.held, Missing: len(lacking.missing), Others: len(lacking.others)}
 	if mode != ModeMirror || d.Missing+d.Others == 0 {
 		return d, nil, nil
 	}

@@ -18,8 +18,10 @@ import (
 
 // Status says what is attached and how full the maps are.
 type Status struct {
-	Mode     Mode         `json:"mode"`
-	Features Features     `json:"features"`
+	Mode     Mode     `json:"mode"`
+	Features Features `json:"features"`
+	// LoadedBy is the [Options.Version] of the last load; empty if it had none.
+	LoadedBy string       `json:"loaded_by,omitempty"`
 	Hooks    []HookStatus `json:"hooks"`
 	Maps     []MapStatus  `json:"maps"`
 	Counters Counters     `json:"counters"`
@@ -94,6 +96,9 @@ func (dp *Datapath) Status() (Status, error) {
 	}
 	if s.Hooks, err = o.hookStatus(); err != nil {
 		return s, err
+	}
+	if o.kept != nil {
+		s.LoadedBy = o.kept.LoadedBy
 	}
 	for _, name := range slices.Sorted(maps.Keys(dp.maps)) {
 		m := dp.maps[name]

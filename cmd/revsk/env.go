@@ -69,6 +69,7 @@ func (e *env) options() (loader.Options, error) {
 		Cgroup:  e.cgroup,
 		MapsDir: e.mapsDir(),
 		PinsDir: e.pinsDir(),
+		Version: versionText(readVersion()),
 		Logger:  e.logger(),
 	}.WithDefaults()
 }

@@ -43,6 +43,8 @@ func stable(p place, text string) string {
 		`TIME +(cil_\w+) \(\d+, link\)`, "TIME  $1 (ID, link)",
 		`LOADED +TAKEN`, "LOADED  TAKEN",
 		`"program_id": \d+`, `"program_id": 1`,
+		`"loaded_by": "[^"]+"`, `"loaded_by": "VERSION"`,
+		`(?m)^(loaded by revsk +).*`, "${1}VERSION",
 		`"tag": "[0-9a-f]{16}"`, `"tag": "TAG"`,
 		`"loaded_at": "[^"]+"`, `"loaded_at": "TIME"`,
 	)

@@ -135,6 +135,7 @@ func (s statusDocument) print(w io.Writer, wide bool) error {
 		features = strings.Join(changed, " ")
 	}
 	general.row("features", features)
+	general.row("loaded by revsk", s.LoadedBy)
 	if s.Hash != nil {
 		general.row("legacy maps lack", fmt.Sprintf("%d of %d tuples, and have another service for %d", s.Hash.Missing, s.Hash.Tuples, s.Hash.Others))
 	}

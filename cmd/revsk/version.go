@@ -25,14 +25,18 @@ func newVersionCommand(env *env) *cobra.Command {
 				v.Header = newHeader(api.VersionSchema)
 				return env.printJSON(v)
 			}
-			text := "revsk " + v.Version
-			if v.Revision != "" {
-				text += " (" + v.Revision + ")"
-			}
-			_, err := fmt.Fprintln(env.Stdout, text, v.Go)
+			_, err := fmt.Fprintln(env.Stdout, "revsk", versionText(v), v.Go)
 			return err
 		},
 	}
+}
+
+// versionText is the version with the revision that it was built from.
+func versionText(v api.Version) string {
+	if v.Revision == "" {
+		return v.Version
+	}
+	return v.Version + " (" + v.Revision + ")"
 }
 
 func readVersion() api.Version {
