@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -98,7 +99,9 @@ func serveDatagrams(network string, port int) error {
 			}
 			at, control := destination(v6, oob[:noob])
 			reply := answer(string(buf[:n]), netip.AddrPortFrom(at, uint16(port)))
-			_, _, _ = conn.WriteMsgUDPAddrPort([]byte(reply), control, from)
+			if _, _, err := conn.WriteMsgUDPAddrPort([]byte(reply), control, from); err != nil {
+				fmt.Fprintln(os.Stderr, "an answer was lost:", err)
+			}
 		}
 	}()
 	return nil

@@ -53,7 +53,7 @@ type stay struct {
 
 	answers answers
 	enough  atomic.Bool
-	// excused: neither programs of ours nor ones that know the sockets are attached, so that answers can be wrong until ours are back.
+	// excused: programs that know the sockets are not attached, or others beside ours, so that answers can be wrong until ours are back.
 	excused atomic.Bool
 	missed  atomic.Int64 // wrong answers then
 	kills   int          // of processes that were not through
@@ -82,39 +82,30 @@ var stayEvents = []event{
 	}},
 	{"the agent is reconfigured, and as before", 5, func(s *stay) {
 		some := []string{"cil_sock4_getpeername", "cil_sock6_getpeername", "cil_sock6_post_bind"}
-		s.excuse(!s.links, func() {
-			s.stop(some...)
-			s.start(slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })...)
-			s.load()
-		})
+		s.stop(some...)
+		s.start(s.namesBut(some)...)
 		s.takeOver()
 		s.startAgain(some...)
 		s.takeOver()
 	}},
 	{"the agent is off, and on again", 3, func(s *stay) {
-		s.excuse(!s.links, func() {
-			s.stop(s.names...)
-			if s.links {
-				s.problem(loader.ProblemAgentOff)
-			} else {
-				s.problem(loader.ProblemNotAttached)
-				s.load()
-			}
-		})
+		s.stop(s.names...)
+		if s.links {
+			s.problem(loader.ProblemAgentOff)
+		} else if !s.beside() {
+			s.problem(loader.ProblemNotAttached)
+		}
+		s.load()
 		s.startAgain(s.names...)
 		s.takeOver()
 	}},
 	{"the agent is killed while it turns itself off, and starts", 3, func(s *stay) {
 		some := s.someNames()
-		s.excuse(!s.links, func() {
-			s.stop(some...)
-			if !s.links {
-				s.load()
-			}
-		})
+		s.stop(some...)
+		s.load()
 		s.swap()
 		s.startAgain(some...)
-		s.start(slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })...)
+		s.start(s.namesBut(some)...)
 		s.takeOver()
 	}},
 	{"handed back, and taken over", 10, func(s *stay) {
@@ -162,10 +153,8 @@ var stayEvents = []event{
 		for i := range s.agents {
 			s.agents[i] = s.newAgent(full.MapsDir)
 		}
-		s.excuse(true, func() {
-			s.start(s.names...)
-			s.load()
-		})
+		s.excused.Store(true)
+		s.start(s.names...)
 		s.takeOver()
 	}},
 }
@@ -180,9 +169,14 @@ func (s *stay) newAgent(mapsDir string) *reference.Agent {
 // swap makes the agent another process, with programs of its own.
 func (s *stay) swap() { s.agents[0], s.agents[1] = s.agents[1], s.agents[0] }
 
+// beside tells whether the agent's programs do not come in the place of ours, but beside them: each then sees what the other has
+// translated.
+func (s *stay) beside() bool { return s.flags&unix.BPF_F_ALLOW_MULTI != 0 }
+
 // start is what the agent does with some of its programs when it starts: it updates the links that are pinned, and makes those that are
-// not. Without links it attaches them, in the place of what is there.
+// not. Without links it attaches them.
 func (s *stay) start(names ...string) {
+	s.excused.Store(s.excused.Load() || s.beside())
 	for _, name := range names {
 		var err error
 		if !s.links {
@@ -196,37 +190,33 @@ func (s *stay) start(names ...string) {
 	}
 }
 
-// stop is what the agent does with programs that it has no use for any more. Without links it detaches what is there: ours.
+// stop is what the agent does with programs that it has no use for any more. Without links it detaches what is there, be it ours;
+// beside others the kernel detaches its own only, which ours have replaced.
 func (s *stay) stop(names ...string) {
-	if !s.links {
+	switch {
+	case s.beside():
+	case s.links:
+		for _, name := range names {
+			require.NoError(s, os.Remove(filepath.Join(agentLinks, name)))
+		}
+	default:
+		s.excused.Store(true)
 		require.NoError(s, s.agents[0].DetachSome(sandbox.Cgroup(), names...))
-		return
-	}
-	for _, name := range names {
-		require.NoError(s, os.Remove(filepath.Join(agentLinks, name)))
 	}
 }
 
-// startAgain is start where ours has links of its own on the hooks, since the agent was off there: its programs run beside ours. Without links
-// the kernel does not attach them there, so that ours go first.
+// startAgain is start of programs that the agent had stopped. They run beside ours; where the kernel does not attach them there, because
+// ours have links by then, ours go first.
 func (s *stay) startAgain(names ...string) {
-	if s.links {
+	if s.links || s.beside() {
 		s.start(names...)
 		s.problem(loader.ProblemBeside)
 		return
 	}
 	require.ErrorIs(s, s.agents[0].AttachSome(sandbox.Cgroup(), s.flags, names[0]), unix.EPERM)
-	s.excuse(true, func() {
-		require.NoError(s, loader.HandBack(context.Background(), s.opts))
-		s.start(names...)
-	})
-}
-
-// excuse does what can make answers wrong.
-func (s *stay) excuse(can bool, do func()) {
-	s.excused.Store(can)
-	do()
-	s.excused.Store(false)
+	s.excused.Store(true)
+	require.NoError(s, loader.HandBack(context.Background(), s.opts))
+	s.start(names...)
 }
 
 // load is revsk load --takeover.
@@ -234,6 +224,7 @@ func (s *stay) load() {
 	dp, err := loader.Load(context.Background(), s.opts)
 	require.NoError(s, err)
 	require.NoError(s, dp.Close())
+	s.excused.Store(false)
 }
 
 // takeOver is the command revsk load --takeover, which migrates, too.
@@ -253,6 +244,11 @@ func (s *stay) problem(code string) {
 	status, err := dp.Status()
 	require.NoError(s, err)
 	require.True(s, slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == code }), "%s: %v", code, status.Problems)
+}
+
+// namesBut are those of all of the agent's programs but some.
+func (s *stay) namesBut(some []string) []string {
+	return slices.DeleteFunc(slices.Clone(s.names), func(name string) bool { return slices.Contains(some, name) })
 }
 
 // someNames are those of some of the agent's programs, in any order.
@@ -387,6 +383,7 @@ func TestStayBesideAnotherAgent(t *testing.T) {
 		{name: "links", links: true},
 		{name: "attached so that cgroups below may override", flags: unix.BPF_F_ALLOW_OVERRIDE},
 		{name: "attached alone"},
+		{name: "attached beside others", flags: unix.BPF_F_ALLOW_MULTI},
 	} {
 		if o.links || *stayDuration != 0 {
 			t.Run(o.name, func(t *testing.T) { stayBeside(t, o) })
@@ -447,20 +444,23 @@ func stayBeside(t *testing.T, owner owner) {
 	s.takeOver()
 	happened := make(map[string]int)
 	start := time.Now()
-	for next := s.schedule(); ; next = s.schedule() {
-		for _, e := range next {
+	enough := func() bool {
+		return *stayDuration == 0 || time.Since(start) >= *stayDuration && s.total() >= int64(scaled(10_000_000))
+	}
+	for once := false; !once || !enough(); once = true {
+		for _, e := range s.schedule() {
+			if once && enough() {
+				break
+			}
 			before, began := s.answers.wrong.Load(), time.Now()
 			e.happen(s)
 			happened[e.name]++
 			t.Logf("%-57s %6.1f s, %d wrong", e.name, time.Since(began).Seconds(), s.answers.wrong.Load()-before)
 		}
-		if *stayDuration == 0 || time.Since(start) >= *stayDuration && s.total() >= int64(scaled(10_000_000)) {
-			break
-		}
 	}
 	s.enough.Store(true)
 	wg.Wait()
-	t.Logf("%v: %d old sockets and %d new ones, %d answers, %d wrong; %d more while no programs that knew the sockets were attached; %d processes killed; %v",
+	t.Logf("%v: %d old sockets and %d new ones, %d answers, %d wrong; %d more while programs that know the sockets were not attached, or others beside them; %d processes killed; %v",
 		time.Since(start).Round(time.Second), n, s.answers.sockets.Load(), s.total(), s.answers.wrong.Load(), s.missed.Load(), s.kills, happened)
 	assert.Zero(t, s.answers.wrong.Load(), "answers that were not translated")
 }

@@ -300,7 +300,7 @@ func (s *scene) askAsSender(a *service, count *answers) error {
 func (x *socket) hears(a *service) error {
 	_, from, err := x.tryReceive(0)
 	if err != nil {
-		return err
+		return fmt.Errorf("receiving from %v: %w", a.front, err)
 	}
 	if from != a.front {
 		return fmt.Errorf("received from %v, sent to %v", from, a.front)
