@@ -5,6 +5,7 @@ package faults
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -229,4 +230,50 @@ func inOtherNamespace(t *testing.T, use func(fd int) error) int {
 	require.NoError(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
+}
+
+var capabilities = map[string]int{
+	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_BPF": unix.CAP_BPF, "CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_PERFMON": unix.CAP_PERFMON,
+	"CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE, "CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_SYS_RESOURCE": unix.CAP_SYS_RESOURCE,
+}
+
+// When a command asks the kernel for the first thing about BPF, but for what the BPF library asks before main, it has no capabilities but those that its help names,
+// and two by which it looks at the files and processes of others.
+func TestCommandsGiveUpCapabilities(t *testing.T) {
+	n := newNode(t)
+	loaded(n)
+	for _, line := range []string{"status", "list", "service add 10.96.0.9:80/tcp --backend 10.1.0.1:80", "service list", "mode dual", "load", "migrate",
+		"terminate --all-gone", "rollback", "unload"} {
+		var allowed uint64 = 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_SYS_PTRACE
+		command := words(line)
+		if command[0] == "service" {
+			command = command[:2]
+		} else {
+			command = command[:1]
+		}
+		help := n.run(append(command, "--help")...).stdout
+		for _, name := range regexp.MustCompile(`CAP_[A-Z_]+`).FindAllString(help, -1) {
+			require.Contains(t, capabilities, name)
+			allowed |= 1 << capabilities[name]
+		}
+		seen := false
+		o := n.intercept(func(c call) verdict {
+			if !strings.HasPrefix(c.kind, "bpf ") || c.site.in("github.com/cilium/ebpf/rlimit.init") {
+				return verdict{}
+			}
+			seen = true
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.pid))
+			if err != nil {
+				t.Error(err)
+			}
+			m := regexp.MustCompile(`CapPrm:\t([0-9a-f]+)\n`).FindSubmatch(status)
+			held, err := strconv.ParseUint(string(m[1]), 16, 64)
+			if err != nil || held&^allowed != 0 {
+				t.Errorf("%s: has %x, not only %x", line, held, allowed)
+			}
+			return verdict{last: true}
+		}, words(line))
+		require.Equal(t, 0, o.code, "%s: %v", line, o)
+		require.True(t, seen, line)
+	}
 }

@@ -26,6 +26,11 @@ func (s site) addresses() (all []uint64) {
 	return all
 }
 
+// in tells whether a function whose name begins so is on the stack.
+func (s site) in(prefix string) bool {
+	return slices.ContainsFunc(s.addresses(), func(addr uint64) bool { return strings.HasPrefix(code().function(addr), prefix) })
+}
+
 // String names the innermost functions of ours.
 func (s site) String() string {
 	var names []string
