@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -824,4 +825,33 @@ func TestOpenTablesRefusesAnotherLayout(t *testing.T) {
 			assert.Equal(t, files, openFiles(t))
 		})
 	}
+}
+
+// Without /proc a pin cannot be opened, in the words of one that is not there.
+func TestAPinThatCannotBeOpenedIsNotAbsent(t *testing.T) {
+	dir := bpffs(t)
+	for _, name := range []string{Services4Map, Backends4Map, Services6Map, Backends6Map} {
+		m := newMap(t, name, 100)
+		require.NoError(t, m.Pin(filepath.Join(dir, name)))
+		require.NoError(t, m.Close())
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, and its mounts with it
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = unix.Unmount("/proc", unix.MNT_DETACH)
+		}
+		if err == nil {
+			_, err = OpenTables(dir)
+		}
+		done <- err
+	}()
+	err := <-done
+	require.ErrorContains(t, err, "/proc")
+	require.NotErrorIs(t, err, ErrNoMap)
+	require.NotErrorIs(t, err, os.ErrNotExist)
 }

@@ -95,7 +95,7 @@ func (n *node) runIn(what string, args ...string) outcome {
 
 // Where something is missing around it, each command does its work, or nothing, and names what is missing.
 func TestSurroundings(t *testing.T) {
-	until := time.Now().Add(*duration / 3)
+	until := time.Now().Add(*duration / 5)
 	n := newNode(t)
 	ends := make(map[string]int)
 	for _, s := range scenarios {
@@ -132,7 +132,7 @@ func TestSurroundings(t *testing.T) {
 // The BPF file system goes away while a command works on it, and comes back: what runs is not concerned, and the same
 // command again does what is left to do.
 func TestFileSystemUnmountedUnderACommand(t *testing.T) {
-	until := time.Now().Add(*duration / 3)
+	until := time.Now().Add(*duration / 5)
 	n := newNode(t)
 	const mounted = "/sys/fs/bpf"
 	aside := t.TempDir()
@@ -237,7 +237,7 @@ func (n *node) runLimited(dir string, args ...string) outcome {
 // With too little memory a command is refused, or killed, and the node is as before or after, or such that the
 // same command again succeeds.
 func TestMemoryOfCommands(t *testing.T) {
-	until := time.Now().Add(*duration / 3)
+	until := time.Now().Add(*duration / 5)
 	n := newNode(t)
 	dir, limit, _ := limitedCgroup(t)
 	ends := make(map[string]int)

@@ -20,7 +20,7 @@ var stoppable = []string{"mode dual", "migrate", "load --takeover", "load again"
 // A command that is stopped half way holds the lock. Others that change something say so, at once or after --wait;
 // those that only read do not wait; applications notice nothing; and when it continues, it finishes.
 func TestStoppedCommands(t *testing.T) {
-	until := time.Now().Add(*duration / 3)
+	until := time.Now().Add(*duration / 5)
 	n := newNode(t)
 	stops := 0
 	for part := 1; part <= 4; part++ { // of the calls that change something
@@ -121,7 +121,7 @@ func addServices(n int) (lines []string) {
 // Commands at the same time: what applications see is right, each succeeds or says why not, and the node is as if
 // those that succeeded had come one after another.
 func TestCommandsTogether(t *testing.T) {
-	until := time.Now().Add(*duration / 3)
+	until := time.Now().Add(*duration / 5)
 	n := newNode(t)
 	done := 0
 	for _, x := range together {
