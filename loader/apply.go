@@ -371,7 +371,8 @@ func (a *applier) attachLink(h hook, prog *ebpf.Program) (func() error, error) {
 		err = fmt.Errorf("attaching %s to %s: %w", h.program, a.opts.Cgroup, err)
 		// Of another program, perhaps, that has come meanwhile.
 		if above, _, lookErr := cgroupsAround(a.opts.Cgroup); lookErr == nil && errors.Is(err, unix.EPERM) {
-			if why, _ := blocked(h, append([]string{a.opts.Cgroup}, above...)); why != nil {
+			on, _ := h.programsOf(append([]string{a.opts.Cgroup}, above...))
+			if why := h.blockedBy(a.opts.Cgroup, on); why != nil {
 				return nil, fmt.Errorf("%w: %w", err, why)
 			}
 		}

@@ -673,46 +673,55 @@ func (o *observation) lookAround() error {
 	if err != nil {
 		return err
 	}
-	around := append(above, below...)
 	for i := range o.hooks {
 		h := &o.hooks[i]
-		onPath := h.on // those of the cgroup, then of those above it
-		for d, dir := range around {
-			on, err := h.programs(dir)
-			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
-				continue // removed meanwhile, or no cgroup
-			}
-			if err != nil {
-				return err
-			}
-			for _, a := range on {
-				if h.conflicts(a) && slices.ContainsFunc(a.maps, o.isPinned) {
-					h.around = append(h.around, a)
-				}
-			}
-			if d < len(above) {
-				onPath = append(onPath, on...)
+		over, err := h.programsOf(above)
+		if err != nil {
+			return err
+		}
+		under, err := h.programsOf(below)
+		if err != nil {
+			return err
+		}
+		for _, a := range slices.Concat(over, under) {
+			if h.conflicts(a) && slices.ContainsFunc(a.maps, o.isPinned) {
+				h.around = append(h.around, a)
 			}
 		}
-		h.blocked = h.blockedBy(onPath)
+		h.blocked = h.blockedBy(o.opts.Cgroup, slices.Concat(h.on, over))
 	}
 	return nil
+}
+
+// programsOf are programs of several cgroups, but those that were removed meanwhile.
+func (h hook) programsOf(cgroups []string) (all []attachment, err error) {
+	for _, dir := range cgroups {
+		on, err := h.programs(dir)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.EINVAL) {
+			continue // or it is no cgroup
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, on...)
+	}
+	return all, nil
 }
 
 func (o *observation) isPinned(id ebpf.MapID) bool {
 	return slices.ContainsFunc(o.maps, func(s mapState) bool { return s.pinned == id })
 }
 
-// blockedBy is why the kernel would not attach a link to the cgroup, beside these programs, which are attached there and above it, the nearest
+// blockedBy is why the kernel would not attach a link to a cgroup, beside these programs, which are attached there and above it, the nearest
 // first: it would not beside programs that are attached to the same cgroup without BPF_F_ALLOW_MULTI, nor below one that is attached
 // without any flag. Below one that is attached with BPF_F_ALLOW_OVERRIDE it would, and no longer run that program for the sockets of our
 // cgroup: it may be a policy. The error wraps [ErrExclusive] or [ErrOverrides]; nil: it would.
-func (h *hookState) blockedBy(onPath []attachment) error {
+func (h hook) blockedBy(cgroup string, onPath []attachment) error {
 	if len(onPath) == 0 || onPath[0].flags&unix.BPF_F_ALLOW_MULTI != 0 {
 		return nil
 	}
 	first := onPath[0]
-	if len(h.on) > 0 || first.flags&unix.BPF_F_ALLOW_OVERRIDE == 0 {
+	if first.cgroup == cgroup || first.flags&unix.BPF_F_ALLOW_OVERRIDE == 0 {
 		return fmt.Errorf("%s of %s: %w", h.program, first.cgroup, ErrExclusive)
 	}
 	return fmt.Errorf("%s: %w: %v", h.program, ErrOverrides, first)
