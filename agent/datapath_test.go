@@ -74,11 +74,7 @@ func TestLostHooksComeBack(t *testing.T) {
 // Another agent's programs run when ours starts, and come back as often as it is restarted. Applications notice nothing.
 func TestOwnerRestarts(t *testing.T) {
 	n := newNode(t)
-	owner := n.owner()
-	back := n.backend("127.0.0.1")
-	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
-	n.services(udp, tcp)
-	c := n.newCrowd(udp.Frontend, tcp.Frontend)
+	owner, c := n.owned()
 	opts := n.options()
 	opts.Poll = 0 // the default
 	opts.Loader.Takeover = true
@@ -254,11 +250,7 @@ func (n *node) command(options string) *exec.Cmd {
 // The agent is killed at random moments, while the owner restarts at others. What it has left undone the next one does.
 func TestKilledAtAnyMoment(t *testing.T) {
 	n := newNode(t)
-	owner := n.owner()
-	back := n.backend("127.0.0.1")
-	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
-	n.services(udp, tcp)
-	c := n.newCrowd(udp.Frontend, tcp.Frontend)
+	owner, c := n.owned()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -380,6 +380,16 @@ func (n *node) newCrowd(all ...lbmap.Frontend) *crowd {
 	return c
 }
 
+// owned makes another agent, a service of each protocol, and sockets that ask them without pause.
+func (n *node) owned() (*reference.Agent, *crowd) {
+	n.Helper()
+	owner := n.owner()
+	back := n.backend("127.0.0.1")
+	udp, tcp := service(1, lbmap.ProtocolUDP, back), service(2, lbmap.ProtocolTCP, back)
+	n.services(udp, tcp)
+	return owner, n.newCrowd(udp.Frontend, tcp.Frontend)
+}
+
 // allRight ends the crowd and requires that every answer was that of a service.
 func (c *crowd) allRight() {
 	c.n.Helper()

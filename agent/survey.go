@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -67,14 +68,18 @@ type surveyor struct {
 	nextAudit time.Time
 	reader    *inspect.Reader // nil: not opened
 	readerOf  ebpf.MapID      // the map that it reads first
+	used      time.Duration   // of a processor, by the last survey
 }
 
 func newSurveyor(a *Agent) *surveyor { return &surveyor{a: a} }
 
 func (s *surveyor) run(ctx context.Context) {
 	defer s.close()
+	runtime.LockOSThread() // of which the processor time is measured
+	defer runtime.UnlockOSThread()
 	for {
-		begin, used := time.Now(), processorTime()
+		begin := time.Now()
+		s.used = 0
 		s.a.beat(loopSurvey)
 		opts := s.a.options()
 		s.survey(ctx, opts)
@@ -84,16 +89,16 @@ func (s *surveyor) run(ctx context.Context) {
 				s.nextAudit = begin.Add(opts.SurveyEvery)
 			}
 		}
-		if !s.pause(ctx, begin, processorTime()-used) {
+		if !s.pause(ctx, begin) {
 			return
 		}
 	}
 }
 
-// processorTime is what this process has used of a processor.
+// processorTime is what this thread has used of a processor.
 func processorTime() time.Duration {
 	var r unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &r) != nil {
+	if unix.Getrusage(unix.RUSAGE_THREAD, &r) != nil {
 		return 0
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
@@ -101,14 +106,14 @@ func processorTime() time.Duration {
 
 // surveyRest is how many times longer than the processor time of a survey it takes until the next one: surveys are not to use
 // more of a processor, however many sockets there are.
-const surveyRest = 1000
+const surveyRest = 500
 
 // pause waits until the next survey.
-func (s *surveyor) pause(ctx context.Context, begin time.Time, used time.Duration) bool {
+func (s *surveyor) pause(ctx context.Context, begin time.Time) bool {
 	for {
 		s.a.beat(loopSurvey)
 		// The options may change meanwhile.
-		left := time.Until(begin.Add(max(s.a.options().SurveyEvery, surveyRest*used)))
+		left := time.Until(begin.Add(max(s.a.options().SurveyEvery, surveyRest*s.used)))
 		if left <= 0 {
 			return ctx.Err() == nil
 		}
@@ -152,6 +157,8 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	if err := s.open(dp.InspectMaps()); err != nil {
 		return nil, err
 	}
+	before := processorTime()
+	defer func() { s.used = processorTime() - before }()
 	present := s.a.presentBackends()
 	services, backends := make(map[serviceKey]int), make(map[inspect.Backend]int)
 	var suspects []inspect.Backend // those that seem to be gone
