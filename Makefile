@@ -57,6 +57,10 @@ test-host: clang ## Run bpf/lib on this machine under sanitizers: [CALLS=N]
 		-Itests/host -Ibpf/lib -o bin/host tests/host/host.c
 	./bin/host $(CALLS) $$$$
 
+.PHONY: test-rules
+test-rules: clang ## Break each rule: its test must fail: [RUN=regexp] (root)
+	$(GO) run ./tests/rules -run "$(RUN)"
+
 .PHONY: analyze
 analyze: clang ## Search the BPF programs with the static analyzer of clang
 	@for file in bpf/sock/*.c bpf/iter/*.c; do \
