@@ -157,18 +157,22 @@ func TestMigrateEvictsNothing(t *testing.T) {
 		s.asksService(x, all[3]) // in the hash only
 		q := s.queue(x, all[4].front)
 		before := x.peers().Tuples()
-		restore := noSocketMemory(s.T)
-		r, err := migrate.Run(s.Context(), migrateOptions(engine))
-		require.ErrorIs(s, err, migrate.ErrUnresolved)
-		want := migrate.Counts{Entries: 5, Present: 3, NoRoom: 2}
-		if engine == migrate.EnginePidfd { // its request to the socket has no room either
-			want = migrate.Counts{Entries: 5, NoRoom: 5}
+		// There is room for the request to visit the socket by a descriptor, but not for a table; then not even for that.
+		limits, want := []string{"800", "100"}, migrate.Counts{Entries: 5, Present: 3, NoRoom: 2}
+		if engine == migrate.EnginePidfd {
+			limits, want = []string{"100"}, migrate.Counts{Entries: 5, NoRoom: 5}
 		}
-		assert.Equal(s, want, r.Counts)
-		assert.Equal(s, loader.ModeDual, r.Mode)
-		assert.Equal(s, before, x.peers().Tuples())
+		for _, limit := range limits {
+			restore := setOptmem(s.T, limit)
+			s.Cleanup(restore)
+			r, err := migrate.Run(s.Context(), migrateOptions(engine))
+			restore()
+			require.ErrorIs(s, err, migrate.ErrUnresolved)
+			assert.Equal(s, want, r.Counts, "net.core.optmem_max %s", limit)
+			assert.Equal(s, loader.ModeDual, r.Mode)
+			assert.Equal(s, before, x.peers().Tuples())
+		}
 		s.heard(x, q, all[4].backend, all[4].front)
-		restore()
 		assert.Equal(s, migrate.Counts{Entries: 5, Present: 3, MovedPeers: 2}, s.migrates(engine).Counts)
 		for _, svc := range all {
 			s.asksService(x, svc)
