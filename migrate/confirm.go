@@ -30,7 +30,7 @@ func (m *migration) confirm(ctx context.Context) error {
 		if len(found) == 0 && len(closed) == 0 {
 			return nil
 		}
-		if err := m.sweeper.sweep(ctx, append(found, closed...)); err != nil {
+		if err := m.visitor.visit(ctx, append(found, closed...)); err != nil {
 			return err
 		}
 		for _, e := range withResult(closed, ResultLeaked) {
@@ -87,7 +87,7 @@ func (m *migration) lookAgain(ctx context.Context, entries []*entry, wanted func
 
 // lookTheOtherWay says what becomes of entries by the engine that does not visit the sockets, if the kernel has it.
 func (m *migration) lookTheOtherWay(ctx context.Context, entries []*entry) error {
-	if m.sweeper.engine == EnginePidfd {
+	if m.visitor.engine == EnginePidfd {
 		return (&looker{engine: EngineIter}).look(ctx, entries) // or EnginePidfd, where that is refused
 	}
 	err := (&looker{engine: EnginePidfd}).look(ctx, entries)

@@ -175,7 +175,7 @@ func nonce() uint64 {
 
 // passByDescriptor visits the sockets of all processes, each once. What the kernel lists besides is seen
 // but not reached, such as sockets in flight in a message: their entries are not leaked.
-func (s *sweeper) passByDescriptor(ctx context.Context, p *programs) error {
+func (s *visitor) passByDescriptor(ctx context.Context, p *programs) error {
 	d := newDescriptors(p, s.cgroup)
 	defer d.close()
 	l := newLister(p.socketEntries)

@@ -16,7 +16,7 @@ const (
 	stepLoad     = "load programs"
 	stepDual     = "switch to mode dual"
 	stepSnapshot = "read the hash"
-	stepSweep    = "visit sockets"
+	stepVisit    = "visit sockets"
 	stepConfirm  = "confirm leaks"
 	stepVerify   = "verify"
 	stepStorage  = "switch to mode storage"
@@ -73,7 +73,7 @@ type migration struct {
 	to      loader.Mode
 	dp      *datapath
 	stale   *staleCache
-	sweeper sweeper
+	visitor visitor
 	entries []*entry
 	known   map[hashKey]struct{}
 	rounds  int
@@ -115,15 +115,15 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		to:     target(opts.To, dp.takenOver),
 		stale:  svcs.cached(),
 		known:  make(map[hashKey]struct{}),
-		sweeper: sweeper{
+		visitor: visitor{
 			engine:    engine,
 			mayChange: opts.Engine != EngineIter,
 			cgroup:    opts.Loader.Cgroup,
 			datapath:  dp.programMaps(),
 		},
 	}
-	defer m.sweeper.close()
-	m.sweeper.progress = func(done, total int) { m.report(stepSweep, done, total) }
+	defer m.visitor.close()
+	m.visitor.progress = func(done, total int) { m.report(stepVisit, done, total) }
 	err = m.run(ctx)
 	report, reportErr := m.finish()
 	return report, errors.Join(err, reportErr)
@@ -156,7 +156,7 @@ func (m *migration) run(ctx context.Context) error {
 // moveAll moves everything, and leaves the datapath in mode dual.
 func (m *migration) moveAll(ctx context.Context) error {
 	// The kernel may refuse the programs: before anything is changed.
-	if err := m.do(stepLoad, func() error { return m.sweeper.load(sweepRoom) }); err != nil {
+	if err := m.do(stepLoad, func() error { return m.visitor.load(visitRoom) }); err != nil {
 		return err
 	}
 	if err := m.switchTo(stepDual, loader.ModeDual); err != nil {
@@ -199,7 +199,7 @@ func (m *migration) move(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := m.do(stepSweep, func() error { return m.sweeper.sweep(ctx, fresh) }); err != nil {
+		if err := m.do(stepVisit, func() error { return m.visitor.visit(ctx, fresh) }); err != nil {
 			return err
 		}
 		m.entries = append(m.entries, fresh...)
@@ -294,7 +294,7 @@ func (m *migration) outdated(ctx context.Context) error {
 	if err := m.markHeld(ctx, fresh); err != nil {
 		return err
 	}
-	if err := (&looker{engine: m.sweeper.engine}).look(ctx, fresh); err != nil {
+	if err := (&looker{engine: m.visitor.engine}).look(ctx, fresh); err != nil {
 		return err
 	}
 	for _, e := range fresh {
@@ -352,7 +352,7 @@ func (m *migration) deleteEntries(ctx context.Context) error {
 func (m *migration) finish() (*Report, error) {
 	mode, err := m.dp.Mode()
 	r := &Report{
-		Engine:  m.sweeper.engine,
+		Engine:  m.visitor.engine,
 		To:      m.to,
 		Mode:    mode,
 		Counts:  countResults(m.entries),
@@ -360,7 +360,7 @@ func (m *migration) finish() (*Report, error) {
 		Written: m.filled.Written,
 		Missing: m.filled.Missing,
 		Rounds:  m.rounds,
-		Passes:  m.sweeper.passes,
+		Passes:  m.visitor.passes,
 		Steps:   m.steps,
 	}
 	r.Unresolved = m.filled.Unresolved

@@ -118,22 +118,22 @@ func TestEveryResultIsCounted(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	for f, want := range map[iter.FillRevskFate]Result{
-		iter.FillRevskFateREVSK_FATE_CONN:         ResultConn,
-		iter.FillRevskFateREVSK_FATE_PEERS:        ResultPeers,
-		iter.FillRevskFateREVSK_FATE_PRESENT:      ResultPresent,
-		iter.FillRevskFateREVSK_FATE_ENDED:        ResultEnded,
-		iter.FillRevskFateREVSK_FATE_DISCONNECTED: ResultLeaked,
-		iter.FillRevskFateREVSK_FATE_STALE:        ResultStale,
-		iter.FillRevskFateREVSK_FATE_NO_ROOM:      ResultNoRoom,
-		iter.FillRevskFateREVSK_FATE_CONFLICT:     ResultUnknown,
+	for f, want := range map[iter.FillRevskResult]Result{
+		iter.FillRevskResultREVSK_RESULT_CONN:         ResultConn,
+		iter.FillRevskResultREVSK_RESULT_PEERS:        ResultPeers,
+		iter.FillRevskResultREVSK_RESULT_PRESENT:      ResultPresent,
+		iter.FillRevskResultREVSK_RESULT_ENDED:        ResultEnded,
+		iter.FillRevskResultREVSK_RESULT_DISCONNECTED: ResultLeaked,
+		iter.FillRevskResultREVSK_RESULT_STALE:        ResultStale,
+		iter.FillRevskResultREVSK_RESULT_NO_ROOM:      ResultNoRoom,
+		iter.FillRevskResultREVSK_RESULT_CONFLICT:     ResultUnknown,
 	} {
 		e := entry{result: results}
 		assert.True(t, e.judge(f))
 		assert.Equal(t, want, e.result)
 		assert.Equal(t, e.isKept(), e.why != "", "an entry that is kept says why")
 	}
-	assert.False(t, new(entry).judge(iter.FillRevskFateREVSK_FATE_NOT_MET))
+	assert.False(t, new(entry).judge(iter.FillRevskResultREVSK_RESULT_NOT_MET))
 }
 
 func TestWhatWouldBecomeOfAnEntry(t *testing.T) {

@@ -133,7 +133,7 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 			return nil, err
 		}
 	}
-	if err := w.do(stepSweep, func() error { return l.look(ctx, entries) }); err != nil {
+	if err := w.do(stepVisit, func() error { return l.look(ctx, entries) }); err != nil {
 		return nil, err
 	}
 	plan.Engine, plan.Counts, plan.Steps = l.engine, countResults(entries), w.steps

@@ -214,11 +214,11 @@ func (p *programs) judge() (open int, err error) {
 		if seen.seen {
 			e.family, e.protocol = seen.family, seen.protocol
 		}
-		fate := iter.FillRevskFate(w.Fate)
-		if fate == iter.FillRevskFateREVSK_FATE_NOT_MET && p.withoutRoom[number] {
-			fate = iter.FillRevskFateREVSK_FATE_NO_ROOM
+		result := iter.FillRevskResult(w.Result)
+		if result == iter.FillRevskResultREVSK_RESULT_NOT_MET && p.withoutRoom[number] {
+			result = iter.FillRevskResultREVSK_RESULT_NO_ROOM
 		}
-		if !e.judge(fate) {
+		if !e.judge(result) {
 			e.judgeUnvisited(seen.seen)
 			if e.result == ResultUnknown && p.unreached != nil {
 				e.why += ": " + p.unreached.Error()

@@ -102,24 +102,24 @@ func (e *entry) isKept() bool { return e.result == ResultUnknown || e.result == 
 
 // judge translates what a program says of an entry whose socket it has visited. Returns false if none
 // has.
-func (e *entry) judge(f iter.FillRevskFate) bool {
+func (e *entry) judge(f iter.FillRevskResult) bool {
 	e.why = ""
 	switch f {
-	case iter.FillRevskFateREVSK_FATE_CONN:
+	case iter.FillRevskResultREVSK_RESULT_CONN:
 		e.result = ResultConn
-	case iter.FillRevskFateREVSK_FATE_PEERS:
+	case iter.FillRevskResultREVSK_RESULT_PEERS:
 		e.result = ResultPeers
-	case iter.FillRevskFateREVSK_FATE_PRESENT:
+	case iter.FillRevskResultREVSK_RESULT_PRESENT:
 		e.result = ResultPresent
-	case iter.FillRevskFateREVSK_FATE_ENDED:
+	case iter.FillRevskResultREVSK_RESULT_ENDED:
 		e.result = ResultEnded
-	case iter.FillRevskFateREVSK_FATE_DISCONNECTED:
+	case iter.FillRevskResultREVSK_RESULT_DISCONNECTED:
 		e.result = ResultLeaked
-	case iter.FillRevskFateREVSK_FATE_STALE:
+	case iter.FillRevskResultREVSK_RESULT_STALE:
 		e.result = ResultStale
-	case iter.FillRevskFateREVSK_FATE_NO_ROOM:
+	case iter.FillRevskResultREVSK_RESULT_NO_ROOM:
 		e.result, e.why = ResultNoRoom, "its socket has no room for it (net.core.optmem_max)"
-	case iter.FillRevskFateREVSK_FATE_CONFLICT:
+	case iter.FillRevskResultREVSK_RESULT_CONFLICT:
 		e.result, e.why = ResultUnknown, "storage has a connection to another backend"
 	default:
 		return false

@@ -41,6 +41,6 @@ func (m *migration) reconsider(ctx context.Context) error {
 		if len(back) == 0 {
 			return nil
 		}
-		return m.sweeper.sweep(ctx, back)
+		return m.visitor.visit(ctx, back)
 	})
 }

@@ -25,7 +25,7 @@
 #include "import.h"
 
 /* For bpf2go, which generates the Go side of the types that the programs use. */
-const enum revsk_fate *unused_fate __attribute__((unused));
+const enum revsk_result *unused_result __attribute__((unused));
 const enum revsk_seen *unused_seen __attribute__((unused));
 const struct revsk_call *unused_call __attribute__((unused));
 
@@ -213,26 +213,26 @@ struct fill_loop {
 	bool without_room; /* set by fill_step */
 };
 
-static __always_inline enum revsk_fate fill_one(void *ctx, void *sk, __u64 cookie,
-						const struct endpoint *actual, __u8 protocol,
-						__u32 index)
+static __always_inline enum revsk_result fill_one(void *ctx, void *sk, __u64 cookie,
+						  const struct endpoint *actual, __u8 protocol,
+						  __u32 index)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = sk, .cookie = cookie };
 	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
 	struct revsk_peers_value *p;
 
 	/* Once: another visit would find what this one has stored. */
-	if (!e || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_ROOM))
-		return REVSK_FATE_NOT_MET;
-	if (e->fate == REVSK_FATE_NOT_MET)
+	if (!e || (e->result != REVSK_RESULT_NOT_MET && e->result != REVSK_RESULT_NO_ROOM))
+		return REVSK_RESULT_NOT_MET;
+	if (e->result == REVSK_RESULT_NOT_MET)
 		__sync_fetch_and_add(&revsk_judged, 1);
 	p = peers_get(&s);
 	if (p && p->table_class && !ctx_has_tables(&s)) {
-		e->fate = REVSK_FATE_NO_ROOM;
-		return e->fate;
+		e->result = REVSK_RESULT_NO_ROOM;
+		return e->result;
 	}
-	e->fate = import_entry(&s, e, actual, protocol);
-	return e->fate;
+	e->result = import_entry(&s, e, actual, protocol);
+	return e->result;
 }
 
 static long fill_step(__u32 i, struct fill_loop *loop)
@@ -241,7 +241,7 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 	if (is_closed(loop->sk))
 		return 1;
 	if (fill_one(NULL, loop->sk, loop->cookie, &loop->actual, loop->protocol,
-		     loop->first + i) == REVSK_FATE_NO_ROOM)
+		     loop->first + i) == REVSK_RESULT_NO_ROOM)
 		loop->without_room = true;
 	return 0;
 }
@@ -394,7 +394,7 @@ SEC("cgroup/setsockopt") int grow_descriptor(struct bpf_sockopt *ctx)
 	s.sk = ctx->sk;
 	e = bpf_map_lookup_elem(&revsk_import, &c.entry);
 	p = peers_get(&s);
-	if (!e || !p || (e->fate != REVSK_FATE_NOT_MET && e->fate != REVSK_FATE_NO_ROOM))
+	if (!e || !p || (e->result != REVSK_RESULT_NOT_MET && e->result != REVSK_RESULT_NO_ROOM))
 		return 1;
 #pragma unroll
 	for (int i = 0; i < REVSK_SLOTS; i++)

@@ -20,20 +20,6 @@ type FillRevskCall struct {
 	Pad   uint32
 }
 
-type FillRevskFate uint32
-
-const (
-	FillRevskFateREVSK_FATE_NOT_MET      FillRevskFate = 0
-	FillRevskFateREVSK_FATE_CONN         FillRevskFate = 1
-	FillRevskFateREVSK_FATE_PEERS        FillRevskFate = 2
-	FillRevskFateREVSK_FATE_PRESENT      FillRevskFate = 3
-	FillRevskFateREVSK_FATE_ENDED        FillRevskFate = 4
-	FillRevskFateREVSK_FATE_DISCONNECTED FillRevskFate = 5
-	FillRevskFateREVSK_FATE_STALE        FillRevskFate = 6
-	FillRevskFateREVSK_FATE_NO_ROOM      FillRevskFate = 7
-	FillRevskFateREVSK_FATE_CONFLICT     FillRevskFate = 8
-)
-
 type FillRevskImportEntry struct {
 	_    structs.HostLayout
 	Peer struct {
@@ -48,7 +34,7 @@ type FillRevskImportEntry struct {
 	ServicePort uint16
 	RevNatIndex uint16
 	Stale       uint8
-	Fate        uint8
+	Result      uint8
 }
 
 type FillRevskImportSocket struct {
@@ -70,6 +56,20 @@ type FillRevskRequest struct {
 	Served uint32
 	Pad    uint32
 }
+
+type FillRevskResult uint32
+
+const (
+	FillRevskResultREVSK_RESULT_NOT_MET      FillRevskResult = 0
+	FillRevskResultREVSK_RESULT_CONN         FillRevskResult = 1
+	FillRevskResultREVSK_RESULT_PEERS        FillRevskResult = 2
+	FillRevskResultREVSK_RESULT_PRESENT      FillRevskResult = 3
+	FillRevskResultREVSK_RESULT_ENDED        FillRevskResult = 4
+	FillRevskResultREVSK_RESULT_DISCONNECTED FillRevskResult = 5
+	FillRevskResultREVSK_RESULT_STALE        FillRevskResult = 6
+	FillRevskResultREVSK_RESULT_NO_ROOM      FillRevskResult = 7
+	FillRevskResultREVSK_RESULT_CONFLICT     FillRevskResult = 8
+)
 
 type FillRevskSeen uint32
 
@@ -153,7 +153,7 @@ const (
 	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
 	FillVarUnusedCall                 = "unused_call"
-	FillVarUnusedFate                 = "unused_fate"
+	FillVarUnusedResult               = "unused_result"
 	FillVarUnusedSeen                 = "unused_seen"
 )
 
@@ -281,7 +281,7 @@ type FillVariableSpecs struct {
 	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
 	UnusedCall                 *ebpf.VariableSpec `ebpf:"unused_call"`
-	UnusedFate                 *ebpf.VariableSpec `ebpf:"unused_fate"`
+	UnusedResult               *ebpf.VariableSpec `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.VariableSpec `ebpf:"unused_seen"`
 }
 
@@ -420,7 +420,7 @@ type FillVariables struct {
 	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`
 	UnusedCall                 *ebpf.Variable `ebpf:"unused_call"`
-	UnusedFate                 *ebpf.Variable `ebpf:"unused_fate"`
+	UnusedResult               *ebpf.Variable `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.Variable `ebpf:"unused_seen"`
 }
 

@@ -9,18 +9,18 @@
 #include "conn.h"
 
 /* What has become of an entry. The values are the interface to package migrate. */
-enum revsk_fate {
-	REVSK_FATE_NOT_MET = 0, /* no program has met its socket */
-	REVSK_FATE_CONN = 1, /* moved to revsk_conn, or to revsk_former */
-	REVSK_FATE_PEERS = 2, /* moved to revsk_peers, or a table */
-	REVSK_FATE_PRESENT = 3, /* the socket has a tuple for that peer already */
-	REVSK_FATE_ENDED =
+enum revsk_result {
+	REVSK_RESULT_NOT_MET = 0, /* no program has met its socket */
+	REVSK_RESULT_CONN = 1, /* moved to revsk_conn, or to revsk_former */
+	REVSK_RESULT_PEERS = 2, /* moved to revsk_peers, or a table */
+	REVSK_RESULT_PRESENT = 3, /* the socket has a tuple for that peer already */
+	REVSK_RESULT_ENDED =
 		4, /* a hook has ended it since: the application turned to the peer itself */
-	REVSK_FATE_DISCONNECTED = 5, /* a stream that is not connected to that peer any more */
-	REVSK_FATE_STALE = 6, /* its service is gone: left where it is */
-	REVSK_FATE_NO_ROOM =
+	REVSK_RESULT_DISCONNECTED = 5, /* a stream that is not connected to that peer any more */
+	REVSK_RESULT_STALE = 6, /* its service is gone: left where it is */
+	REVSK_RESULT_NO_ROOM =
 		7, /* left where it is: the socket has no memory for more (net.core.optmem_max) */
-	REVSK_FATE_CONFLICT = 8, /* left where it is: revsk_conn is about another peer */
+	REVSK_RESULT_CONFLICT = 8, /* left where it is: revsk_conn is about another peer */
 };
 
 struct revsk_import_entry {
@@ -30,7 +30,7 @@ struct revsk_import_entry {
 	__be16 service_port;
 	__be16 rev_nat_index;
 	__u8 stale; /* by the services as user space has read them */
-	__u8 fate; /* enum revsk_fate */
+	__u8 result; /* enum revsk_result */
 };
 
 _Static_assert(sizeof(struct revsk_import_entry) == 40, "revsk_import_entry is 40 bytes");
@@ -65,32 +65,32 @@ static __noinline bool import_is_present(struct sock_ref *s, const struct endpoi
 }
 
 /* Stores what the socket is connected by. */
-static __always_inline enum revsk_fate
+static __always_inline enum revsk_result
 import_connection(struct sock_ref *s, struct revsk_conn_value *conn, struct revsk_peers_value *p,
 		  struct revsk_conn_value *new, const struct endpoint *peer, bool stream)
 {
 	if (!conn)
-		return conn_create(s, new, p) ? REVSK_FATE_NO_ROOM : REVSK_FATE_CONN;
+		return conn_create(s, new, p) ? REVSK_RESULT_NO_ROOM : REVSK_RESULT_CONN;
 	/* Up to the mark others may have replaced the connection; of a datagram socket see below. */
 	if (conn_is(conn, peer) || !conn->tuple.peer_port ||
 	    (stream && conn->tuple.time <= current_mark())) {
 		count(conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
 		conn_write(conn, &new->tuple);
-		return REVSK_FATE_CONN;
+		return REVSK_RESULT_CONN;
 	}
 	/* A hook has replaced the connection, but the kernel has rejected the new one; or as above. */
 	if (stream)
-		return REVSK_FATE_CONFLICT;
+		return REVSK_RESULT_CONFLICT;
 	if (former_store(s, conn, p, &new->tuple, new->tuple.time, peer))
-		return REVSK_FATE_NO_ROOM;
+		return REVSK_RESULT_NO_ROOM;
 	count(REVSK_STORED);
-	return REVSK_FATE_CONN;
+	return REVSK_RESULT_CONN;
 }
 
 /* @actual is the socket's peer as the kernel has it; port 0: none. */
-static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
-						    struct revsk_import_entry *e,
-						    const struct endpoint *actual, __u8 protocol)
+static __always_inline enum revsk_result import_entry(struct sock_ref *s,
+						      struct revsk_import_entry *e,
+						      const struct endpoint *actual, __u8 protocol)
 {
 	const struct endpoint peer = { .addr = e->peer, .port = e->peer_port };
 	bool connected = endpoint_equal(&peer, actual);
@@ -99,14 +99,14 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 	struct revsk_conn_value new = { .tuple.flags = REVSK_TUPLE_MIGRATED };
 
 	if (import_is_present(s, &peer))
-		return REVSK_FATE_PRESENT;
+		return REVSK_RESULT_PRESENT;
 	/* What the socket is connected to stays true of it, whatever has become of the service. */
 	if (e->stale && !connected)
-		return REVSK_FATE_STALE;
+		return REVSK_RESULT_STALE;
 	if (!import_refresh(s, e, &peer))
-		return REVSK_FATE_ENDED;
+		return REVSK_RESULT_ENDED;
 	if (!connected && protocol == IPPROTO_TCP)
-		return REVSK_FATE_DISCONNECTED;
+		return REVSK_RESULT_DISCONNECTED;
 
 	/* What was sent by another service is older, too, and would hide what is stored now. */
 	if (p && peers_remove(s, p, &peer))
@@ -125,9 +125,9 @@ static __always_inline enum revsk_fate import_entry(struct sock_ref *s,
 		return import_connection(s, conn, p, &new, &peer, protocol == IPPROTO_TCP);
 	p = peers_get_or_create(s, p);
 	if (!p)
-		return REVSK_FATE_NO_ROOM;
+		return REVSK_RESULT_NO_ROOM;
 	if (peers_add(s, p, &new.tuple))
-		return REVSK_FATE_NO_ROOM;
+		return REVSK_RESULT_NO_ROOM;
 	count(REVSK_STORED);
-	return REVSK_FATE_PEERS;
+	return REVSK_RESULT_PEERS;
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/revsk/revsk/internal/netns"
 )
 
-// sweeper visits the sockets of entries, and has programs move the entries onto them.
-type sweeper struct {
+// visitor visits the sockets of entries, and has programs move the entries onto them.
+type visitor struct {
 	engine    Engine // not EngineAuto
 	mayChange bool   // of the engine, if the kernel refuses it
 	cgroup    string
@@ -31,7 +31,7 @@ type sweeper struct {
 
 // load loads the programs, with room for so many entries at once: which the kernel may refuse, before anything is
 // changed.
-func (s *sweeper) load(room int) (err error) {
+func (s *visitor) load(room int) (err error) {
 	s.programs, err = loadPrograms(s.engine, s.datapath, room)
 	if err != nil && refused(err) && s.engine == EngineIter && s.mayChange {
 		s.engine = EnginePidfd
@@ -43,17 +43,17 @@ func (s *sweeper) load(room int) (err error) {
 	return nil
 }
 
-func (s *sweeper) close() {
+func (s *visitor) close() {
 	if s.programs != nil {
 		s.programs.close()
 	}
 }
 
-// sweepRoom is for how many entries programs are loaded at first.
-const sweepRoom = 1 << 17
+// visitRoom is for how many entries programs are loaded at first.
+const visitRoom = 1 << 17
 
-// sweep visits the sockets of the entries, until another pass finds nothing new, and sets their results.
-func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
+// visit visits the sockets of the entries, until another pass finds nothing new, and sets their results.
+func (s *visitor) visit(ctx context.Context, entries []*entry) error {
 	if len(entries) > s.programs.room() {
 		s.close()
 		if err := s.load(len(entries)); err != nil {
@@ -84,7 +84,7 @@ func (s *sweeper) sweep(ctx context.Context, entries []*entry) error {
 }
 
 // watch reports progress until it is stopped.
-func (s *sweeper) watch(p *programs) (stop func()) {
+func (s *visitor) watch(p *programs) (stop func()) {
 	collection := p.iterators
 	if collection == nil {
 		collection = p.descriptors
@@ -125,7 +125,7 @@ func (s *sweeper) watch(p *programs) (stop func()) {
 }
 
 // pass visits every socket that the engine can reach once.
-func (s *sweeper) pass(ctx context.Context, p *programs) error {
+func (s *visitor) pass(ctx context.Context, p *programs) error {
 	if s.engine == EnginePidfd {
 		return s.passByDescriptor(ctx, p)
 	}
@@ -177,7 +177,7 @@ func eachNamespace(ctx context.Context, f func() error) error {
 
 // visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table, and those
 // whose table has to grow.
-func (s *sweeper) visitFilesOnly(ctx context.Context, p *programs) error {
+func (s *visitor) visitFilesOnly(ctx context.Context, p *programs) error {
 	var met uint64
 	if err := p.iterators.Variables[iter.FillVarRevskFilesOnly].Get(&met); err != nil {
 		return engineError(s.engine, fmt.Errorf("reading whether there are sockets in no table: %w", err))
