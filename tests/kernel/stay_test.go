@@ -57,6 +57,8 @@ type stay struct {
 	excused atomic.Bool
 	missed  atomic.Int64 // wrong answers then
 	kills   int          // of processes that were not through
+	// took is how long each step has taken the last time.
+	took map[string]time.Duration
 }
 
 // event is what can happen, and how often it does at least in the long form. Each begins and ends with our programs in all
@@ -109,7 +111,7 @@ var stayEvents = []event{
 		s.takeOver()
 	}},
 	{"handed back, and taken over", 10, func(s *stay) {
-		require.NoError(s, loader.HandBack(context.Background(), s.opts))
+		s.handBack()
 		s.takeOver()
 	}},
 	{"revsk is upgraded, and downgraded", 3, func(s *stay) {
@@ -125,7 +127,7 @@ var stayEvents = []event{
 	{"a takeover is killed", 5, func(s *stay) {
 		s.swap()
 		s.start(s.names...)
-		s.killed("takeover", 5*time.Second)
+		s.killed("load", s.took["load"])
 		s.takeOver()
 	}},
 	{"a migration is killed", 5, func(s *stay) {
@@ -133,15 +135,15 @@ var stayEvents = []event{
 		require.NoError(s, err)
 		require.NoError(s, dp.SetMode(context.Background(), loader.ModeDual, false))
 		require.NoError(s, dp.Close())
-		s.killed("migrate", time.Second)
+		s.killed("migrate", s.took["migrate"])
 		s.takeOver()
 	}},
 	{"a hand-back is killed", 5, func(s *stay) {
-		s.killed("hand-back", 200*time.Millisecond)
+		s.killed("hand-back", s.took["hand-back"])
 		s.takeOver()
 	}},
 	{"an upgrade is killed", 5, func(s *stay) {
-		s.killed("load", 5*time.Second)
+		s.killed("upgrade", s.took["load"])
 		s.takeOver()
 	}},
 	{"the agent makes its hash anew, and restarts", 3, func(s *stay) {
@@ -215,21 +217,35 @@ func (s *stay) startAgain(names ...string) {
 	}
 	require.ErrorIs(s, s.agents[0].AttachSome(sandbox.Cgroup(), s.flags, names[0]), unix.EPERM)
 	s.excused.Store(true)
-	require.NoError(s, loader.HandBack(context.Background(), s.opts))
+	s.handBack()
 	s.start(names...)
 }
 
 // load is revsk load --takeover.
 func (s *stay) load() {
+	defer s.timed("load")()
 	dp, err := loader.Load(context.Background(), s.opts)
 	require.NoError(s, err)
 	require.NoError(s, dp.Close())
 	s.excused.Store(false)
 }
 
+// handBack is revsk unload --hand-back.
+func (s *stay) handBack() {
+	defer s.timed("hand-back")()
+	require.NoError(s, loader.HandBack(context.Background(), s.opts))
+}
+
+// timed notes how long a step takes, until the function that it returns is called.
+func (s *stay) timed(step string) func() {
+	began := time.Now()
+	return func() { s.took[step] = time.Since(began) }
+}
+
 // takeOver is the command revsk load --takeover, which migrates, too.
 func (s *stay) takeOver() {
 	s.load()
+	defer s.timed("migrate")()
 	mirror := loader.ModeMirror
 	r, err := migrate.Run(context.Background(), migrate.Options{Loader: s.opts, To: &mirror})
 	require.NoError(s, err, "%+v", r)
@@ -266,15 +282,15 @@ func runStayChild() int {
 	opts := stayOptions()
 	var err error
 	switch os.Getenv(stayEnv) {
-	case "takeover":
-		_, err = loader.Load(ctx, opts)
 	case "migrate":
 		mirror := loader.ModeMirror
 		_, err = migrate.Run(ctx, migrate.Options{Loader: opts, To: &mirror})
 	case "hand-back":
 		err = loader.HandBack(ctx, opts)
-	case "load":
+	case "upgrade":
 		opts.Takeover, opts.TakeoverLinks = false, ""
+		_, err = loader.Load(ctx, opts)
+	case "load":
 		_, err = loader.Load(ctx, opts)
 	}
 	if err != nil {
@@ -291,13 +307,13 @@ func stayOptions() loader.Options {
 	return opts
 }
 
-// killed does something in another process that is killed within so long.
-func (s *stay) killed(what string, within time.Duration) {
+// killed does a step in another process that is killed within about the time that it takes.
+func (s *stay) killed(step string, took time.Duration) {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), stayEnv+"="+what)
+	cmd.Env = append(os.Environ(), stayEnv+"="+step)
 	cmd.Stderr = os.Stderr
 	require.NoError(s, cmd.Start())
-	time.Sleep(time.Duration(s.random.Int64N(int64(within))))
+	time.Sleep(time.Duration(s.random.Int64N(int64(took + 100*time.Millisecond))))
 	require.NoError(s, cmd.Process.Kill())
 	_ = cmd.Wait()
 	if !cmd.ProcessState.Exited() {
@@ -392,7 +408,7 @@ func TestStayBesideAnotherAgent(t *testing.T) {
 }
 
 func stayBeside(t *testing.T, owner owner) {
-	s := &stay{T: t, owner: owner, opts: stayOptions()}
+	s := &stay{T: t, owner: owner, opts: stayOptions(), took: map[string]time.Duration{"hand-back": 200 * time.Millisecond}}
 	seed := *staySeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
