@@ -85,6 +85,10 @@ DURATION ?= 10m
 test-stay: ## Test revsk beside a busy agent: [DURATION=10m] (root)
 	$(GO) test -count=1 -timeout 24h -v ./tests/kernel -run TestStayBesideAnotherAgent -stay.duration $(DURATION)
 
+.PHONY: test-week
+test-week: ## Test a week of a node's life with revsk agent: [DURATION=10m] (root)
+	$(GO) test -count=1 -timeout 24h -v ./agent -run TestWeekOfANode -agent.week $(DURATION)
+
 .PHONY: test-agent
 test-agent: clang ## Test revsk beside the Go code of Cilium's agent (root)
 	cd tests/agent && $(GO) test -count=1 -timeout 20m . -v && $(GO) test -count=1 -timeout 20m -modfile=cilium-1.19.mod -tags cilium119 . -v

@@ -60,9 +60,7 @@ func (n *node) large(sockets int) {
 	all := make([]lbmap.Service, largeServices)
 	for i := range all {
 		for k := range 2 {
-			b := 2*i + k
-			addr := netip.AddrFrom4([4]byte{127, byte(1 + b>>16), byte(b >> 8), byte(b)})
-			all[i].Backends = append(all[i].Backends, lbmap.Backend{AddrPort: netip.AddrPortFrom(addr, 53), Protocol: lbmap.ProtocolUDP})
+			all[i].Backends = append(all[i].Backends, largeBackend(2*i+k))
 		}
 		all[i].Frontend = front(i, lbmap.ProtocolUDP)
 	}
@@ -70,6 +68,11 @@ func (n *node) large(sockets int) {
 	for ; sockets > 0; sockets -= mostHeld {
 		n.hold(min(sockets, mostHeld))
 	}
+}
+
+func largeBackend(i int) lbmap.Backend {
+	addr := netip.AddrFrom4([4]byte{127, byte(1 + i>>16), byte(i >> 8), byte(i)})
+	return lbmap.Backend{AddrPort: netip.AddrPortFrom(addr, 53), Protocol: lbmap.ProtocolUDP}
 }
 
 const (
@@ -143,6 +146,20 @@ func TestIdleCost(t *testing.T) {
 	share := 100 * used.Seconds() / took.Seconds()
 	resident := residentMiB(t, agent.Process.Pid)
 	t.Logf("10,000 services, 20,000 backends, %d sockets: %.2f %% of a processor during %v, %d MiB", *idleSockets, share, took.Round(time.Second), resident)
+	// A backend goes, of one of the services.
+	c := n.client(front(0, lbmap.ProtocolUDP))
+	without := lbmap.Service{Frontend: front(0, lbmap.ProtocolUDP)}
+	goes := n.backendOf(c)
+	for k := range 2 {
+		if b := largeBackend(k); b.AddrPort != goes {
+			without.Backends = append(without.Backends, b)
+		}
+	}
+	_, err := n.writer.Upsert(t.Context(), without)
+	require.NoError(t, err)
+	reaction := awaits(t, "the socket ends", soon, c.isEnded)
+	t.Logf("a socket ended %v after its backend went", reaction.Round(time.Millisecond))
+	require.Less(t, reaction, 10*time.Second)
 	require.Less(t, share, 3.0) // on a machine that is busy
 	require.Less(t, resident, 48)
 }

@@ -207,11 +207,11 @@ func runChild() int {
 	dir := os.Getenv(childEnv)
 	n := &node{dir: dir}
 	opts := n.options()
+	frugal()
 	switch os.Getenv(childEnv + "_OPTIONS") {
 	case optionsTakeover:
 		opts.Loader.Takeover = true
 	case optionsDefault:
-		frugal()
 		opts = Options{Loader: n.loader(), AuditEvery: -1}
 	case holdSockets:
 		return runHolder()
