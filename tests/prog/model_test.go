@@ -320,7 +320,7 @@ func TestRandomSequence(t *testing.T) {
 				}
 				if call%lookEvery == 0 {
 					st := x.state()
-					st.hasPeers, st.class, st.maps = false, 0, 0
+					st.hasPeers, st.class, st.maps, st.places = false, 0, 0, nil
 					if model := m.state(); !reflect.DeepEqual(st, model) {
 						t.Fatalf("seed %d, call %d, socket %d, %s: the socket holds\n%v\nwant\n%v",
 							seed, call, i, what, st, model)
