@@ -38,6 +38,7 @@ var roles = map[string]func() error{
 	neighbour:  runNeighbour,
 	intruder:   runIntruder,
 	named:      runNamed,
+	hostile:    runHostile,
 	forked:     func() error { return nil },
 	surrounded: runSurrounded,
 }
