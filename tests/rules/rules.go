@@ -551,9 +551,9 @@ var rules = []rule{
 	{
 		name: "quarantined backends are not chosen",
 		file: "lib/lb.h",
-		old:  "	__u32 backends = f->service.count;",
-		new:  "	__u32 backends = f->service.count + f->service.quarantined_count;",
-		pkg:  "tests/prog", test: "TestSelectBackend",
+		old:  "	slot = service_entry(key, n + 1);",
+		new:  "	slot = service_entry(key, n + 2);",
+		pkg:  "tests/prog", test: "TestSelectBackend/quarantined backends are never chosen",
 	},
 	{
 		name: "the service recorded is what the application asked for",
@@ -616,7 +616,7 @@ var rules = []rule{
 	{
 		name: "a stream that is connected elsewhere is not moved",
 		file: "lib/import.h",
-		old:  "	if (!connected && protocol == IPPROTO_TCP)\n		return REVSK_FATE_DISCONNECTED;\n",
+		old:  "	if (!connected && protocol == IPPROTO_TCP)\n		return REVSK_RESULT_DISCONNECTED;\n",
 		new:  "",
 		pkg:  "tests/kernel", test: "TestMigrateLeavesFormerConnectionsOfStreams/iter",
 	},
