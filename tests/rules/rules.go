@@ -556,6 +556,20 @@ var rules = []rule{
 		pkg:  "tests/prog", test: "TestSelectBackend/quarantined backends are never chosen",
 	},
 	{
+		name: "a service that keeps to a backend is not plain",
+		file: "lib/lb.h",
+		old:  "(SVC_EXTERNAL_IP | SVC_HOST_PORT | SVC_AFFINITY)",
+		new:  "(SVC_EXTERNAL_IP | SVC_HOST_PORT)",
+		pkg:  "tests/kernel", test: "TestBranchF13_Affinity/.*/storage",
+	},
+	{
+		name: "a service with two scopes is not plain",
+		file: "lib/lb.h",
+		old:  "SVC_L7_DELEGATE | SVC_TWO_SCOPES)",
+		new:  "SVC_L7_DELEGATE)",
+		pkg:  "tests/kernel", test: "TestBranchF4_Lookup",
+	},
+	{
 		name: "the service recorded is what the application asked for",
 		file: "lib/lb.h",
 		old:  "	t->service = dst->addr;",
