@@ -3,6 +3,10 @@
 package tests
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,7 +16,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -45,14 +53,21 @@ func have(t *testing.T, name string) bool {
 	return is == 1
 }
 
+var before = flag.String("before", "", "`file` of the build before, named revsk, from which and to which is upgraded under traffic; default: this build")
+
 // The image, with the privileges and the settings that the chart gives it and no more, beside another agent: it takes over,
-// migrates, ends the socket of a backend that goes, and is scraped.
+// migrates, ends the socket of a backend that goes, and is scraped. It replaces the build
+// before, and is replaced by it, under traffic.
 func TestImage(t *testing.T) {
 	storage := []string{"--storage-driver", "vfs", "--root", filepath.Join(t.TempDir(), "root"), "--runroot", filepath.Join(t.TempDir(), "run")}
 	// The image has the command and nothing else.
-	build := exec.Command("buildah", append(storage, "build", "--isolation", "chroot", "-f", absolute(t, "../image/Containerfile"), "-t", "revsk", filepath.Dir(revsk))...)
-	text, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", text)
+	image := func(name, binary string) {
+		build := exec.Command("buildah", append(storage, "build", "--isolation", "chroot", "-f", absolute(t, "../image/Containerfile"), "-t", name, filepath.Dir(binary))...)
+		text, err := build.CombinedOutput()
+		require.NoError(t, err, "%s", text)
+	}
+	image("revsk", revsk)
+	image("revsk-before", cmp.Or(*before, revsk))
 	for name, seccomp := range map[string][]string{
 		"default profile": nil, "own profile": {"--security-opt", "seccomp=" + absolute(t, "../seccomp/revsk-agent.json")},
 	} {
@@ -121,7 +136,25 @@ func runImage(t *testing.T, podman, seccomp []string) {
 			args = append(args, "--cap-add", name)
 		}
 	}
-	start(t, "podman", append(append(args, "localhost/revsk"), c.Args...)...)
+	asks := askAll(t, services[1:])
+	run := func(image string) (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cmd := exec.CommandContext(ctx, "podman", append(append(slices.Clone(args), "localhost/"+image), c.Args...)...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		require.NoError(t, cmd.Start())
+		stop = sync.OnceFunc(func() {
+			cancel()
+			_ = cmd.Wait()
+			if t.Failed() {
+				t.Logf("%s", out.String())
+			}
+		})
+		t.Cleanup(stop)
+		return stop
+	}
+	stop := run("revsk-before")
 	page := func(path string) string {
 		_, text := get(t, "http://"+listen+path)
 		return text
@@ -143,4 +176,67 @@ func runImage(t *testing.T, podman, seccomp []string) {
 		_, err := conn.Write([]byte("x"))
 		require.NoError(t, err)
 	}
+	for _, image := range []string{"revsk", "revsk-before", "revsk"} {
+		stop()
+		stop = run(image)
+		eventually(t, image+" is ready", func() bool { return strings.Contains(page("/metrics"), "revsk_ready 1") })
+	}
+	stop()
+	asks()
+}
+
+// askAll asks services without pause, through sockets that live, until it is told to stop. Then it requires that every answer was
+// that of the service.
+func askAll(t *testing.T, services []lbmap.Service) (stop func()) {
+	var answers atomic.Int64
+	var wrong sync.Map
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for _, s := range services {
+		server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(s.Backends[0].AddrPort))
+		require.NoError(t, err)
+		t.Cleanup(func() { server.Close() })
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				n, from, err := server.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = server.WriteTo(buf[:n], from)
+			}
+		}()
+		service := s.Frontend.AddrPort
+		conn, err := net.Dial("udp", service.String())
+		require.NoError(t, err)
+		t.Cleanup(func() { conn.Close() })
+		wg.Go(func() {
+			for ; ctx.Err() == nil; answers.Add(1) {
+				if err := ask(conn.(*net.UDPConn), service); err != nil {
+					wrong.Store(err.Error(), true)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	return func() {
+		cancel()
+		wg.Wait()
+		wrong.Range(func(err, _ any) bool { t.Error(err); return true })
+		t.Logf("%d answers", answers.Load())
+		require.Positive(t, answers.Load())
+	}
+}
+
+// ask sends a datagram and checks from whom the answer seems to be.
+func ask(conn *net.UDPConn, service netip.AddrPort) error {
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_, from, err := conn.ReadFromUDPAddrPort(make([]byte, 64))
+	if err == nil && from != service {
+		err = fmt.Errorf("asked %v, answered by %v", service, from)
+	}
+	return err
 }
