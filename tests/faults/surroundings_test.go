@@ -318,5 +318,5 @@ func TestMemoryOfSockets(t *testing.T) {
 	require.NoError(t, err)
 	now, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	require.NoError(t, err)
-	figure(t, "memory of sockets", "%d sockets connected, %d got ENOMEM; %s KB were used, and %d KB later.", right, refused, thousands(used>>10), now>>10)
+	figure(t, "memory of sockets", "%d sockets connected, %d got ENOMEM; %s KB were used, 64 KB more were allowed, and %s KB were used in the end.", right, refused, thousands(used>>10), thousands(now>>10))
 }
