@@ -240,8 +240,8 @@ func TestFaults(t *testing.T) {
 		t.Log(line)
 	}
 	of := func(value int) string { return thousands(done[value]) + " of " + thousands(todo[value]) }
-	figure(t, "faults", "%s faults were made in calls of %d commands: %s at different places in the code, %s at the same places on "+
-		"behalf of another command, with all of the kills, and %s at places that the command had passed before. %s.",
+	figure(t, "faults", "%s faults were made in calls of %d commands: %s at different places in the code, %s at the same places for "+
+		"another command, or as kills in later turns of loops, and %s in later turns. Of these: %s.",
 		thousands(sum(counts)), len(all), of(newPlaces), of(places), of(repetitions), describeCounts(counts))
 }
 
