@@ -22,6 +22,7 @@ type goal struct {
 
 var goals = []goal{
 	{"receive from a stranger", []string{"receive from a stranger"}, storage, legacyFull, 0.45, 0.3},
+	{"the same in mode mirror", []string{"receive from a stranger"}, mirror, legacyFull, 1.1, 1.0},
 	{"receive from a service", []string{"receive from a service"}, storage, legacyFull, 0.40, 0.25},
 	{"getpeername", []string{"getpeername of a service"}, storage, legacyFull, 0.30, 0.20},
 	{"send to a known service", []string{"send to a known service"}, storage, former, 1.05, 0.95},
