@@ -52,7 +52,10 @@ backend that it has not written yet looks gone.
 First stop new connections to the backend (service add, or the control plane).
 Otherwise a socket can connect to it again at once.
 
-  OUTCOME  destroyed; left: disconnected or reconnected before it could be destroyed; or failed, with the reason
+  OUTCOME  destroyed; failed, with the reason; or left: disconnected or
+           reconnected before it could be destroyed
+
+-o json also says the local address and the cookie of each socket.
 
 Exits with 0 if no socket is connected to the backend any more, even if none was,
 and with 3 if some could not be destroyed. Refuses in mode legacy, whose hash does
@@ -233,14 +236,14 @@ func goneBackends(ctx context.Context, env *env, of connections) ([]inspect.Back
 func printTerminated(env *env, dryRun bool, report inspect.Report) error {
 	if len(report.Sockets) > 0 {
 		var t table
-		t.row("PROTO", "STATE", "LOCAL", "BACKEND", "SERVICE", "NETNS", "COOKIE", "PROCESS", "OUTCOME")
+		t.row("PROTO", "STATE", "BACKEND", "SERVICE", "NETNS", "PROCESS", "OUTCOME")
 		for _, s := range report.Sockets {
 			outcome := string(s.Outcome)
 			if s.Err != nil {
 				outcome += ": " + oneLine(s.Err.Error())
 			}
-			t.row(s.Socket.Protocol, s.Socket.StateName(), s.Socket.Local, s.Connection.Peer, s.Connection.Service,
-				netnsText(s.Socket.NetNS), cookieText(s.Socket.Cookie), ownersText(s.Socket.Owners, false), outcome)
+			t.row(s.Socket.Protocol, s.Socket.StateName(), s.Connection.Peer, s.Connection.Service,
+				netnsText(s.Socket.NetNS), ownersText(s.Socket.Owners, false), outcome)
 		}
 		if err := t.print(env.Stdout); err != nil {
 			return err

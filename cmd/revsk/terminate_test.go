@@ -20,7 +20,7 @@ import (
 func terminated(text string) string {
 	return replace(text,
 		`127\.0\.0\.1:[0-9]{5}\b`, "127.0.0.1:PORT",
-		`\d+ +\d+ +\d+/\S+`, "NETNS COOKIE PID/COMMAND",
+		`\d+ +\d+/\S+`, "NETNS PID/COMMAND",
 		` {2,}`, "  ",
 	)
 }
