@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -112,8 +111,6 @@ func parseService(text string) (lbmap.Frontend, error) {
 }
 
 func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
-	// It holds little: to collect what it has read at its start takes longer than to keep it.
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	dp, err := env.openToInspect()
 	if err != nil {
 		return err
