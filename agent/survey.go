@@ -105,15 +105,18 @@ func processorTime() time.Duration {
 }
 
 // surveyRest is how many times longer than the processor time of a survey it takes until the next one: surveys are not to use
-// more of a processor, however many sockets there are.
-const surveyRest = 500
+// more of a processor. But their figures are not to be older than longestRest.
+const (
+	surveyRest  = 1000
+	longestRest = 20 * time.Minute
+)
 
 // pause waits until the next survey.
 func (s *surveyor) pause(ctx context.Context, begin time.Time) bool {
 	for {
 		s.a.beat(loopSurvey)
 		// The options may change meanwhile.
-		left := time.Until(begin.Add(max(s.a.options().SurveyEvery, surveyRest*s.used)))
+		left := time.Until(begin.Add(max(s.a.options().SurveyEvery, min(surveyRest*s.used, longestRest))))
 		if left <= 0 {
 			return ctx.Err() == nil
 		}
@@ -189,7 +192,7 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 }
 
 // surveyBuffer is the size of the buffer of the reader: every so many bytes of sockets cost a pass over all of them.
-const surveyBuffer = 4 << 20
+const surveyBuffer = 8 << 20
 
 // open opens a reader, unless the one that there is reads these maps: its programs are loaded once.
 func (s *surveyor) open(maps inspect.Maps) error {
