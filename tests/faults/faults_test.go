@@ -166,7 +166,8 @@ func sorted(s scenario, r *recorded, met map[position]bool) (all faults) {
 			all[value] = append(all[value], injection{s, p, e})
 		}
 		if changes(p.kind) {
-			all[min(value, places)] = append(all[min(value, places)], injection{s, p, 0})
+			value = max(newPlaces, value-1) // there are fewer of them, and what they leave depends on the command
+			all[value] = append(all[value], injection{s, p, 0})
 		}
 	}
 	random := rand.New(rand.NewPCG(*seed, 0))
