@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -61,6 +62,8 @@ func TestUnloadThatFailsChangesNothing(t *testing.T) {
 	p.load().ok()
 	foreign := filepath.Join(p.pins(), "links", "revsk_recvmsg4")
 	require.NoError(t, os.Remove(foreign))
+	// The kernel detaches a link that is pinned no longer a moment later.
+	require.Eventually(t, func() bool { return state(t, p)["recvmsg4"] == "[]" }, time.Minute, time.Millisecond)
 	require.NoError(t, os.Mkdir(foreign, 0o700))
 	before := state(t, p)
 	p.run("unload").fails(exitFailed)

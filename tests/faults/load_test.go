@@ -508,6 +508,18 @@ func resourcesOf(t *testing.T) resources {
 	return r
 }
 
+// openFiles says how many descriptors of this process are open to what.
+func openFiles() map[string]int {
+	open := make(map[string]int)
+	files, _ := filepath.Glob("/proc/self/fd/*")
+	for _, file := range files {
+		to, _ := os.Readlink(file)
+		kind, _, _ := strings.Cut(to, ":[")
+		open[kind]++
+	}
+	return open
+}
+
 // memoryTolerance is what memory may differ by: per-CPU caches, and pages of slab that are not full.
 const memoryTolerance = 8 << 20
 
@@ -521,7 +533,9 @@ func (r resources) assertBack(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	assert.LessOrEqual(t, now.files, r.files, "descriptors")
+	if !assert.LessOrEqual(t, now.files, r.files, "descriptors") {
+		t.Log(openFiles())
+	}
 	assert.LessOrEqual(t, now.pins, r.pins, "pins")
 	assert.LessOrEqual(t, now.memory, r.memory+memoryTolerance, "bytes of the kernel's memory")
 	t.Logf("before and after: %+v, %+v", r, now)

@@ -144,8 +144,8 @@ func TestBranchDifferencesList(t *testing.T) {
 
 // The tests that the documentation names as its evidence exist.
 func TestDocumentationNamesTestsThatExist(t *testing.T) {
-	functions := testFunctions(t, "cmd/revsk", "inspect", "loader", "migrate", "tests/agent", "tests/clients", "tests/faults", "tests/kernel",
-		"tests/prog")
+	functions := testFunctions(t, "agent", "cmd/revsk", "deploy/tests", "inspect", "loader", "migrate", "tests/agent", "tests/clients",
+		"tests/faults", "tests/kernel", "tests/prog")
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
 	require.NoError(t, err)
 	require.NotEmpty(t, pages)
