@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -360,6 +361,27 @@ func TestSyncExchangesIndexes(t *testing.T) {
 	var v RevNatValue
 	require.NoError(t, w.tables.RevNat4.Lookup(RevNatKey(1), &v))
 	assert.Equal(t, two.Frontend.AddrPort, v.AddrPort)
+}
+
+// Both families share the indexes, and have reverse-NAT maps of their own.
+func TestSyncGivesAnIndexToAServiceOfTheOtherFamily(t *testing.T) {
+	w := NewWriter(newTables(t, nil))
+	four, six := Service{Frontend: frontend(t, "10.0.0.1:80/tcp"), RevNat: 1}, Service{Frontend: frontend(t, "[fd00::1]:80/tcp"), RevNat: 1}
+	for _, s := range []Service{four, six, four} {
+		_, err := w.Sync(t.Context(), []Service{s})
+		require.NoError(t, err)
+		assertCurrent(t, w, "")
+		list, err := w.tables.Services(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		entries := 0
+		for name := range contents(t, w.tables) {
+			if strings.Contains(name, "reverse_nat") {
+				entries++
+			}
+		}
+		assert.Equal(t, 1, entries, "reverse-NAT entries after %v", s.Frontend)
+	}
 }
 
 func TestRunningProgramsAlwaysFindSlotsAndBackendsDuringSync(t *testing.T) {

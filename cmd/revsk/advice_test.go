@@ -61,7 +61,7 @@ func TestTheAdviceOfEachProblemMendsIt(t *testing.T) {
 		},
 		loader.ProblemHooksMissing: func(t *testing.T, p place) {
 			p.load("--quiet").ok()
-			require.NoError(t, os.Remove(filepath.Join(p.pins(), "links", "revsk_connect4")))
+			unpin(t, p, "connect4")
 		},
 		loader.ProblemTakenBack: func(t *testing.T, p place) {
 			links := takenOver(t, p)

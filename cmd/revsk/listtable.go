@@ -360,13 +360,6 @@ func netnsText(ns inspect.NetNS) string {
 	return strconv.FormatUint(ns.Inode, 10)
 }
 
-func cookieText(cookie uint64) string {
-	if cookie == 0 {
-		return ""
-	}
-	return strconv.FormatUint(cookie, 10)
-}
-
 // ownersText names all processes, or the first one and how many more there are.
 func ownersText(owners []inspect.Process, all bool) string {
 	switch n := len(owners); {

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -244,6 +245,15 @@ func state(t *testing.T, p place) map[string]string {
 		all[hook] = fmt.Sprint(ids)
 	}
 	return all
+}
+
+// unpin removes the pin of a hook's link, whose path it returns, and waits until the kernel has detached that.
+func unpin(t *testing.T, p place, hook string) string {
+	t.Helper()
+	pin := filepath.Join(p.pins(), "links", "revsk_"+hook)
+	require.NoError(t, os.Remove(pin))
+	require.Eventually(t, func() bool { return state(t, p)[hook] == "[]" }, time.Minute, time.Millisecond)
+	return pin
 }
 
 func pinned(t *testing.T, path string) string {

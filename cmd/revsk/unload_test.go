@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -60,10 +59,7 @@ func TestDryRunOfUnloadSaysWhatUnloadDoes(t *testing.T) {
 func TestUnloadThatFailsChangesNothing(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
-	foreign := filepath.Join(p.pins(), "links", "revsk_recvmsg4")
-	require.NoError(t, os.Remove(foreign))
-	// The kernel detaches a link that is pinned no longer a moment later.
-	require.Eventually(t, func() bool { return state(t, p)["recvmsg4"] == "[]" }, time.Minute, time.Millisecond)
+	foreign := unpin(t, p, "recvmsg4")
 	require.NoError(t, os.Mkdir(foreign, 0o700))
 	before := state(t, p)
 	p.run("unload").fails(exitFailed)

@@ -55,6 +55,10 @@ func Run(ctx context.Context, args ...string) (code int, err error) {
 		return 0, err
 	}
 	defer dir.Close()
+	// As long as this process lives. See removeStale.
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_SH); err != nil {
+		return 0, fmt.Errorf("locking the cgroup: %w", err)
+	}
 
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -80,15 +84,21 @@ func Run(ctx context.Context, args ...string) (code int, err error) {
 	return 0, nil
 }
 
-// removeStale removes the cgroups of sandboxes whose parent was killed together with the process inside.
-// The kernel refuses to remove a cgroup in use. A young one is left: its process may not have started yet.
+// removeStale removes the cgroups of sandboxes whose parent was killed together with the process inside: those
+// that nobody holds locked. A young one is left: its parent may not have locked it yet.
 func removeStale(root string) {
 	stale, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
 	for _, cgroup := range stale {
-		if st, err := os.Stat(cgroup); err == nil && time.Since(st.ModTime()) > time.Minute {
-			_ = os.Remove(memoryCgroup(cgroup))
-			_ = os.Remove(cgroup)
+		dir, err := os.Open(cgroup)
+		if err != nil {
+			continue
 		}
+		st, err := dir.Stat()
+		if err == nil && time.Since(st.ModTime()) > time.Minute && unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil &&
+			os.Remove(cgroup) == nil {
+			_ = os.Remove(memoryCgroup(cgroup))
+		}
+		dir.Close()
 	}
 }
 
