@@ -67,6 +67,7 @@ func cleanUp(t *testing.T) {
 	t.Cleanup(func() {
 		opts := options()
 		opts.Force = true
+		opts.Wait = time.Minute // a load that was given up may have been next in the queue, and gets the lock for a moment
 		if err := loader.Unload(context.Background(), opts, true); !errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, loader.ErrLayout) {
 			require.NoError(t, err)
 		}
