@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/loader"
@@ -32,6 +34,8 @@ func TestKeptProgramsAreAttachedAgain(t *testing.T) {
 	full, err := opts.WithDefaults()
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(filepath.Join(full.PinsDir, "links", "revsk_connect4")))
+	// The kernel detaches a link that is pinned no longer a moment later.
+	require.Eventually(t, func() bool { return len(attached(t)[ebpf.AttachCGroupInet4Connect]) == 0 }, time.Minute, time.Millisecond)
 	again()
 	require.Equal(t, first, attached(t))
 
