@@ -521,7 +521,8 @@ func openFiles() map[string]int {
 	return open
 }
 
-// memoryTolerance is what memory may differ by: per-CPU caches, and pages of slab that are not full.
+// memoryTolerance is what memory may differ by: per-CPU caches, and pages of slab that are not full. 2 MB were seen; a leak
+// of 32 bytes by each of 300,000 sockets is 9.6 MB.
 const memoryTolerance = 8 << 20
 
 func (r resources) assertBack(t *testing.T) {
@@ -530,7 +531,7 @@ func (r resources) assertBack(t *testing.T) {
 	for range 100 { // the kernel frees much of it later
 		runtime.GC() // closes the pipes by which Go copies from one connection to another
 		now = resourcesOf(t)
-		if now.files <= r.files && now.pins <= r.pins && now.memory <= r.memory+memoryTolerance/2 {
+		if now.files <= r.files && now.pins <= r.pins && now.memory <= r.memory+memoryTolerance {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
