@@ -16,16 +16,19 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// everyKind begins a scene for each kind of socket. They end together, and share the books: none of
-// them may have a table.
-func everyKind(t *testing.T, mode loader.Mode) iter.Seq[*scene] {
+// everyKind begins a scene for each kind of socket, by default of TCP and UDP. They end together, and share the books: none
+// of them may have a table.
+func everyKind(t *testing.T, mode loader.Mode, protocols ...int) iter.Seq[*scene] {
+	if protocols == nil {
+		protocols = either
+	}
 	return func(yield func(*scene) bool) {
 		first := 0 // number of a service: each has its own
 		for _, f := range families {
 			if f.domain == unix.AF_INET6 && !haveIPv6 {
 				continue
 			}
-			for _, protocol := range either {
+			for _, protocol := range protocols {
 				s := newScene(t, mode, f, protocol)
 				s.numbers = first
 				first += 100

@@ -39,6 +39,9 @@ func startServers() error {
 		if err := serveDatagrams("udp4", port); err != nil {
 			return err
 		}
+		if err := serveUDPLite(unix.AF_INET, port); err != nil {
+			return err
+		}
 		if err := serveStreams("tcp4", port); err != nil {
 			return err
 		}
@@ -46,6 +49,9 @@ func startServers() error {
 			continue
 		}
 		if err := serveDatagrams("udp6", port); err != nil {
+			return err
+		}
+		if err := serveUDPLite(unix.AF_INET6, port); err != nil {
 			return err
 		}
 		if err := serveStreams("tcp6", port); err != nil {
@@ -89,22 +95,57 @@ func serveDatagrams(network string, port int) error {
 	if err != nil {
 		return err
 	}
-	conn := pc.(*net.UDPConn)
-	go func() {
-		buf, oob := make([]byte, 2048), make([]byte, 256)
-		for {
-			n, noob, _, from, err := conn.ReadMsgUDPAddrPort(buf, oob)
-			if err != nil {
-				continue // ICMP errors of sockets that were closed
-			}
-			at, control := destination(v6, oob[:noob])
-			reply := answer(string(buf[:n]), netip.AddrPortFrom(at, uint16(port)))
-			if _, _, err := conn.WriteMsgUDPAddrPort([]byte(reply), control, from); err != nil {
-				fmt.Fprintln(os.Stderr, "an answer was lost:", err)
-			}
-		}
-	}()
+	go answerDatagrams(pc.(*net.UDPConn), v6, port)
 	return nil
+}
+
+// serveUDPLite is serveDatagrams for UDP-Lite, which package net cannot open, only use. Not every kernel has it.
+func serveUDPLite(domain, port int) error {
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_UDPLITE)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(fd), "UDP-Lite")
+	defer file.Close() // the connection has a descriptor of its own
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	v6 := domain == unix.AF_INET6
+	if err := listenControl(v6, true)("", "", raw); err != nil {
+		return err
+	}
+	var any unix.Sockaddr = &unix.SockaddrInet4{Port: port}
+	if v6 {
+		any = &unix.SockaddrInet6{Port: port}
+	}
+	if err := unix.Bind(fd, any); err != nil {
+		return err
+	}
+	conn, err := net.FilePacketConn(file)
+	if err != nil {
+		return err
+	}
+	go answerDatagrams(conn.(*net.UDPConn), v6, port)
+	return nil
+}
+
+func answerDatagrams(conn *net.UDPConn, v6 bool, port int) {
+	buf, oob := make([]byte, 2048), make([]byte, 256)
+	for {
+		n, noob, _, from, err := conn.ReadMsgUDPAddrPort(buf, oob)
+		if err != nil {
+			continue // ICMP errors of sockets that were closed
+		}
+		at, control := destination(v6, oob[:noob])
+		reply := answer(string(buf[:n]), netip.AddrPortFrom(at, uint16(port)))
+		if _, _, err := conn.WriteMsgUDPAddrPort([]byte(reply), control, from); err != nil {
+			fmt.Fprintln(os.Stderr, "an answer was lost:", err)
+		}
+	}
 }
 
 // destination reads where a datagram was sent to, and returns the control message that sends from

@@ -16,40 +16,24 @@ func TestUDPLite(t *testing.T) {
 	if !haveUDPLite(t) {
 		return
 	}
-
-	// server is a backend of the test's own.
-	server := func(s *scene) (*socket, *service) {
-		backend := s.bound(1)
-		return backend, s.serviceTo(backend.sockname())
-	}
 	hold(t, []int{unix.IPPROTO_UDPLITE},
 		rule{name: "sendmsg to a service goes to its backend, and the answer is from the service", play: func(s *scene) {
-			backend, a := server(s)
+			a := s.service()
 			x := s.socket()
-			x.sendTo(a.front, "question")
-			payload, client := backend.receive()
-			assert.Equal(s, "question", payload)
-			backend.sendTo(client, "answer")
-			payload, from := x.receive()
-			assert.Equal(s, "answer", payload)
-			same(s, a.front, from, "source")
+			s.asksService(x, a)
 			if s.mode != legacy {
 				assert.Equal(s, 1, x.tuples())
 			}
 			s.mayLeak = s.mode == legacy
 		}},
 		rule{name: "sendmsg to the backend's own address ends the mapping", notLegacy: ignoresDirect, play: func(s *scene) {
-			backend, a := server(s)
+			a := s.service()
 			x := s.socket()
-			x.sendTo(a.front, "question")
-			x.sendTo(a.backend, "question")
-			_, client := backend.receive()
-			backend.sendTo(client, "answer")
-			_, from := x.receive()
-			same(s, a.backend, from, "source")
+			s.asksService(x, a)
+			s.asks(x, a.backend, a.backend, a.backend)
 		}},
 		rule{name: "connect is either translated and remembered, or not at all", play: func(s *scene) {
-			_, a := server(s)
+			a := s.service()
 			x := s.socket()
 			err := x.tryConnect(a.front)
 			if s.counters().Translated == s.before.Translated {
