@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -30,7 +32,7 @@ func (dp *Datapath) checkOpen() error {
 }
 
 // Open opens the datapath behind the pins and changes nothing. Maps of the load balancer that do not
-// exist are left out. Returns an error wrapping [ErrNotLoaded], [ErrLayout] or [ErrPermission].
+// exist are left out. Returns an error wrapping [ErrNotLoaded], [ErrLoading], [ErrLayout] or [ErrPermission].
 func Open(opts Options) (*Datapath, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {
@@ -55,7 +57,7 @@ func Open(opts Options) (*Datapath, error) {
 	for _, name := range mapNames(specs) {
 		if ownMap(name) && opened[name] == nil {
 			dp.Close()
-			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
+			return openRest(opts, name, slices.ContainsFunc(slices.Collect(maps.Keys(opened)), ownMap))
 		}
 	}
 	state, err := readKept(opts)
@@ -69,6 +71,22 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	dp.opts.Features = &f
 	return dp, nil
+}
+
+// openRest says why a map is missing, of which there may be others: or opens the datapath, if it is there now.
+func openRest(opts Options, missing string, others bool) (*Datapath, error) {
+	changing, err := isLockedByOthers(opts.PinsDir)
+	switch {
+	case err != nil:
+		return nil, err
+	case changing:
+		return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrLoading)
+	case exists(opts.pinPath(missing)):
+		return Open(opts)
+	case others:
+		return nil, fmt.Errorf("%s: %w: a load or an unload has ended half way", opts.PinsDir, ErrNotLoaded)
+	}
+	return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
 }
 
 // Close releases the file descriptors. The hooks stay attached.

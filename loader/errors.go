@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/revsk/revsk/internal/cgroup2"
 )
@@ -12,6 +13,8 @@ import (
 var (
 	// ErrNotLoaded: there is no datapath behind these pins.
 	ErrNotLoaded = errors.New("not loaded")
+	// ErrLoading: there is only a part of a datapath, on which another process is at work. It wraps [ErrNotLoaded].
+	ErrLoading = fmt.Errorf("%w completely: another process is loading or unloading it", ErrNotLoaded)
 	// ErrLocked: another process is changing the same datapath.
 	ErrLocked = errors.New("locked by another process")
 	// ErrLayout: a pinned map has another layout than the programs need. It is never recreated:

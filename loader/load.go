@@ -4,10 +4,8 @@ package loader
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -307,8 +305,7 @@ func (a *applier) lockPins(ctx context.Context) error {
 			}
 			return nil
 		}
-		gone := errors.Is(err, ErrNotLoaded) || errors.Is(err, os.ErrNotExist)
-		if !gone || ctx.Err() != nil {
+		if !isGone(err) || ctx.Err() != nil {
 			return err
 		}
 		// Whoever had the lock has removed the directory: again.

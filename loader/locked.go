@@ -12,7 +12,7 @@ import (
 )
 
 // Locked is a datapath that no other process can change until Unlock. It serves work of several steps,
-// such as a migration. Only [Datapath.Lock] makes one.
+// such as a migration. Only [OpenLocked] and [Datapath.Lock] make one.
 type Locked struct {
 	*Datapath
 	ctx    context.Context // of the call of Lock
@@ -27,7 +27,7 @@ func (dp *Datapath) Lock(ctx context.Context) (*Locked, error) {
 		return nil, err
 	}
 	unlock, err := lock(ctx, dp.opts.PinsDir, dp.opts.Wait)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotLoaded) {
+	if isGone(err) {
 		return nil, fmt.Errorf("%s: %w", dp.opts.PinsDir, ErrStale)
 	}
 	if err != nil {
@@ -39,6 +39,41 @@ func (dp *Datapath) Lock(ctx context.Context) (*Locked, error) {
 	}
 	return &Locked{dp, ctx, unlock}, nil
 }
+
+// OpenLocked is [Open] for the one who changes the datapath next. It takes the lock first: while another process loads, it waits
+// as [Options.Wait] says. Close what it returns after Unlock.
+//
+// Returns the errors of Open, or one wrapping [ErrLocked].
+func OpenLocked(ctx context.Context, opts Options) (*Locked, error) {
+	opts, err := opts.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSurroundings(); err != nil {
+		return nil, err
+	}
+	for {
+		unlock, err := lock(ctx, opts.PinsDir, opts.Wait)
+		if isGone(err) && exists(opts.PinsDir) && ctx.Err() == nil {
+			continue // whoever had the lock has removed the directory, and there is another
+		}
+		if isGone(err) {
+			return nil, fmt.Errorf("%s: %w", opts.PinsDir, ErrNotLoaded)
+		}
+		if err != nil {
+			return nil, err
+		}
+		dp, err := Open(opts)
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		return &Locked{dp, ctx, unlock}, nil
+	}
+}
+
+// isGone tells whether a lock could not be taken because its directory is not there any more.
+func isGone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotLoaded) }
 
 // checkCurrent returns an error wrapping ErrStale if other maps are pinned than those that were opened.
 func (dp *Datapath) checkCurrent() error {

@@ -32,16 +32,17 @@ type datapath struct {
 
 // openDatapath checks that there is all that a migration or a rollback needs, and changes nothing.
 func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_ *datapath, err error) {
-	dp, err := loader.Open(opts)
+	dp, err := loader.OpenLocked(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
+			dp.Unlock()
 			dp.Close()
 		}
 	}()
-	d := &datapath{hash: hash{v4: dp.Map(lbmap.ReverseSK4Map), v6: dp.Map(lbmap.ReverseSK6Map)}}
+	d := &datapath{Locked: dp, hash: hash{v4: dp.Map(lbmap.ReverseSK4Map), v6: dp.Map(lbmap.ReverseSK6Map)}}
 	if d.hash.v4 == nil || d.hash.v6 == nil {
 		return nil, fmt.Errorf("%s: %w", opts.MapsDir, ErrNoHash)
 	}
@@ -54,9 +55,6 @@ func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_
 		return nil, err
 	}
 	if err := checkProcesses(log); err != nil {
-		return nil, err
-	}
-	if d.Locked, err = dp.Lock(ctx); err != nil {
 		return nil, err
 	}
 	return d, nil

@@ -55,6 +55,7 @@ var advice = []struct {
 	{loader.ErrPartlyDone, exitPartly, "run the command again"},
 	{loader.ErrNotSupported, exitNotSupported, "revsk features says what is missing and which kernel has it"},
 	{loader.ErrPermission, exitFailed, asRoot},
+	{loader.ErrLoading, exitFailed, "run the command again when that has finished"},
 	{loader.ErrNotLoaded, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
 	{loader.ErrLocked, exitFailed, "wait for the other revsk or agent to finish, or use --wait"},
 	{loader.ErrLayout, exitFailed, "use the release that made it, or unpin it once no socket needs it"},

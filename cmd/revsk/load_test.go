@@ -198,6 +198,19 @@ func TestLoadWaitsForTheLock(t *testing.T) {
 	p.load("--wait", "1m").ok()
 }
 
+func TestALoadThatHasEndedHalfWay(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	p.run("unload").ok()
+	require.NoError(t, os.Remove(filepath.Join(p.pins(), "revsk_metrics")))
+	for _, line := range []string{"mode", "mode dual", "migrate", "rollback", "list", "status"} {
+		require.Equal(t, "revsk: "+p.pins()+": not loaded: a load or an unload has ended half way: "+
+			"run revsk load first, or name the place with --bpffs or --pins", p.run(strings.Fields(line)...).fails(exitFailed), line)
+	}
+	p.load().ok()
+	p.run("mode", "dual").ok()
+}
+
 func TestStatusOfHooksThatAreMissing(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()

@@ -387,7 +387,7 @@ func TestMigrateRefusesHalfOfTheHooks(t *testing.T) {
 	require.NoError(t, os.Remove(filepath.Join(n.pins(), "revsk_tab_512")))
 	before = state(t, n.place)
 	for _, line := range []string{"migrate", "rollback"} {
-		require.Regexp(t, ": not loaded: run revsk load first", n.run(strings.Fields(line)...).fails(exitFailed), line)
+		require.Regexp(t, ": not loaded: a load or an unload has ended half way: run revsk load first", n.run(strings.Fields(line)...).fails(exitFailed), line)
 	}
 	require.Equal(t, before, state(t, n.place))
 }

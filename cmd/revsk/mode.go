@@ -85,16 +85,17 @@ func showMode(env *env, opts loader.Options) error {
 func switchMode(ctx context.Context, env *env, opts loader.Options, mode loader.Mode, force bool) error {
 	var done changes
 	opts.OnChange = done.add
-	dp, err := loader.Open(opts)
+	dp, err := loader.OpenLocked(ctx, opts)
 	if err != nil {
 		return err
 	}
 	defer dp.Close()
+	defer dp.Unlock()
 	before, err := dp.Mode()
 	if err != nil {
 		return err
 	}
-	if err := dp.SetMode(ctx, mode, force); err != nil {
+	if err := dp.SetMode(mode, force); err != nil {
 		return err
 	}
 	if printed, err := done.print(env); printed {
