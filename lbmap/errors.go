@@ -39,6 +39,10 @@ var (
 	// closed.
 	ErrClosed = errors.New("already closed")
 
+	// ErrLocked is returned when a [Writer] has waited as long as
+	// [Writer.LimitWait] says for another process that writes.
+	ErrLocked = errors.New("locked by another process")
+
 	// ErrConflict is returned when a map changes under a [Writer] repeatedly: another
 	// program writes it without a Writer.
 	ErrConflict = errors.New("something else writes the same map")

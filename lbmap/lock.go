@@ -24,8 +24,17 @@ type version struct {
 	modified   unix.Timespec
 }
 
+// patience is for how long to wait for the lock, and who is told.
+type patience struct {
+	limit   time.Duration // 0: as long as the context lasts
+	waiting func()        // nil: nobody is told
+}
+
+// noticeable is after how long somebody is told: who writes takes less.
+const noticeable = time.Second
+
 // acquire waits in the queue for the lock. The kernel takes it back if this process ends.
-func acquire(ctx context.Context, dir string) (*lock, error) {
+func acquire(ctx context.Context, dir string, p patience) (*lock, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -48,21 +57,46 @@ func acquire(ctx context.Context, dir string) (*lock, error) {
 		}
 		done <- err
 	}()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
+	if err := p.wait(ctx, done); err != nil {
 		// A system call that waits cannot be called back: its turn passes when it comes.
 		go func() {
 			<-done
 			f.Close()
 		}()
-		return nil, fmt.Errorf("waiting for the lock of %s: %w", dir, ctx.Err())
+		return nil, fmt.Errorf("waiting for the lock of %s: %w", dir, err)
 	}
-	if err != nil {
+	if err := <-done; err != nil {
 		f.Close()
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
 	return &lock{f}, nil
+}
+
+// wait waits until there is something in done, which it leaves there.
+func (p patience) wait(ctx context.Context, done chan error) error {
+	var timeout <-chan time.Time
+	if p.limit > 0 {
+		timer := time.NewTimer(p.limit)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	notice := time.NewTimer(noticeable)
+	defer notice.Stop()
+	for {
+		select {
+		case err := <-done:
+			done <- err
+			return nil
+		case <-notice.C:
+			if p.waiting != nil {
+				p.waiting()
+			}
+		case <-timeout:
+			return ErrLocked
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (l *lock) release() { l.dir.Close() }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -28,8 +29,9 @@ import (
 // error the maps are as before. If the process is killed at any moment, the same
 // call for the same service finishes the work and leaves nothing behind.
 type Writer struct {
-	dir  string        // "" if the maps are not pinned
-	turn chan struct{} // holds a value while a call is at work
+	dir      string        // "" if the maps are not pinned
+	turn     chan struct{} // holds a value while a call is at work
+	patience patience
 
 	// The fields below belong to the running call.
 	tables  *Tables
@@ -57,6 +59,13 @@ func OpenWriter(dir string) (*Writer, error) {
 // NewWriter returns a Writer for maps that are not pinned, or that nothing else
 // writes: other Writers do not notice it. The maps still belong to the caller.
 func NewWriter(t *Tables) *Writer { return &Writer{turn: make(chan struct{}, 1), tables: t} }
+
+// LimitWait makes each call fail with an error wrapping [ErrLocked] which has waited so long for other processes that
+// write. If waiting is not nil, a call tells it when it has waited for a second. Without LimitWait a call waits as long
+// as its context lasts. Not to be called beside other calls.
+func (w *Writer) LimitWait(limit time.Duration, waiting func()) {
+	w.patience = patience{limit, waiting}
+}
 
 // Close waits for running calls, and closes the maps that [OpenWriter] has
 // opened. Closing nil, or twice, does nothing.
@@ -99,7 +108,7 @@ func (w *Writer) do(ctx context.Context, write bool, prepare func(*plan) error) 
 	if w.dir == "" {
 		return w.doLocked(ctx, nil, write, prepare)
 	}
-	l, err := acquire(ctx, w.dir)
+	l, err := acquire(ctx, w.dir, w.patience)
 	if err != nil {
 		return false, err
 	}

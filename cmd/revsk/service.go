@@ -4,8 +4,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/revsk/revsk/lbmap"
 )
@@ -30,6 +33,25 @@ finishes the work.`,
 	}
 	cmd.AddCommand(newServiceAddCommand(env), newServiceDeleteCommand(env), newServiceListCommand(env))
 	return cmd
+}
+
+// addServiceWaitFlag adds the flag that says for how long to wait for others who write services.
+func addServiceWaitFlag(flags *pflag.FlagSet, wait *time.Duration) {
+	flags.DurationVar(wait, "wait", time.Minute, "how long to wait for another process that is writing services")
+}
+
+// openServices opens the services to change them.
+func openServices(env *env, wait time.Duration) (*lbmap.Writer, error) {
+	w, err := lbmap.OpenWriter(env.mapsDir())
+	if err != nil {
+		return nil, err
+	}
+	w.LimitWait(max(wait, 1), func() {
+		if !env.quiet {
+			fmt.Fprintf(env.Stderr, "waiting for another process that is writing services: it has the lock of %s\n", env.mapsDir())
+		}
+	})
+	return w, nil
 }
 
 // completeServices offers the services that exist.

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"context"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/api"
 	"github.com/revsk/revsk/lbmap"
@@ -39,6 +42,43 @@ func TestServiceListDecodesEverything(t *testing.T) {
 	}
 	golden(t, "services.txt", p.run("service", "list").ok().stdout)
 	golden(t, "services.json", p.run("service", "list", "-o", "json").ok().stdout)
+}
+
+// notices is standard error, of which a test awaits the first write.
+type notices chan string
+
+func (n notices) Write(p []byte) (int, error) {
+	n <- string(p)
+	return len(p), nil
+}
+
+func TestServiceWaitsForTheLockAndSaysSo(t *testing.T) {
+	p := newPlace(t)
+	p.load().ok()
+	dir, err := os.Open(p.maps())
+	require.NoError(t, err)
+	defer dir.Close()
+	require.NoError(t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
+	add := []string{"service", "add", "10.96.0.1:80/tcp", "--no-backend"}
+	for _, args := range [][]string{add, {"service", "delete", "10.96.0.1:80/tcp"}} {
+		for _, wait := range []string{"0s", "20ms"} {
+			require.Contains(t, p.run(append(args, "--wait", wait)...).fails(exitFailed), "waiting for the lock of "+p.maps()+": locked by another process: "+
+				"wait for the other process that writes services to finish, or use a longer --wait")
+		}
+	}
+
+	stderr, done := make(notices, 10), make(chan int, 1)
+	go func() { done <- run(t.Context(), &env{Stdout: io.Discard, Stderr: stderr}, p.args(add...)) }()
+	require.Equal(t, "waiting for another process that is writing services: it has the lock of "+p.maps()+"\n", <-stderr)
+	require.NoError(t, unix.Flock(int(dir.Fd()), unix.LOCK_UN))
+	require.Equal(t, 0, <-done)
+
+	require.NoError(t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
+	ctx, interrupt := context.WithCancel(t.Context())
+	go func() { done <- run(ctx, &env{Stdout: io.Discard, Stderr: stderr}, p.args(add...)) }()
+	require.Contains(t, <-stderr, "waiting for another process")
+	interrupt()
+	require.Equal(t, exitFailed, <-done)
 }
 
 func TestServiceListIsNoWiderThanATable(t *testing.T) {

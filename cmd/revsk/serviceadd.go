@@ -79,6 +79,7 @@ type serviceArgs struct {
 func newServiceAddCommand(env *env) *cobra.Command {
 	var args serviceArgs
 	var dryRun bool
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "add ADDR:PORT/PROTO --backend ADDR:PORT[,ADDR:PORT...]",
 		Short: "Add a service, or replace the one with this address",
@@ -104,7 +105,7 @@ If anything about the service is wrong or does not fit, nothing is written.`,
 			if err != nil {
 				return err
 			}
-			return runServiceAdd(cmd.Context(), env, service, dryRun)
+			return runServiceAdd(cmd.Context(), env, service, dryRun, wait)
 		},
 	}
 	flags := cmd.Flags()
@@ -121,6 +122,7 @@ If anything about the service is wrong or does not fit, nothing is written.`,
 		flags.BoolVar(&args.flags[i], f.name, false, f.usage)
 	}
 	addDryRunFlag(flags, &dryRun)
+	addServiceWaitFlag(flags, &wait)
 	flags.SetNormalizeFunc(listName)
 	cmd.MarkFlagsMutuallyExclusive("backend", "no-backend")
 	cmd.MarkFlagsOneRequired("backend", "no-backend")
@@ -222,8 +224,8 @@ func words[T fmt.Stringer](values []T) []string {
 	return all
 }
 
-func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun bool) error {
-	writer, err := lbmap.OpenWriter(env.mapsDir())
+func runServiceAdd(ctx context.Context, env *env, service lbmap.Service, dryRun bool, wait time.Duration) error {
+	writer, err := openServices(env, wait)
 	if err != nil {
 		return err
 	}

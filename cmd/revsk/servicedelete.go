@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,7 @@ import (
 
 func newServiceDeleteCommand(env *env) *cobra.Command {
 	var dryRun bool
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "delete ADDR:PORT/PROTO",
 		Short: "Delete a service",
@@ -33,15 +35,16 @@ If there is no such service, the command says so and exits with 0.`,
 			if err != nil {
 				return err
 			}
-			return runServiceDelete(cmd.Context(), env, frontend, dryRun)
+			return runServiceDelete(cmd.Context(), env, frontend, dryRun, wait)
 		},
 	}
 	addDryRunFlag(cmd.Flags(), &dryRun)
+	addServiceWaitFlag(cmd.Flags(), &wait)
 	return cmd
 }
 
-func runServiceDelete(ctx context.Context, env *env, frontend lbmap.Frontend, dryRun bool) error {
-	writer, err := lbmap.OpenWriter(env.mapsDir())
+func runServiceDelete(ctx context.Context, env *env, frontend lbmap.Frontend, dryRun bool, wait time.Duration) error {
+	writer, err := openServices(env, wait)
 	if err != nil {
 		return err
 	}
