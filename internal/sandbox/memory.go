@@ -13,7 +13,21 @@ import (
 
 // memoryCgroup is a sandbox's cgroup in the hierarchy that cgroups of version 1 have for memory, if they have one.
 func memoryCgroup(cgroup string) string {
-	return filepath.Join("/sys/fs/cgroup/memory", filepath.Base(cgroup))
+	return filepath.Join(memoryRoot, filepath.Base(cgroup))
+}
+
+const memoryRoot = "/sys/fs/cgroup/memory"
+
+// removeMemoryCgroups removes the memory cgroups of sandboxes whose cgroup is gone: the sandbox's own, and those that its tests have
+// made beside that, whose names begin with the sandbox's and a hyphen.
+func removeMemoryCgroups(memory, root string) {
+	all, _ := filepath.Glob(filepath.Join(memory, cgroupPrefix+"*"))
+	for _, dir := range all {
+		number, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix), "-")
+		if _, err := os.Stat(filepath.Join(root, cgroupPrefix+number)); errors.Is(err, os.ErrNotExist) {
+			_ = os.Remove(dir)
+		}
+	}
 }
 
 const memoryUsage = "memory.kmem.usage_in_bytes"

@@ -94,12 +94,12 @@ func removeStale(root string) {
 			continue
 		}
 		st, err := dir.Stat()
-		if err == nil && time.Since(st.ModTime()) > time.Minute && unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil &&
-			os.Remove(cgroup) == nil {
-			_ = os.Remove(memoryCgroup(cgroup))
+		if err == nil && time.Since(st.ModTime()) > time.Minute && unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			_ = os.Remove(cgroup)
 		}
 		dir.Close()
 	}
+	removeMemoryCgroups(memoryRoot, root)
 }
 
 // removeCgroup kills what is left in the cgroup and removes it, with those below it.
@@ -114,8 +114,8 @@ func removeCgroup(cgroup string) error {
 			}
 			return nil
 		})
-		_ = os.Remove(memoryCgroup(cgroup))
 		if err = os.Remove(cgroup); err == nil || errors.Is(err, os.ErrNotExist) {
+			removeMemoryCgroups(memoryRoot, filepath.Dir(cgroup))
 			return nil
 		}
 		time.Sleep(20 * time.Millisecond)

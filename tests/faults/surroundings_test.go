@@ -18,6 +18,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // surrounded is the role of a process that changes its surroundings, the first argument, and becomes the command in
@@ -197,7 +199,7 @@ func limitedCgroup(t *testing.T) (dir, limit, usage string) {
 		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"},
 		{"/sys/fs/cgroup", "memory.max", "memory.current"},
 	} {
-		dir, err := os.MkdirTemp(c[0], "revsk-faults-")
+		dir, err := os.MkdirTemp(c[0], filepath.Base(sandbox.Cgroup())+"-limited-")
 		if err != nil {
 			continue
 		}
@@ -205,7 +207,11 @@ func limitedCgroup(t *testing.T) (dir, limit, usage string) {
 			require.NoError(t, os.Remove(dir))
 			continue
 		}
+		held, err := os.Open(dir)
+		require.NoError(t, err)
+		require.NoError(t, unix.Flock(int(held.Fd()), unix.LOCK_SH)) // where others look for sandboxes that are gone
 		t.Cleanup(func() {
+			defer held.Close()
 			require.Eventually(t, func() bool { return os.Remove(dir) == nil }, 30*time.Second, 10*time.Millisecond)
 		})
 		return dir, filepath.Join(dir, c[1]), filepath.Join(dir, c[2])
