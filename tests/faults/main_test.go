@@ -41,6 +41,7 @@ var roles = map[string]func() error{
 	hostile:    runHostile,
 	forked:     func() error { return nil },
 	surrounded: runSurrounded,
+	limited:    runLimited,
 }
 
 func TestMain(m *testing.M) {
