@@ -159,7 +159,6 @@ func TestIdleCost(t *testing.T) {
 	require.NoError(t, err)
 	reaction := awaits(t, "the socket ends", soon, c.isEnded)
 	t.Logf("a socket ended %v after its backend went", reaction.Round(time.Millisecond))
-	require.Less(t, reaction, 10*time.Second)
 	require.Less(t, share, 3.0) // on a machine that is busy
 	require.Less(t, resident, 48)
 }

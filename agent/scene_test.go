@@ -282,7 +282,7 @@ func (c *client) asks() error {
 		return err
 	}
 	var buf [16]byte
-	_ = udp.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = udp.SetReadDeadline(time.Now().Add(soon))
 	_, from, err := udp.ReadFromUDPAddrPort(buf[:])
 	if err != nil {
 		return err

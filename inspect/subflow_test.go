@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -53,15 +52,13 @@ func TestAnMPTCPSocketEndsWithItsConnection(t *testing.T) {
 		assert.True(t, all[0].Subflow)
 		assert.Equal(t, []Process{self(t)}, all[0].Owners)
 
-		require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
-		start := time.Now()
+		require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 60}))
 		report, err := terminateBy(t, d.Maps, TerminateOptions{Backends: []Backend{{backend, lbmap.ProtocolTCP}}}, mechanism)
 		require.NoError(t, err)
 		require.Equal(t, 1, report.Count(OutcomeDestroyed))
 		n, err := unix.Read(fd, make([]byte, 1))
 		assert.True(t, err != nil || n == 0, "it reads on")
 		assert.NotErrorIs(t, err, unix.EAGAIN)
-		assert.Less(t, time.Since(start), 5*time.Second)
 		_, err = unix.SendmsgN(fd, []byte("x"), nil, nil, unix.MSG_NOSIGNAL)
 		assert.ErrorIs(t, err, unix.EPIPE)
 	})

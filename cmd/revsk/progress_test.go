@@ -51,7 +51,7 @@ func TestProgressIsShownUntilItIsStopped(t *testing.T) {
 		shown.Add(1)
 	})
 	p.report(migrate.Progress{Step: "verify"})
-	require.Eventually(t, func() bool { return shown.Load() > 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return shown.Load() > 1 }, time.Minute, time.Millisecond)
 	p.stop()
 }
 

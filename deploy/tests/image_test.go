@@ -233,7 +233,7 @@ func ask(conn *net.UDPConn, service netip.AddrPort) error {
 	if _, err := conn.Write([]byte("x")); err != nil {
 		return err
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	_, from, err := conn.ReadFromUDPAddrPort(make([]byte, 64))
 	if err == nil && from != service {
 		err = fmt.Errorf("asked %v, answered by %v", service, from)

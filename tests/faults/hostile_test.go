@@ -153,7 +153,7 @@ func newWorking(t *testing.T) *working {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
-	tv := unix.NsecToTimeval(int64(20 * time.Second))
+	tv := unix.NsecToTimeval(int64(answerTimeout))
 	require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
 	return &working{T: t, socket: &socket{domain: unix.AF_INET}, fd: fd}
 }
@@ -189,7 +189,7 @@ func newMemoryGroup(t *testing.T, name string) *memoryGroup {
 	g.dir = filepath.Join(root, filepath.Base(sandbox.Cgroup())+"-"+name)
 	require.NoError(t, os.Mkdir(g.dir, 0o755)) // the process reads it
 	t.Cleanup(func() {
-		assert.Eventually(t, func() bool { return os.Remove(g.dir) == nil }, 10*time.Second, 20*time.Millisecond)
+		assert.Eventually(t, func() bool { return os.Remove(g.dir) == nil }, time.Minute, 20*time.Millisecond)
 	})
 	return g
 }

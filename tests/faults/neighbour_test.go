@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
@@ -89,7 +88,7 @@ func (d *deed) do(fds map[int]int, r *result) (err error) {
 			return err
 		}
 		fds[d.Slot] = fd
-		tv := unix.NsecToTimeval(int64(5 * time.Second))
+		tv := unix.NsecToTimeval(int64(answerTimeout))
 		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	case "close":
 		delete(fds, d.Slot)

@@ -213,7 +213,7 @@ func (n *node) openSockets() {
 		var err error
 		s.fd, err = unix.Socket(s.domain, kind|unix.SOCK_CLOEXEC, 0)
 		require.NoError(n, err)
-		tv := unix.NsecToTimeval(2e9)
+		tv := unix.NsecToTimeval(int64(answerTimeout))
 		require.NoError(n, unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv))
 		n.sockets = append(n.sockets, s)
 		for _, to := range s.service {

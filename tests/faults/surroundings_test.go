@@ -212,7 +212,7 @@ func limitedCgroup(t *testing.T) (dir, limit, usage string) {
 		require.NoError(t, unix.Flock(int(held.Fd()), unix.LOCK_SH)) // where others look for sandboxes that are gone
 		t.Cleanup(func() {
 			defer held.Close()
-			require.Eventually(t, func() bool { return os.Remove(dir) == nil }, 30*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return os.Remove(dir) == nil }, time.Minute, 10*time.Millisecond)
 		})
 		return dir, filepath.Join(dir, c[1]), filepath.Join(dir, c[2])
 	}

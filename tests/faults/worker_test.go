@@ -41,7 +41,7 @@ const (
 	doomedService  = 0 // its sockets are terminated all the time
 	keptSockets    = 40
 	lingererAmount = 200
-	answerTimeout  = 10 * time.Second
+	answerTimeout  = time.Minute
 )
 
 func loadBackend(v6 bool, n int) netip.AddrPort {
