@@ -35,7 +35,7 @@ func Cgroup() string { return os.Getenv(cgroupEnv) }
 
 // Run starts this executable again with the arguments in a new sandbox, with this process's standard
 // streams, and returns its exit code. When the context ends, it interrupts the process, and kills it
-// a few seconds later.
+// half a minute later.
 func Run(ctx context.Context, args ...string) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, fmt.Errorf("making a sandbox: %w", os.ErrPermission)
@@ -64,7 +64,7 @@ func Run(ctx context.Context, args ...string) (code int, err error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), cgroupEnv+"="+cgroup)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 30 * time.Second // on a machine that is busy, to detach what is attached takes seconds
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWNET,
 		UseCgroupFD: true,
@@ -105,7 +105,7 @@ func removeStale(root string) {
 // removeCgroup kills what is left in the cgroup and removes it, with those below it.
 func removeCgroup(cgroup string) error {
 	var err error
-	for range 100 {
+	for range 1500 { // half a minute: on a machine that is busy, to end takes a process with namespaces seconds
 		// Since Linux 5.14. Before, only processes that a test has forgotten are left.
 		_ = os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0)
 		_ = filepath.WalkDir(cgroup, func(path string, d os.DirEntry, err error) error {
