@@ -213,18 +213,13 @@ func (p *plan) sweep() {
 			p.setBackend(key, nil)
 		}
 	}
-	// A service may have got the index that one of the other family had, whose entry is in another map.
-	used := make(map[revNatKey]bool)
-	for f, r := range p.state.records {
-		used[revNatKey{f.is6(), r.index()}] = true
-	}
 	for key := range p.state.revNats {
-		if !used[key] {
+		if p.indexUses[key] == 0 {
 			p.setRevNat(key, netip.AddrPort{})
 		}
 	}
 	for index, backends := range p.state.matches {
-		if p.indexUses[index] > 0 {
+		if p.usesOf(index) > 0 {
 			continue
 		}
 		for id := range backends {

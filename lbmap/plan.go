@@ -234,15 +234,15 @@ func (p *plan) drop(f Frontend) {
 	p.setRecord(f, nil)
 }
 
-// dropIndex removes what belongs to a reverse-NAT index that the service f had, unless another service
-// has it too.
+// dropIndex removes what belongs to a reverse-NAT index that the service f had, unless another service has it
+// too: of the same family for the reverse-NAT entry, of either for cilium_lb_affinity_match, which has no family.
 func (p *plan) dropIndex(f Frontend, index uint16) {
-	if p.indexUses[index] > 0 {
-		return
-	}
 	key := revNatKey{f.is6(), index}
-	if p.state.revNats[key] == f.AddrPort {
+	if p.indexUses[key] == 0 && p.state.revNats[key] == f.AddrPort {
 		p.setRevNat(key, netip.AddrPort{})
+	}
+	if p.usesOf(index) > 0 {
+		return
 	}
 	for id := range p.state.matches[index] {
 		p.setMatch(AffinityMatchKey{id, index}, false)
@@ -261,7 +261,7 @@ func (p *plan) setMatches(s Service, selected int, now *record) {
 		}
 	}
 	own := 1 + len(now.slots)
-	if p.indexUses[s.RevNat] > own {
+	if p.usesOf(s.RevNat) > own {
 		return // another service has the index, and matches of its own
 	}
 	for id := range p.state.matches[s.RevNat] {
@@ -289,18 +289,18 @@ func (p *plan) collect() {
 // does not tell them apart.
 func (p *plan) pickRevNat(s Service, old *record) (uint16, error) {
 	if s.RevNat != 0 {
-		if p.indexUses[s.RevNat] > 0 {
+		if p.usesOf(s.RevNat) > 0 {
 			return 0, fmt.Errorf("reverse-NAT index %d belongs to %v: %w", s.RevNat, p.ownerOf(s.RevNat), ErrInUse)
 		}
 		return s.RevNat, nil
 	}
 	if old != nil {
 		index := old.index()
-		if index != 0 && (old.master != nil || p.indexUses[index] == 0) {
+		if index != 0 && (old.master != nil || p.usesOf(index) == 0) {
 			return index, nil
 		}
 	}
-	if index := p.leftIndex(s.Frontend); index != 0 {
+	if index := p.leftIndex(s.Frontend); index != 0 && p.usesOf(index) == 0 {
 		return index, nil
 	}
 	index := p.freeIndexes.take(p.indexInUse)
@@ -314,7 +314,7 @@ func (p *plan) pickRevNat(s Service, old *record) (uint16, error) {
 // leftIndex returns the reverse-NAT index that an earlier call for a service has left behind, or 0.
 func (p *plan) leftIndex(f Frontend) uint16 {
 	for _, index := range p.addresses[f.AddrPort] {
-		if p.indexUses[index] == 0 {
+		if p.indexUses[revNatKey{f.is6(), index}] == 0 {
 			return index
 		}
 	}

@@ -22,7 +22,7 @@ type state struct {
 	ids       map[backendIdentity][]uint32 // by backend, sorted; mostly one
 	addresses map[netip.AddrPort][]uint16  // reverse-NAT indexes that have the address, sorted; mostly one
 	refs      map[uint32]int               // how many slots refer to a backend
-	indexUses map[uint16]int               // how many entries of services have a reverse-NAT index
+	indexUses map[revNatKey]int            // how many entries of services of the family have a reverse-NAT index
 
 	freeIDs, freeIndexes *allocator
 }
@@ -81,7 +81,7 @@ func readState(ctx context.Context, t *Tables) (*state, error) {
 		ids:         make(map[backendIdentity][]uint32),
 		addresses:   make(map[netip.AddrPort][]uint16),
 		refs:        make(map[uint32]int),
-		indexUses:   make(map[uint16]int),
+		indexUses:   make(map[revNatKey]int),
 		freeIDs:     newAllocator(lastBackendID),
 		freeIndexes: newAllocator(lastRevNat),
 	}
@@ -155,12 +155,12 @@ func (s *state) count(f Frontend, r *record, n int) {
 	name := servicesName(f.is6())
 	if r.master != nil {
 		s.entries[name] += n
-		add(s.indexUses, r.master.RevNat, n)
+		add(s.indexUses, revNatKey{f.is6(), r.master.RevNat}, n)
 	}
 	for _, slot := range r.slots {
 		if slot.there {
 			s.entries[name] += n
-			add(s.indexUses, slot.RevNat, n)
+			add(s.indexUses, revNatKey{f.is6(), slot.RevNat}, n)
 			add(s.refs, slot.BackendID(), n)
 		}
 	}
@@ -249,8 +249,13 @@ func (s *state) idInUse(id uint32) bool {
 	return false
 }
 
+// usesOf is how many entries of services of either family have a reverse-NAT index.
+func (s *state) usesOf(index uint16) int {
+	return s.indexUses[revNatKey{false, index}] + s.indexUses[revNatKey{true, index}]
+}
+
 func (s *state) indexInUse(index uint32) bool {
-	if s.indexUses[uint16(index)] > 0 {
+	if s.usesOf(uint16(index)) > 0 {
 		return true
 	}
 	for _, v6 := range []bool{false, true} {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -381,6 +382,41 @@ func TestSyncGivesAnIndexToAServiceOfTheOtherFamily(t *testing.T) {
 			}
 		}
 		assert.Equal(t, 1, entries, "reverse-NAT entries after %v", s.Frontend)
+	}
+}
+
+// A control plane may give one index to a service of each family.
+func TestReverseNATEntriesOfTheFamiliesAreIndependent(t *testing.T) {
+	four, six := Service{Frontend: frontend(t, "10.0.0.1:80/tcp"), RevNat: 1}, Service{Frontend: frontend(t, "[fd00::1]:80/tcp"), RevNat: 1}
+	moved := four
+	moved.RevNat = 2
+	for name, change := range map[string]func(*Writer) error{
+		"delete": func(w *Writer) error { _, err := w.Delete(t.Context(), four.Frontend); return err },
+		"index":  func(w *Writer) error { _, err := w.Upsert(t.Context(), moved); return err },
+		"sync":   func(w *Writer) error { _, err := w.Sync(t.Context(), []Service{six}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			tables := newTables(t, nil)
+			for _, v6 := range []bool{false, true} {
+				s, only := four, Tables{Services4: tables.Services4, Backends4: tables.Backends4, RevNat4: tables.RevNat4}
+				if v6 {
+					s, only = six, Tables{Services6: tables.Services6, Backends6: tables.Backends6, RevNat6: tables.RevNat6}
+				}
+				_, err := NewWriter(&only).Upsert(t.Context(), s)
+				require.NoError(t, err)
+			}
+			w := NewWriter(tables)
+			require.NoError(t, change(w))
+			assertCurrent(t, w, "")
+			var address RevNatValue
+			assert.ErrorIs(t, tables.RevNat4.Lookup(RevNatKey(1), &address), ebpf.ErrKeyNotExist)
+			require.NoError(t, tables.RevNat6.Lookup(RevNatKey(1), &address))
+			assert.Equal(t, six.Frontend.AddrPort, address.AddrPort)
+			// What is left of the one family is no index that is free.
+			c, err := w.Upsert(t.Context(), Service{Frontend: four.Frontend})
+			require.NoError(t, err)
+			assert.NotEqualValues(t, 1, c.Service.RevNat)
+		})
 	}
 }
 
