@@ -47,7 +47,11 @@ func (k *keeper) run(ctx context.Context) {
 	for {
 		k.a.beat(loopDatapath)
 		k.turn(ctx)
-		if sleep(ctx, k.a.options().Poll) != nil {
+		pause := k.a.options().Poll
+		if k.moving != k.seen {
+			pause /= 5 // whether that was all
+		}
+		if sleep(ctx, pause) != nil {
 			return
 		}
 	}

@@ -66,7 +66,8 @@ type Options struct {
 	// Termination is about sockets whose backend is gone.
 	Termination Termination
 
-	// Poll is how often it is looked whether programs or pins have changed. Default: 250 ms.
+	// Poll is how often it is looked whether programs or pins have changed, or backends have gone; after a change of programs
+	// or pins, five times as often. Default: 500 ms.
 	Poll time.Duration
 	// LookEvery is how often everything is looked at although nothing has changed. Default: 1 minute.
 	LookEvery time.Duration
@@ -126,7 +127,7 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	setDefault(&o.WhenOwnerLeaves, OwnerStay)
 	setDefault(&o.OnStop, StopLeave)
-	setDefault(&o.Poll, 250*time.Millisecond)
+	setDefault(&o.Poll, 500*time.Millisecond)
 	setDefault(&o.LookEvery, time.Minute)
 	setDefault(&o.SurveyEvery, time.Minute)
 	setDefault(&o.patience, 10*time.Second)

@@ -107,7 +107,7 @@ func processorTime() time.Duration {
 // surveyRest is how many times longer than the processor time of a survey it takes until the next one: surveys are not to use
 // more of a processor. But their figures are not to be older than longestRest.
 const (
-	surveyRest  = 1000
+	surveyRest  = 2000
 	longestRest = 20 * time.Minute
 )
 
@@ -192,7 +192,7 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 }
 
 // surveyBuffer is the size of the buffer of the reader: every so many bytes of sockets cost a pass over all of them.
-const surveyBuffer = 8 << 20
+const surveyBuffer = 4 << 20
 
 // open opens a reader, unless the one that there is reads these maps: its programs are loaded once.
 func (s *surveyor) open(maps inspect.Maps) error {

@@ -55,7 +55,7 @@ const (
 	// unmigratedRest is the time between two looks for sockets that a migration has to move first.
 	unmigratedRest = 5 * time.Second
 	// mostRest is the longest time between two looks at the maps.
-	mostRest = 750 * time.Millisecond
+	mostRest = 850 * time.Millisecond
 )
 
 func (t *terminator) run(ctx context.Context) {

@@ -215,8 +215,11 @@ func (h *hookState) status() (HookStatus, error) {
 	return hs, nil
 }
 
-// manyEntries is from how many on the kernel counts them.
-const manyEntries = 4096
+// From manyEntries on the kernel counts them; from someEntries on, once the program that counts is loaded.
+const (
+	manyEntries = 4096
+	someEntries = 64
+)
 
 // countEntries walks the keys: entries added or removed meanwhile may be missed or counted. Where there are many it has the
 // kernel count them, if it can.
@@ -224,7 +227,7 @@ func countEntries(m *ebpf.Map) (int, error) {
 	var key any
 	n := 0
 	for limit := 2 * int(m.MaxEntries()); n < limit; n++ {
-		if n == manyEntries && m.Type() != ebpf.LPMTrie {
+		if (n == manyEntries || n == someEntries && mapdigest.CanCount()) && m.Type() != ebpf.LPMTrie {
 			if all, err := mapdigest.Count(context.Background(), m); err == nil {
 				return int(all), nil
 			}

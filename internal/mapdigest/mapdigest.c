@@ -39,14 +39,17 @@ static __always_inline __u64 mix(__u64 h)
 	return h ^ (h >> 33);
 }
 
+/* Any odd number with half of its bits. */
+#define FACTOR 0x9e3779b97f4a7c15ULL
+
 static __always_inline void add(struct revsk_digest *d, const __u32 *value, int words)
 {
 	__u64 h = words;
 
 #pragma unroll
 	for (int i = 0; i < words; i++)
-		h = mix(h ^ value[i]);
-	d->sum += h;
+		h = h * FACTOR + value[i];
+	d->sum += mix(h);
 	d->count++;
 }
 

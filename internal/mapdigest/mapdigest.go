@@ -30,6 +30,7 @@ type Reader struct {
 	sum      *ebpf.Map
 	all      *ebpf.Program // nil: iter is used
 	iter     *link.Iter
+	filled   bool // as of the last digest
 }
 
 // variant is which kind of program adds up a map.
@@ -109,9 +110,12 @@ func load(program string, digested *ebpf.Map) (*ebpf.Program, *ebpf.Map, error) 
 
 // Read returns the digest. A value that changes meanwhile is in it or not.
 func (r *Reader) Read(ctx context.Context) (d Digest, err error) {
+	defer func() { r.filled = d.Count > 0 }()
 	// The kernel's own search for a first entry is faster than a program's.
-	if next, err := r.digested.NextKeyBytes(nil); err != nil || next == nil {
-		return Digest{}, err
+	if !r.filled {
+		if next, err := r.digested.NextKeyBytes(nil); err != nil || next == nil {
+			return Digest{}, err
+		}
 	}
 	if r.all == nil {
 		return sumUp(ctx, r.iter, r.sum)
@@ -152,6 +156,13 @@ var counter struct {
 	sync.Mutex
 	program *ebpf.Program
 	sum     *ebpf.Map
+}
+
+// CanCount tells whether [Count] has the program that counts: to load it takes as long as counting some thousand entries.
+func CanCount() bool {
+	counter.Lock()
+	defer counter.Unlock()
+	return counter.program != nil
 }
 
 // Count returns how many entries a hash has, of whatever size.
