@@ -44,6 +44,8 @@ type applier struct {
 	undo []func() error
 	// final tells that something was done that cannot be taken back.
 	final bool
+	// position is that of all switches.
+	position *ebpf.Map
 }
 
 func nothing() error { return nil }
@@ -420,9 +422,14 @@ func (s exchange) do(a *applier) (func() error, error) {
 		}
 		a.hold(next)
 	}
-	swap := func(old, next *ebpf.Program) error { return swapAttached(a.opts.Cgroup, s.hook, old, next) }
-	if s.linked {
-		pinned, err := openPinnedLink(a.opts.linkPath(s.hook))
+	return a.swap(s.hook, s.linked, old, next)
+}
+
+// swap replaces a program: in the link that is pinned, or else attached without one.
+func (a *applier) swap(h hook, linked bool, old, next *ebpf.Program) (undo func() error, err error) {
+	swap := func(old, next *ebpf.Program) error { return swapAttached(a.opts.Cgroup, h, old, next) }
+	if linked {
+		pinned, err := openPinnedLink(a.opts.linkPath(h))
 		if err != nil {
 			return nil, err
 		}
@@ -430,7 +437,7 @@ func (s exchange) do(a *applier) (func() error, error) {
 		swap = func(old, next *ebpf.Program) error { return swapLinked(pinned, old, next) }
 	}
 	if err := swap(old, next); err != nil {
-		return nil, fmt.Errorf("replacing %s: %w", s.hook.program, err)
+		return nil, fmt.Errorf("replacing %s: %w", h.program, err)
 	}
 	return func() error { return swap(next, old) }, nil
 }

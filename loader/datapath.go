@@ -41,7 +41,7 @@ func Open(opts Options) (*Datapath, error) {
 	if err := checkSurroundings(); err != nil {
 		return nil, err
 	}
-	compiled, err := compiledMaps()
+	compiled, err := opts.compiledMaps()
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	dp := &Datapath{opts: opts, maps: opened}
 	for _, name := range mapNames(specs) {
-		if ownMap(name) && opened[name] == nil {
+		if ownMap(name) && !isOlder(name, specs) && opened[name] == nil {
 			dp.Close()
 			return openRest(opts, name, slices.ContainsFunc(slices.Collect(maps.Keys(opened)), ownMap))
 		}

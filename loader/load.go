@@ -44,6 +44,9 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	if err := a.lockPins(ctx); err != nil {
 		return nil, err
 	}
+	if err := a.settle(); err != nil {
+		return nil, err
+	}
 	steps, err := a.prepareLoad(ctx)
 	if err == nil {
 		err = a.apply(ctx, steps)
@@ -104,7 +107,7 @@ func (a *applier) prepareLoad(ctx context.Context) ([]step, error) {
 		return nil, err
 	}
 	a.dp = &Datapath{opts: a.opts, maps: opened}
-	return steps, nil
+	return steps, a.prepareOlder(o)
 }
 
 // lookAtSockets asks the sockets, by the maps that are pinned.
@@ -208,6 +211,9 @@ func change(ctx context.Context, opts Options, plan planner) (err error) {
 		return err
 	}
 	defer a.finish(&err)
+	if err := a.settle(); err != nil {
+		return err
+	}
 	steps, err := plan(ctx, a)
 	if err != nil {
 		return err
@@ -261,7 +267,7 @@ func (o Options) checked() (Options, error) {
 
 // datapathSpec is what this kernel gets of the compiled programs.
 func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
-	spec, err := compiled()
+	spec, err := opts.compiled()
 	if err != nil {
 		return nil, err
 	}

@@ -498,6 +498,9 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cleanUp(t)
 			pinMap(t, tc.path, tc.spec)
+			if tc.spec.Type == ebpf.SkStorage {
+				giveValue(t, tc.path)
+			}
 			before := pins(t)
 			_, err := loader.Load(t.Context(), options())
 			require.ErrorIs(t, err, loader.ErrLayout)
@@ -506,6 +509,28 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 			require.Empty(t, attached(t))
 		})
 	}
+}
+
+// giveValue gives a socket a value in a map.
+func giveValue(t *testing.T, path string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Put(uint32(fd), make([]byte, m.ValueSize())))
+}
+
+// What another release has left is of no use to anybody.
+func TestAMapOfAnotherVersionWithoutValuesIsRemoved(t *testing.T) {
+	cleanUp(t)
+	path := pinsDir + "/revsk_conn_v7"
+	pinMap(t, path, &ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 8, Flags: unix.BPF_F_NO_PREALLOC,
+		Key: &btf.Int{Name: "__u32", Size: 4}, Value: &btf.Int{Name: "__u64", Size: 8}})
+	mustLoad(t, options())
+	require.NoFileExists(t, path)
 }
 
 func TestTwoLoadersAtOnce(t *testing.T) {

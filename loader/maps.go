@@ -33,8 +33,12 @@ const (
 func ownMap(name string) bool { return strings.HasPrefix(name, "revsk_") }
 
 // compiled are the programs and maps as they are compiled in.
-func compiled() (*ebpf.CollectionSpec, error) {
-	spec, err := sock.LoadSock()
+func (o Options) compiled() (*ebpf.CollectionSpec, error) {
+	load := sock.LoadSock
+	if o.build != nil {
+		load = o.build
+	}
+	spec, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("reading the compiled programs: %w", err)
 	}
@@ -56,13 +60,22 @@ func mapNames(specs map[string]*ebpf.MapSpec) []string {
 
 // compiledMaps returns the maps of the compiled programs, which are not to be changed. To read the programs takes longer
 // than to look at what runs.
-var compiledMaps = sync.OnceValues(func() (map[string]*ebpf.MapSpec, error) {
-	spec, err := compiled()
+var compiledMaps = sync.OnceValues(Options{}.readMaps)
+
+func (o Options) compiledMaps() (map[string]*ebpf.MapSpec, error) {
+	if o.build != nil {
+		return o.readMaps()
+	}
+	return compiledMaps()
+}
+
+func (o Options) readMaps() (map[string]*ebpf.MapSpec, error) {
+	spec, err := o.compiled()
 	if err != nil {
 		return nil, err
 	}
 	return spec.Maps, nil
-})
+}
 
 // openMap opens a pinned map, with whatever size and flags it has, and adapts the spec to them.
 // Returns an error wrapping [ErrLayout], or [os.ErrNotExist].

@@ -54,6 +54,8 @@ type observation struct {
 	running *Features
 	// agent is what was found out about another agent's programs that are to be taken over; nil: nobody has looked.
 	agent *agentFacts
+	// others are the pinned maps of layouts that the programs do not know.
+	others []otherMap
 	// hashes are those maps of the programs that look like the hash of a family, by the name which that has.
 	hashes map[ebpf.MapID]string
 	// links are all links to cgroups; nil: not looked for.
@@ -128,6 +130,7 @@ type mapState struct {
 	err       error      // why what is pinned there cannot be used
 	has       bool       // entries
 	used      []mapUse
+	done      bool // of the layout before: no socket has a value in it any more
 	// entries and size tell how full it is; 0: they are not known.
 	entries, size int
 }
@@ -257,7 +260,7 @@ func observe(opts Options) (*observation, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, look := range []func() error{o.lookAtCgroup, o.findOrphans, o.lookAtMaps, o.lookAtOwnFeatures, o.lookAround} {
+	for _, look := range []func() error{o.lookAtCgroup, o.findOrphans, o.lookAtMaps, o.lookAtOlderMaps, o.findOtherMaps, o.lookAtOwnFeatures, o.lookAround} {
 		if err := look(); err != nil {
 			return nil, err
 		}
@@ -279,7 +282,7 @@ func observeWhatOneMay(opts Options) (*observation, error) {
 
 // observePins looks at the pins, and at the programs of the cgroup only where there is no pin to tell.
 func observePins(opts Options) (*observation, error) {
-	specs, err := compiledMaps()
+	specs, err := opts.compiledMaps()
 	if err != nil {
 		return nil, err
 	}
@@ -424,6 +427,9 @@ func (o *observation) lookAtMapPins() error {
 		s := mapState{name: name, pin: o.opts.pinPath(name)}
 		if err := o.lookAtMapPin(&s); err != nil {
 			return err
+		}
+		if s.pinned == 0 && s.err == nil && isOlder(name, o.specs) {
+			continue // nothing is in that layout
 		}
 		o.maps = append(o.maps, s)
 	}

@@ -77,6 +77,8 @@ type Options struct {
 
 	// step is called before every step of a plan, and after the last one; tests make it fail.
 	step func(name string) error
+	// build reads the compiled programs; nil: those of this build. Tests have another.
+	build func() (*ebpf.CollectionSpec, error)
 }
 
 // WithDefaults fills what is empty. Returns an error wrapping [ErrNoCgroup2] if there is no cgroup2

@@ -5,7 +5,6 @@ package loader
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -75,9 +74,12 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	if first {
 		steps = append(steps, o.planState(f, places)...)
 	}
-	for _, p := range places {
+	handover, rest := o.planHandover(places)
+	steps = append(steps, handover...)
+	for _, p := range rest {
 		steps = append(steps, o.planHook(p)...)
 	}
+	steps = append(steps, o.planVersions()...)
 	steps = append(steps, after...)
 	if !first {
 		steps = append(steps, o.planState(f, places)...)
@@ -147,20 +149,6 @@ func (o *observation) checkLoad(f Features) error {
 		}
 	}
 	return o.checkVersions()
-}
-
-// versioned is the name of a map whose layout has changed (bpf/lib/tuple.h).
-var versioned = regexp.MustCompile(`^revsk_.*_v[0-9]+$`)
-
-// checkVersions makes sure that sockets remember nothing in maps of another release, which ours would not read.
-func (o *observation) checkVersions() error {
-	for _, name := range o.dirs[o.opts.PinsDir] {
-		known := slices.ContainsFunc(o.maps, func(s mapState) bool { return s.name == name })
-		if versioned.MatchString(name) && !known {
-			return fmt.Errorf("%s: %w: it is of another release", filepath.Join(o.opts.PinsDir, name), ErrLayout)
-		}
-	}
-	return nil
 }
 
 // checkPin returns why a map can neither be used nor made. None is made in the place of one that attached programs use

@@ -601,7 +601,7 @@ func runUntilKilled() int {
 	}
 	var n int
 	step := func(step string) error {
-		if !ofTakeover(step) {
+		if what == "next" && !ofSwitches(step) || what != "next" && !ofTakeover(step) {
 			return nil
 		}
 		if n++; n > last {
@@ -610,9 +610,12 @@ func runUntilKilled() int {
 		}
 		return nil
 	}
-	if what == "back" {
+	switch what {
+	case "back":
 		err = loader.HandBack(context.Background(), options().WithStep(step))
-	} else {
+	case "next":
+		_, err = loader.Load(context.Background(), nextBuild().WithStep(step))
+	default:
 		_, err = loader.Load(context.Background(), takeover().WithStep(step))
 	}
 	if err != nil {

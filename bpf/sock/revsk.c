@@ -12,6 +12,7 @@
 #include "config.h"
 #include "hook.h"
 #include "lb.h"
+#include "older.h"
 #include "release.h"
 #include "revnat.h"
 
@@ -62,6 +63,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 
 	if (!s.sk || is_rejected())
 		return HOOK_PROCEED;
+	carry_over(ctx);
 	health = health_check(ctx);
 	if (!translatable(ctx->protocol))
 		return HOOK_PROCEED;
@@ -102,6 +104,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 
 	if (!s.sk || is_rejected())
 		return HOOK_PROCEED;
+	carry_over(ctx);
 	p = peers_get(&s);
 	if (!sends_to_own_peer(ctx, &dst))
 		choice = lb_choose(&s, &dst, ctx->protocol, v6);
@@ -120,6 +123,7 @@ static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
 	const struct endpoint src = hook_address(ctx, v6);
 	struct endpoint service = {};
 
+	carry_over(ctx);
 	if (s.sk && revnat_source(&s, &src, ctx->protocol, &service)) {
 		hook_set_address(ctx, &service, v6);
 		count(REVSK_REVERSED);
@@ -133,6 +137,7 @@ static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
 	const struct endpoint peer = hook_address(ctx, v6);
 	struct endpoint service = {};
 
+	carry_over(ctx);
 	if (s.sk && revnat_peername(&s, &peer, ctx->protocol, &service)) {
 		hook_set_address(ctx, &service, v6);
 		count(REVSK_REVERSED);
@@ -166,6 +171,7 @@ static __always_inline int release(struct bpf_sock *ctx)
 	struct sock_ref s = { .ctx = ctx, .sk = ctx };
 	const struct endpoint dst = sock_peer(ctx);
 
+	carry_over_release(ctx);
 	revnat_release(&s, &dst);
 	return HOOK_PROCEED;
 }
