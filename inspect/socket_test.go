@@ -3,6 +3,7 @@
 package inspect
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -45,6 +46,23 @@ func (s *testSocket) close() {
 		unix.Close(s.fd)
 		s.fd = -1
 	}
+}
+
+// closeAtOnce closes a socket, and waits until the kernel has closed it, which is later if another process, which iterates over all
+// open files, is just looking at it.
+func (s *testSocket) closeAtOnce(t testing.TB) {
+	t.Helper()
+	inode := fmt.Sprintf(" %d ", s.inode(t))
+	s.close()
+	require.Eventually(t, func() bool {
+		for _, list := range []string{"tcp", "tcp6", "udp", "udp6"} {
+			text, err := os.ReadFile("/proc/self/net/" + list)
+			if err != nil && !errors.Is(err, os.ErrNotExist) || strings.Contains(string(text), inode) {
+				return false
+			}
+		}
+		return true
+	}, time.Minute, time.Millisecond)
 }
 
 func (s *testSocket) sockaddr(to netip.AddrPort) unix.Sockaddr {

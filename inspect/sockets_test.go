@@ -187,7 +187,7 @@ func TestAClosedSocketThatStillSendsIsListedWithoutOwner(t *testing.T) {
 	s.connect(t, svc.front)
 	want := s.expected(t, &svc)
 	s.fill(t)
-	s.close()
+	s.closeAtOnce(t)
 
 	got, err := Sockets(t.Context(), d.Maps, Options{})
 	require.NoError(t, err)

@@ -353,7 +353,7 @@ func TestLeavesWhatTheApplicationHasClosedToTheKernel(t *testing.T) {
 		gone := g.service()
 		s := g.connected(gone.front)
 		s.fill(g.T)
-		s.close()
+		s.closeAtOnce(g.T)
 		g.terminate(gone.backend)
 	})
 }
@@ -366,7 +366,7 @@ func TestLeavesWhatTheApplicationClosesMeanwhileToTheKernel(t *testing.T) {
 		s.fill(g.T)
 		victims := g.victims(gone)
 		require.Len(g, victims, 1)
-		s.close()
+		s.closeAtOnce(g.T)
 		require.NoError(g, g.destroyer.destroy(g.Context(), victims))
 		assert.Equal(g, OutcomeLeft, victims[0].Outcome)
 	})
@@ -556,7 +556,7 @@ func (g *ground) moveTo(svc service, backend netip.AddrPort) {
 func (s *testSocket) abandon(t testing.TB) {
 	t.Helper()
 	require.NoError(t, unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
-	s.close()
+	s.closeAtOnce(t)
 }
 
 // victims are what Terminate finds to destroy.

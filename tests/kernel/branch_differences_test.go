@@ -84,7 +84,7 @@ func TestBranchDifferenceFailedReconnect(t *testing.T) {
 		x.connect(far.backend)
 		same(s, one(s, far.front, far.backend), x.peername(), "getpeername")
 		x.close()
-		assert.Equal(s, one(s, 1, 0), s.hashEntries(), "entries of a closed socket")
+		becomes(s, one(s, 1, 0), s.hashEntries, "entries of a closed socket")
 		s.mayLeak = s.mode == legacy
 	}})
 }
@@ -126,7 +126,7 @@ func TestBranchDifferenceLeaks(t *testing.T) {
 			x := s.socket()
 			way.play(s, x)
 			x.close()
-			assert.Equal(s, one(s, way.leaks, 0), s.hashEntries(), "entries of a closed socket")
+			becomes(s, one(s, way.leaks, 0), s.hashEntries, "entries of a closed socket")
 			s.mayLeak = s.mode == legacy
 		}})
 	}
@@ -207,7 +207,7 @@ func TestBranchDifferenceKernelSockets(t *testing.T) {
 		s.talks(x, a.backend, a.front)
 		x.close()
 		require.Eventually(s, func() bool { return len(s.establishedTo(a.backend)) == 0 }, patience, tick)
-		assert.Equal(s, map[loader.Mode]int{loader.ModeStorage: 0, loader.ModeMirror: 1, loader.ModeDual: 1, legacy: 1}[s.mode], s.hashEntries(), "entries of a closed socket")
+		becomes(s, map[loader.Mode]int{loader.ModeStorage: 0, loader.ModeMirror: 1, loader.ModeDual: 1, legacy: 1}[s.mode], s.hashEntries, "entries of a closed socket")
 		assert.Equal(s, s.before.Released, s.counters().Released)
 		// It was never counted as released, nor will be.
 		s.before, s.mayLeak = s.counters(), true

@@ -26,7 +26,7 @@ func TestLegacyMode(t *testing.T) {
 				x := s.socket()
 				play(s, x)
 				x.close()
-				assert.Equal(s, entries, s.hashEntries(), "entries of a closed socket")
+				becomes(s, entries, s.hashEntries, "entries of a closed socket")
 			})
 		})
 	}

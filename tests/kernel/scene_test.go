@@ -152,18 +152,28 @@ func (s *scene) end() {
 	}
 }
 
-// balance checks that of closed sockets nothing is left, and that all they ever held was counted. A socket is
-// released a moment later if another process, which iterates over all open files, is just looking at it.
+// balance checks that of closed sockets nothing is left, and that all they ever held was counted.
 func (s *scene) balance() {
 	s.Helper()
-	now := s.counters()
-	for start := time.Now(); now.Live() != s.before.Live() && time.Since(start) < patience; time.Sleep(tick) {
-		now = s.counters()
-	}
-	assert.Equal(s, s.before.Live(), now.Live(), "stored is not released plus dropped: %+v, before %+v", now, s.before)
+	becomes(s, s.before.Live(), s.live, "stored is not released plus dropped")
 	if !s.mayLeak {
-		assert.Zero(s, s.hashEntries(), "entries in the legacy maps")
+		becomes(s, 0, s.hashEntries, "entries in the legacy maps")
 	}
+}
+
+func (s *scene) live() int64      { s.Helper(); return s.counters().Live() }
+func (s *scene) released() uint64 { s.Helper(); return s.counters().Released }
+func (s *scene) zeroed() uint64   { s.Helper(); return s.counters().ReleaseZeroed }
+
+// becomes checks what depends on sockets that were closed. They are released a moment later if another process, which iterates
+// over all open files, is just looking at them.
+func becomes[T comparable](t testing.TB, want T, get func() T, what string) {
+	t.Helper()
+	now := get()
+	for start := time.Now(); now != want && time.Since(start) < patience; time.Sleep(tick) {
+		now = get()
+	}
+	assert.Equal(t, want, now, what)
 }
 
 // legacyCount counts the entries of the legacy maps.
