@@ -145,7 +145,7 @@ func (dp *Datapath) PlanMode(ctx context.Context, mode Mode, force bool) ([]Chan
 }
 
 func (dp *Datapath) planMode(ctx context.Context, mode Mode, force bool) ([]step, error) {
-	o, err := dp.observeMode(ctx, mode)
+	o, err := dp.observeMode(ctx, mode, !force)
 	if err != nil {
 		return nil, err
 	}
@@ -162,8 +162,8 @@ func (dp *Datapath) setMode(ctx context.Context, mode Mode, force bool) (err err
 	return a.apply(ctx, steps)
 }
 
-// observeMode observes what it depends on if a mode may be switched to.
-func (dp *Datapath) observeMode(ctx context.Context, to Mode) (*observation, error) {
+// observeMode observes what it depends on if a mode may be switched to; of sockets only if it is asked.
+func (dp *Datapath) observeMode(ctx context.Context, to Mode, sockets bool) (*observation, error) {
 	if err := to.check(); err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (dp *Datapath) observeMode(ctx context.Context, to Mode) (*observation, err
 		}
 		o.maps = append(o.maps, s)
 	}
-	if needsHeld(to) {
+	if sockets && needsHeld(to) {
 		o.held, err = dp.held(ctx)
 	}
 	return o, err
@@ -189,7 +189,7 @@ func (dp *Datapath) observeMode(ctx context.Context, to Mode) (*observation, err
 
 // checkMode returns an error wrapping [ErrUnsafeMode] if live sockets would forget something in a mode.
 func (dp *Datapath) checkMode(ctx context.Context, from, to Mode) error {
-	o, err := dp.observeMode(ctx, to)
+	o, err := dp.observeMode(ctx, to, true)
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,21 @@ func (dp *Datapath) sockets(ctx context.Context) ([]inspect.Socket, error) {
 
 // held is how many tuples sockets hold.
 func (dp *Datapath) held(ctx context.Context) (n int, err error) {
-	all, err := dp.sockets(ctx)
-	return countTuples(all), err
+	if err := allowMaps(); err != nil {
+		return 0, err
+	}
+	r, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true})
+	if err != nil {
+		return 0, describe(err)
+	}
+	defer r.Close()
+	for s, err := range r.Sockets(ctx, inspect.Filter{}) {
+		if err != nil {
+			return 0, describe(err)
+		}
+		n += len(tuples(&s))
+	}
+	return n, nil
 }
 
 func countTuples(sockets []inspect.Socket) (n int) {
