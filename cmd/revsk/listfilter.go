@@ -51,11 +51,9 @@ func (l *listFlags) filter(ctx context.Context, env *env, reader *inspect.Reader
 		if err != nil {
 			return f, err
 		}
-		services, err := servicesIfThere(ctx, env)
-		if err != nil {
+		if f.Service, err = serviceFilter(ctx, env, frontend); err != nil {
 			return f, err
 		}
-		f.Service = serviceFilter(frontend, services)
 	}
 	if l.backend != "" {
 		b, err := parseService(l.backend)

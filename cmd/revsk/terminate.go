@@ -126,13 +126,11 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 			return err
 		}
 	}
-	services, err := servicesIfThere(ctx, env)
+	service, err := serviceFilter(ctx, env, args.service)
 	if err != nil {
 		return err
 	}
-	report, err := t.Terminate(ctx, inspect.TerminateOptions{
-		Backends: args.backends, Service: serviceFilter(args.service, services), DryRun: args.dryRun,
-	})
+	report, err := t.Terminate(ctx, inspect.TerminateOptions{Backends: args.backends, Service: service, DryRun: args.dryRun})
 	unmigrated := errors.Is(err, inspect.ErrUnmigrated)
 	if err != nil && !unmigrated {
 		if n := report.Count(inspect.OutcomeDestroyed); n > 0 {
@@ -141,7 +139,11 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 		return err
 	}
 	if len(report.Sockets) == 0 && !unmigrated {
-		if err := refuseServices(args.backends, services); err != nil {
+		services, err := servicesIfThere(ctx, env)
+		if err == nil {
+			err = refuseServices(args.backends, services)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -181,17 +183,19 @@ func servicesIfThere(ctx context.Context, env *env) ([]lbmap.Service, error) {
 }
 
 // serviceFilter is for the connections of a service. One with the address 0.0.0.0 or [::] has every
-// address with its port that no other service has.
-func serviceFilter(service lbmap.Frontend, services []lbmap.Service) inspect.ServiceFilter {
+// address with its port that no other service has: for it alone the services are read.
+func serviceFilter(ctx context.Context, env *env, service lbmap.Frontend) (inspect.ServiceFilter, error) {
 	filter := inspect.ServiceFilter{AddrPort: service.AddrPort, Protocol: service.Protocol}
-	if service.AddrPort.IsValid() && service.AddrPort.Addr().IsUnspecified() {
-		for _, s := range services {
-			if s.Frontend.AddrPort.Port() == service.AddrPort.Port() && !s.Frontend.AddrPort.Addr().IsUnspecified() {
-				filter.Except = append(filter.Except, s.Frontend.AddrPort)
-			}
+	if !service.AddrPort.IsValid() || !service.AddrPort.Addr().IsUnspecified() {
+		return filter, nil
+	}
+	services, err := servicesIfThere(ctx, env)
+	for _, s := range services {
+		if s.Frontend.AddrPort.Port() == service.AddrPort.Port() && !s.Frontend.AddrPort.Addr().IsUnspecified() {
+			filter.Except = append(filter.Except, s.Frontend.AddrPort)
 		}
 	}
-	return filter
+	return filter, err
 }
 
 // refuseServices returns an error if what was named as a backend is a service, and no backend.
