@@ -48,8 +48,10 @@ func TestAnAuditMeasuresAndChangesNothing(t *testing.T) {
 	opts := n.options()
 	opts.AuditOnly, opts.AuditEvery, opts.Termination.Protocols = true, time.Second, TerminateAll
 	opts.Loader.Takeover = true
+	idle, err := New(opts)
+	require.NoError(t, err)
+	require.Error(t, idle.Ready(), "before the first audit")
 	r := n.start(opts)
-	require.Error(t, r.Ready(), "before the first audit")
 	r.ready()
 	_, err = n.writer.Delete(t.Context(), s.Frontend)
 	require.NoError(t, err)
