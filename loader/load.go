@@ -278,6 +278,9 @@ func datapathSpec(opts Options) (*ebpf.CollectionSpec, error) {
 	if constants["cfg_set_retval"], err = probe.Helper(ebpf.CGroupSockAddr, asm.FnSetRetval); err != nil {
 		return nil, describe(err)
 	}
+	if constants["cfg_mptcp"], err = probe.MPTCP(); err != nil {
+		return nil, describe(err)
+	}
 	precise, err := probe.PreciseVerifier()
 	if err != nil {
 		return nil, describe(err)

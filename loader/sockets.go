@@ -57,12 +57,12 @@ func countTuples(sockets []inspect.Socket) (n int) {
 	return n
 }
 
-// tuples are those that a socket holds, in the order in which they were written of one peer: the hash has one
+// tuples are those that a socket holds and the hash should have, in the order in which they were written of one peer: the hash has one
 // entry for it.
 func tuples(s *inspect.Socket) []revnat.Tuple {
 	var all []revnat.Tuple
 	for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
-		if t != nil {
+		if t != nil && !t.Subflow {
 			all = append(all, *t)
 		}
 	}

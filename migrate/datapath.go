@@ -119,13 +119,25 @@ func (d *datapath) sockets(ctx context.Context) iter.Seq2[inspect.Socket, error]
 	}
 }
 
-// eachTuple calls f with the entries that the hash would have of what sockets hold.
+// eachTuple calls f with the entries that the hash would have of what sockets hold, of a connection of an MPTCP socket, too.
 func (d *datapath) eachTuple(ctx context.Context, f func(hashKey, hashValue) error) error {
+	return d.visitTuples(ctx, true, f)
+}
+
+// eachForHash is eachTuple of what the hash should have.
+func (d *datapath) eachForHash(ctx context.Context, f func(hashKey, hashValue) error) error {
+	return d.visitTuples(ctx, false, f)
+}
+
+func (d *datapath) visitTuples(ctx context.Context, subflows bool, f func(hashKey, hashValue) error) error {
 	for s, err := range d.sockets(ctx) {
 		if err != nil {
 			return err
 		}
 		for t := range tuples(&s) {
+			if t.Subflow && !subflows {
+				continue
+			}
 			key, value := ofTuple(s.Cookie, t)
 			if err := f(key, value); err != nil {
 				return err

@@ -135,7 +135,7 @@ func (r *rollback) measure(ctx context.Context) (loader.Mode, error) {
 // listFits makes sure that the hash has room for what sockets hold.
 func (r *rollback) listFits(ctx context.Context) error {
 	n4, n6 := 0, 0
-	err := r.dp.eachTuple(ctx, func(key hashKey, _ hashValue) error {
+	err := r.dp.eachForHash(ctx, func(key hashKey, _ hashValue) error {
 		if key.is4() {
 			n4++
 		} else {
@@ -235,7 +235,7 @@ func (r *rollback) compare(ctx context.Context) (c comparison, err error) {
 		}
 	}
 	held := make(map[hashKey]hashValue, r.report.Tuples)
-	err = r.dp.eachTuple(ctx, func(key hashKey, value hashValue) error {
+	err = r.dp.eachForHash(ctx, func(key hashKey, value hashValue) error {
 		held[key] = value
 		if mine, ok := r.written[key]; ok {
 			r.written[key] = written{mine.value, r.report.Passes}

@@ -19,8 +19,9 @@ const TupleSize = 48
 const (
 	flagMigrated = 1 << iota
 	flagOvertaken
+	flagSubflow
 
-	knownFlags = flagMigrated | flagOvertaken
+	knownFlags = flagMigrated | flagOvertaken | flagSubflow
 )
 
 // TimeUnit is the unit of [Tuple.Time]: 2^30 ns, a little more than a second.
@@ -41,6 +42,8 @@ type Tuple struct {
 	// Overtaken says that it is of a connect that another has overtaken: the kernel has rejected it, or threads
 	// connect the socket without waiting for each other.
 	Overtaken bool
+	// Subflow says that it is of a TCP connection of an MPTCP socket: not counted, and not in the hash.
+	Subflow bool
 	// Age is, of a tuple in a table, how often the hooks have considered it for making room since it was
 	// last used.
 	Age uint8
@@ -74,7 +77,7 @@ func (t Tuple) put(b []byte) error {
 		return fmt.Errorf("service: %w", err)
 	}
 	binary.BigEndian.PutUint16(b[36:38], t.RevNATIndex)
-	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagOvertaken: t.Overtaken} {
+	for flag, set := range map[uint8]bool{flagMigrated: t.Migrated, flagOvertaken: t.Overtaken, flagSubflow: t.Subflow} {
 		if set {
 			b[38] |= flag
 		}
@@ -99,6 +102,7 @@ func (t *Tuple) get(b []byte) error {
 		RevNATIndex: binary.BigEndian.Uint16(b[36:38]),
 		Migrated:    flags&flagMigrated != 0,
 		Overtaken:   flags&flagOvertaken != 0,
+		Subflow:     flags&flagSubflow != 0,
 		Age:         b[39],
 		BackendID:   binary.NativeEndian.Uint32(b[40:44]),
 		Time:        time.Duration(binary.NativeEndian.Uint32(b[44:48])) * TimeUnit,

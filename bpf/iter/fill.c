@@ -210,12 +210,13 @@ struct fill_loop {
 	struct endpoint actual;
 	__u32 first;
 	__u8 protocol;
+	bool subflow; /* see REVSK_TUPLE_SUBFLOW */
 	bool without_room; /* set by fill_step */
 };
 
 static __always_inline enum revsk_result fill_one(void *ctx, void *sk, __u64 cookie,
 						  const struct endpoint *actual, __u8 protocol,
-						  __u32 index)
+						  bool subflow, __u32 index)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = sk, .cookie = cookie };
 	struct revsk_import_entry *e = bpf_map_lookup_elem(&revsk_import, &index);
@@ -231,7 +232,7 @@ static __always_inline enum revsk_result fill_one(void *ctx, void *sk, __u64 coo
 		e->result = REVSK_RESULT_NO_ROOM;
 		return e->result;
 	}
-	e->result = import_entry(&s, e, actual, protocol);
+	e->result = import_entry(&s, e, actual, protocol, subflow);
 	return e->result;
 }
 
@@ -240,7 +241,7 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 	/* What is added now the release hook may not find, nor remove. */
 	if (is_closed(loop->sk))
 		return 1;
-	if (fill_one(NULL, loop->sk, loop->cookie, &loop->actual, loop->protocol,
+	if (fill_one(NULL, loop->sk, loop->cookie, &loop->actual, loop->protocol, loop->subflow,
 		     loop->first + i) == REVSK_RESULT_NO_ROOM)
 		loop->without_room = true;
 	return 0;
@@ -248,7 +249,7 @@ static long fill_step(__u32 i, struct fill_loop *loop)
 
 /* @c and @sk are the same socket; the programs come by it as pointers of different types. */
 static __always_inline void fill_entries(void *sk, const struct sock_common *c, __u8 protocol,
-					 struct revsk_import_socket *found)
+					 bool subflow, struct revsk_import_socket *found)
 {
 	struct fill_loop loop = {
 		.sk = sk,
@@ -256,6 +257,7 @@ static __always_inline void fill_entries(void *sk, const struct sock_common *c, 
 		.actual = actual_peer(c),
 		.first = found->first,
 		.protocol = protocol,
+		.subflow = subflow,
 	};
 
 	bpf_loop(found->count, fill_step, &loop, 0);
@@ -263,7 +265,8 @@ static __always_inline void fill_entries(void *sk, const struct sock_common *c, 
 		found->seen |= REVSK_SEEN_WITHOUT_ROOM;
 }
 
-static __always_inline int fill_from_table(void *sk, const struct sock_common *c, __u8 protocol)
+static __always_inline int fill_from_table(void *sk, const struct sock_common *c, __u8 protocol,
+					   bool subflow)
 {
 	__u64 cookie = c->skc_cookie.counter; /* 0: it has none, so no entries */
 	struct revsk_import_socket *found;
@@ -276,7 +279,7 @@ static __always_inline int fill_from_table(void *sk, const struct sock_common *c
 	found->family = c->skc_family;
 	found->protocol = protocol;
 	found->seen |= REVSK_SEEN_TABLE;
-	fill_entries(sk, c, protocol, found);
+	fill_entries(sk, c, protocol, subflow, found);
 	return 0;
 }
 
@@ -291,7 +294,8 @@ SEC("iter/tcp") int fill_tcp(struct bpf_iter__tcp *ctx)
 	tcp = bpf_skc_to_tcp_sock(c);
 	if (!tcp || is_closed((struct sock *)tcp))
 		return 0;
-	return fill_from_table(c, c, IPPROTO_TCP);
+	return fill_from_table(c, c, IPPROTO_TCP,
+			       bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp);
 }
 
 SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
@@ -300,7 +304,7 @@ SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
 
 	if (!udp || is_closed(&udp->inet.sk))
 		return 0;
-	return fill_from_table(udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol);
+	return fill_from_table(udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol, false);
 }
 
 SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
@@ -417,7 +421,8 @@ SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
 	c.socket->family = ctx->sk->family;
 	c.socket->protocol = ctx->sk->protocol;
 	c.socket->seen |= REVSK_SEEN_FILE;
-	fill_one(ctx, ctx->sk, c.request->cookie, &actual, ctx->sk->protocol, c.entry);
+	/* What has a descriptor is no subflow. */
+	fill_one(ctx, ctx->sk, c.request->cookie, &actual, ctx->sk->protocol, false, c.entry);
 	c.request->served++;
 	return 1;
 }

@@ -140,6 +140,7 @@ const (
 	FillVarCfgIpv6                    = "cfg_ipv6"
 	FillVarCfgL7                      = "cfg_l7"
 	FillVarCfgLocalRedirect           = "cfg_local_redirect"
+	FillVarCfgMptcp                   = "cfg_mptcp"
 	FillVarCfgNodeport                = "cfg_nodeport"
 	FillVarCfgNodeportMax             = "cfg_nodeport_max"
 	FillVarCfgNodeportMin             = "cfg_nodeport_min"
@@ -268,6 +269,7 @@ type FillVariableSpecs struct {
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.VariableSpec `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.VariableSpec `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.VariableSpec `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.VariableSpec `ebpf:"cfg_nodeport_min"`
@@ -407,6 +409,7 @@ type FillVariables struct {
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.Variable `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.Variable `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.Variable `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.Variable `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.Variable `ebpf:"cfg_nodeport_min"`

@@ -126,6 +126,10 @@ struct inet_sock {
 	struct sock sk;
 };
 
+struct tcp_sock {
+	bool is_mptcp; /* since 5.6, with CONFIG_MPTCP */
+};
+
 struct udp_sock {
 	struct inet_sock inet;
 };

@@ -109,6 +109,8 @@ volatile const bool cfg_health_check = false;
  * program has rejected is known.
  */
 volatile const bool cfg_set_retval = false;
+/* The kernel has bpf_skc_to_mptcp_sock (5.19) and MPTCP: connections of MPTCP sockets are known. */
+volatile const bool cfg_mptcp = false;
 /*
  * The verifier does not know on which values of a caller's stack a function depends that reads them by a
  * pointer (before 6.8): see ip_unknown in service.h.

@@ -23,6 +23,12 @@ static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
 	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
 }
 
+static __always_inline void count_tuple(const struct revsk_tuple *t, enum revsk_metric metric)
+{
+	if (!(t->flags & REVSK_TUPLE_SUBFLOW))
+		count(metric);
+}
+
 static __always_inline bool conn_is(const struct revsk_conn_value *conn,
 				    const struct endpoint *peer)
 {
@@ -145,7 +151,7 @@ static __always_inline int conn_create(struct sock_ref *s, struct revsk_conn_val
 		return -ENOMEM;
 	if (p)
 		p->has_conn = true;
-	count(REVSK_STORED);
+	count_tuple(&new->tuple, REVSK_STORED);
 	return 0;
 }
 
@@ -158,11 +164,11 @@ static __always_inline bool conn_drop(struct sock_ref *s, const struct endpoint 
 
 	if (!conn_is(conn, peer))
 		return false;
+	count_tuple(&conn->tuple, why);
 	if (conn->bits)
 		conn_write(conn, &none);
-	else if (bpf_sk_storage_delete(&revsk_conn, s->sk))
-		return false;
-	count(why);
+	else
+		bpf_sk_storage_delete(&revsk_conn, s->sk);
 	return true;
 }
 

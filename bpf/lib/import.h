@@ -74,7 +74,7 @@ import_connection(struct sock_ref *s, struct revsk_conn_value *conn, struct revs
 	/* Up to the mark others may have replaced the connection; of a datagram socket see below. */
 	if (conn_is(conn, peer) || !conn->tuple.peer_port ||
 	    (stream && conn->tuple.time <= current_mark())) {
-		count(conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
+		count_tuple(&new->tuple, conn->tuple.peer_port ? REVSK_UPDATED : REVSK_STORED);
 		conn_write(conn, &new->tuple);
 		return REVSK_RESULT_CONN;
 	}
@@ -87,10 +87,11 @@ import_connection(struct sock_ref *s, struct revsk_conn_value *conn, struct revs
 	return REVSK_RESULT_CONN;
 }
 
-/* @actual is the socket's peer as the kernel has it; port 0: none. */
+/* @actual is the socket's peer as the kernel has it; port 0: none. @subflow: see REVSK_TUPLE_SUBFLOW. */
 static __always_inline enum revsk_result import_entry(struct sock_ref *s,
 						      struct revsk_import_entry *e,
-						      const struct endpoint *actual, __u8 protocol)
+						      const struct endpoint *actual, __u8 protocol,
+						      bool subflow)
 {
 	const struct endpoint peer = { .addr = e->peer, .port = e->peer_port };
 	bool connected = endpoint_equal(&peer, actual);
@@ -117,6 +118,8 @@ static __always_inline enum revsk_result import_entry(struct sock_ref *s,
 	new.tuple.peer_port = e->peer_port;
 	new.tuple.service_port = e->service_port;
 	new.tuple.rev_nat_index = e->rev_nat_index;
+	if (subflow)
+		new.tuple.flags |= REVSK_TUPLE_SUBFLOW;
 	/*
 	 * The time is 0, unknown: the entry may be a leftover. Until the application has confirmed it, it is
 	 * judged at every read, as in the hash.

@@ -195,9 +195,9 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 				tuple_touch(&conn->tuple, t->time);
 			return 0;
 		}
-		count(REVSK_UPDATED);
+		count_tuple(t, REVSK_UPDATED);
 	} else if (!old_peer.port) {
-		count(REVSK_STORED);
+		count_tuple(t, REVSK_STORED);
 	} else if (datagram) {
 		err = ctx_conn_retire(s, &peer);
 		if (err)
@@ -206,8 +206,8 @@ static __always_inline int conn_replace(struct sock_ref *s, struct revsk_conn_va
 	} else {
 		if (mode_has_hash(mode))
 			ctx_legacy_delete(s, &old_peer);
-		count(REVSK_DROPPED_REPLACED);
-		count(REVSK_STORED);
+		count_tuple(&conn->tuple, REVSK_DROPPED_REPLACED);
+		count_tuple(t, REVSK_STORED);
 	}
 	conn_write(conn, t);
 	if (datagram)
@@ -225,6 +225,14 @@ static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_valu
 	if (!conn)
 		return conn_create(s, new, p);
 	return conn_replace(s, conn, &new->tuple, p, datagram, mode);
+}
+
+/* Whether a connection belongs in the hash. That of an MPTCP socket would leak: as with the reference, in mode legacy. */
+static __always_inline bool connection_is_hashed(const struct revsk_tuple *t, enum revsk_mode mode)
+{
+	if (t->flags & REVSK_TUPLE_SUBFLOW)
+		return mode == REVSK_MODE_LEGACY;
+	return mode_has_hash(mode);
 }
 
 /* connect to a service: overwrite conn; drop a peers tuple with the same peer. 0 or -ENOMEM. */
@@ -250,7 +258,7 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 		if (datagram)
 			datagram_drop(s, &peer, REVSK_DROPPED_REPLACED);
 	}
-	if (!err && mode_has_hash(mode))
+	if (!err && connection_is_hashed(&new->tuple, mode))
 		err = hash_store(s, &new->tuple, mode);
 	return err;
 }

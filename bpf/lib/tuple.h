@@ -25,6 +25,11 @@ enum {
 	 * connect the socket without waiting for each other, and it is the one that the kernel comes to last.
 	 */
 	REVSK_TUPLE_OVERTAKEN = 1 << 1,
+	/*
+	 * Of a TCP connection of an MPTCP socket, whose release no hook sees: it is not counted, and not in the hash, from which nobody
+	 * would remove it. Termination finds it by the tuple.
+	 */
+	REVSK_TUPLE_SUBFLOW = 1 << 2,
 };
 
 /* A tuple without a peer port is none: nothing can be sent to port 0, and no tuple is stored for it. */

@@ -52,6 +52,12 @@ static __always_inline int unreachable(void)
 	return reject(-EHOSTUNREACH);
 }
 
+/* The socket is a TCP connection of an MPTCP socket: the kernel's, which runs no hook when it releases it. */
+static __always_inline bool is_subflow(struct bpf_sock *sk)
+{
+	return cfg_mptcp && bpf_skc_to_mptcp_sock(sk);
+}
+
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct sock_ref s = { .ctx = ctx, .sk = ctx->sk };
@@ -75,6 +81,8 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	}
 	if (choice == LB_UNREACHABLE || !lb_tuple(choice, &dst, &new.tuple))
 		return unreachable();
+	if (!datagram && is_subflow(s.sk))
+		new.tuple.flags |= REVSK_TUPLE_SUBFLOW;
 	return finish(ctx, &new.tuple, revnat_connect(&s, &new, datagram), v6);
 }
 

@@ -222,6 +222,7 @@ const (
 	SockVarCfgIpv6                    = "cfg_ipv6"
 	SockVarCfgL7                      = "cfg_l7"
 	SockVarCfgLocalRedirect           = "cfg_local_redirect"
+	SockVarCfgMptcp                   = "cfg_mptcp"
 	SockVarCfgNodeport                = "cfg_nodeport"
 	SockVarCfgNodeportMax             = "cfg_nodeport_max"
 	SockVarCfgNodeportMin             = "cfg_nodeport_min"
@@ -352,6 +353,7 @@ type SockVariableSpecs struct {
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.VariableSpec `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.VariableSpec `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.VariableSpec `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.VariableSpec `ebpf:"cfg_nodeport_min"`
@@ -485,6 +487,7 @@ type SockVariables struct {
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.Variable `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.Variable `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.Variable `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.Variable `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.Variable `ebpf:"cfg_nodeport_min"`

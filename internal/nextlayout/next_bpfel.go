@@ -82,6 +82,7 @@ const (
 	NextVarCfgIpv6                    = "cfg_ipv6"
 	NextVarCfgL7                      = "cfg_l7"
 	NextVarCfgLocalRedirect           = "cfg_local_redirect"
+	NextVarCfgMptcp                   = "cfg_mptcp"
 	NextVarCfgNodeport                = "cfg_nodeport"
 	NextVarCfgNodeportMax             = "cfg_nodeport_max"
 	NextVarCfgNodeportMin             = "cfg_nodeport_min"
@@ -216,6 +217,7 @@ type NextVariableSpecs struct {
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.VariableSpec `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.VariableSpec `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.VariableSpec `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.VariableSpec `ebpf:"cfg_nodeport_min"`
@@ -356,6 +358,7 @@ type NextVariables struct {
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.Variable `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.Variable `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.Variable `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.Variable `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.Variable `ebpf:"cfg_nodeport_min"`

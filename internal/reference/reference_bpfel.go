@@ -82,6 +82,7 @@ const (
 	ReferenceVarCfgIpv4                                = "cfg_ipv4"
 	ReferenceVarCfgIpv6                                = "cfg_ipv6"
 	ReferenceVarCfgL7                                  = "cfg_l7"
+	ReferenceVarCfgMptcp                               = "cfg_mptcp"
 	ReferenceVarCfgNodeport                            = "cfg_nodeport"
 	ReferenceVarCfgProtocolDifferentiation             = "cfg_protocol_differentiation"
 	ReferenceVarCfgSessionAffinity                     = "cfg_session_affinity"
@@ -212,6 +213,7 @@ type ReferenceVariableSpecs struct {
 	CfgIpv4                                *ebpf.VariableSpec `ebpf:"cfg_ipv4"`
 	CfgIpv6                                *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                                  *ebpf.VariableSpec `ebpf:"cfg_l7"`
+	CfgMptcp                               *ebpf.VariableSpec `ebpf:"cfg_mptcp"`
 	CfgNodeport                            *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
 	CfgProtocolDifferentiation             *ebpf.VariableSpec `ebpf:"cfg_protocol_differentiation"`
 	CfgSessionAffinity                     *ebpf.VariableSpec `ebpf:"cfg_session_affinity"`
@@ -345,6 +347,7 @@ type ReferenceVariables struct {
 	CfgIpv4                                *ebpf.Variable `ebpf:"cfg_ipv4"`
 	CfgIpv6                                *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                                  *ebpf.Variable `ebpf:"cfg_l7"`
+	CfgMptcp                               *ebpf.Variable `ebpf:"cfg_mptcp"`
 	CfgNodeport                            *ebpf.Variable `ebpf:"cfg_nodeport"`
 	CfgProtocolDifferentiation             *ebpf.Variable `ebpf:"cfg_protocol_differentiation"`
 	CfgSessionAffinity                     *ebpf.Variable `ebpf:"cfg_session_affinity"`

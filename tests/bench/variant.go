@@ -274,8 +274,12 @@ func (v *variant) runBuild(object string) error {
 	if err != nil {
 		return err
 	}
+	mptcp, err := probe.MPTCP()
+	if err != nil {
+		return err
+	}
 	// What the loader finds out about this kernel, of which the build may not know all.
-	for name, value := range map[string]bool{"cfg_set_retval": true, "cfg_imprecise_verifier": !precise} {
+	for name, value := range map[string]bool{"cfg_set_retval": true, "cfg_imprecise_verifier": !precise, "cfg_mptcp": mptcp} {
 		v, ok := spec.Variables[name]
 		if !ok {
 			continue

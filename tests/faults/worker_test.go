@@ -72,7 +72,6 @@ type seen struct {
 	Lives   map[string]int `json:"lives"` // sockets by kind
 	Answers int            `json:"answers"`
 	Ended   int            `json:"ended"` // by terminate
-	MPTCP   int            `json:"mptcp"` // connections, whose subflows no hook sees released
 	Wrong   []string       `json:"wrong"`
 	Kept    []uint64       `json:"kept"` // cookies of sockets that are connected to a service
 }
@@ -91,7 +90,6 @@ type worker struct {
 	stop    atomic.Bool
 	answers atomic.Int64
 	ended   atomic.Int64
-	mptcp   atomic.Int64
 	mu      sync.Mutex
 	lives   map[string]int
 	wrong   []string
@@ -129,7 +127,7 @@ func runWorker() error {
 	w.stop.Store(true)
 	group.Wait()
 	w.keep()
-	s := seen{Lives: w.lives, Answers: int(w.answers.Load()), Ended: int(w.ended.Load()), MPTCP: int(w.mptcp.Load()), Wrong: w.wrong}
+	s := seen{Lives: w.lives, Answers: int(w.answers.Load()), Ended: int(w.ended.Load()), Wrong: w.wrong}
 	for _, fd := range w.kept {
 		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 		if err != nil {
@@ -401,7 +399,6 @@ func (l *life) multipath() error {
 		return err
 	}
 	s := l.service()
-	l.mptcp.Add(1)
 	if err := l.connect(s); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -605,7 +602,6 @@ func (s *seen) add(o seen) {
 	}
 	s.Answers += o.Answers
 	s.Ended += o.Ended
-	s.MPTCP += o.MPTCP
 	s.Wrong = append(s.Wrong, o.Wrong...)
 	s.Kept = append(s.Kept, o.Kept...)
 }

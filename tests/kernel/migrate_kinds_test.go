@@ -464,3 +464,29 @@ func TestPlanCountsConnectionsWithoutEntry(t *testing.T) {
 		assert.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(s.protocol), Sockets: 1}}, plan.WithoutEntry)
 	})
 }
+
+// The connection of an MPTCP socket keeps its service for termination, but it is not counted, and no rollback puts it back into the hash: nobody would
+// remove it from there.
+func TestMigrateConnectionOfAnMPTCPSocket(t *testing.T) {
+	withEngines(t, func(t *testing.T, engine migrate.Engine) {
+		if engine == migrate.EnginePidfd {
+			return // it has no descriptor
+		}
+		for _, f := range families {
+			t.Run(f.name, func(t *testing.T) {
+				needFamily(t, f)
+				s := newScene(t, legacy, f, unix.IPPROTO_TCP)
+				x := s.mptcpSocket()
+				defer x.close()
+				a := s.service()
+				x.connect(a.front)
+				require.Equal(s, 1, s.hashEntries())
+				before := s.counters()
+				assert.Equal(s, migrate.Counts{Entries: 1, MovedConn: 1}, s.migrates(engine).Counts)
+				assert.Equal(s, before.Stored, s.counters().Stored)
+				s.rollsBack()
+				assert.Zero(s, s.hashEntries())
+			})
+		}
+	})
+}

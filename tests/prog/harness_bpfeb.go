@@ -276,6 +276,7 @@ const (
 	harnessVarCfgIpv6                    = "cfg_ipv6"
 	harnessVarCfgL7                      = "cfg_l7"
 	harnessVarCfgLocalRedirect           = "cfg_local_redirect"
+	harnessVarCfgMptcp                   = "cfg_mptcp"
 	harnessVarCfgNodeport                = "cfg_nodeport"
 	harnessVarCfgNodeportMax             = "cfg_nodeport_max"
 	harnessVarCfgNodeportMin             = "cfg_nodeport_min"
@@ -415,6 +416,7 @@ type harnessVariableSpecs struct {
 	CfgIpv6                    *ebpf.VariableSpec `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.VariableSpec `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.VariableSpec `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.VariableSpec `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.VariableSpec `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.VariableSpec `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.VariableSpec `ebpf:"cfg_nodeport_min"`
@@ -551,6 +553,7 @@ type harnessVariables struct {
 	CfgIpv6                    *ebpf.Variable `ebpf:"cfg_ipv6"`
 	CfgL7                      *ebpf.Variable `ebpf:"cfg_l7"`
 	CfgLocalRedirect           *ebpf.Variable `ebpf:"cfg_local_redirect"`
+	CfgMptcp                   *ebpf.Variable `ebpf:"cfg_mptcp"`
 	CfgNodeport                *ebpf.Variable `ebpf:"cfg_nodeport"`
 	CfgNodeportMax             *ebpf.Variable `ebpf:"cfg_nodeport_max"`
 	CfgNodeportMin             *ebpf.Variable `ebpf:"cfg_nodeport_min"`

@@ -263,7 +263,7 @@ var rules = []rule{
 	{
 		name: "a socket that was connected by way of a service notes it among its peers",
 		file: "lib/conn.h",
-		old:  "	if (p)\n		p->has_conn = true;\n	count(REVSK_STORED);",
+		old:  "	if (p)\n		p->has_conn = true;\n	count_tuple(&new->tuple, REVSK_STORED);",
 		new:  "	count(REVSK_STORED);",
 		pkg:  "tests/prog", test: "TestReceive/looks at conn, too, if the socket has sent before it was connected",
 	},
@@ -407,7 +407,7 @@ var rules = []rule{
 	{
 		name: "a rejected call leaves nothing in the hash",
 		file: "lib/revnat.h",
-		old:  "	if (!err && mode_has_hash(mode))\n		err = hash_store(s, &new->tuple, mode);",
+		old:  "	if (!err && connection_is_hashed(&new->tuple, mode))\n		err = hash_store(s, &new->tuple, mode);",
 		new:  "	if (mode_has_hash(mode) && hash_store(s, &new->tuple, mode))\n		err = -ENOMEM;",
 		pkg:  "tests/prog", test: "TestNoMemoryForStorage/a rejected connect in mode dual leaves no legacy entry",
 	},
@@ -538,6 +538,21 @@ var rules = []rule{
 		old:  "		conn_drop(s, &peer, REVSK_DROPPED_REPLACED);\n		if (datagram)",
 		new:  "		if (datagram)",
 		pkg:  "tests/prog", test: "TestModeLegacy/calls end what another mode has stored of the peer",
+	},
+
+	{
+		name: "a connection of an MPTCP socket is not counted",
+		file: "lib/conn.h",
+		old:  "	if (!(t->flags & REVSK_TUPLE_SUBFLOW))\n		count(metric);",
+		new:  "	count(metric);",
+		pkg:  "tests/kernel", test: "TestBranchDifferenceKernelSockets/.*/storage",
+	},
+	{
+		name: "a connection of an MPTCP socket is not in the hash",
+		file: "lib/revnat.h",
+		old:  "		return mode == REVSK_MODE_LEGACY;\n	return mode_has_hash(mode);",
+		new:  "		return mode_has_hash(mode);\n	return mode_has_hash(mode);",
+		pkg:  "tests/kernel", test: "TestBranchDifferenceKernelSockets/.*/mirror",
 	},
 
 	// services
