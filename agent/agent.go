@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/capability"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -68,10 +70,14 @@ func Run(ctx context.Context, opts Options) error {
 
 // Run works until the context ends. What fails is tried again, and no error of Run. Run may be called once.
 //
-// Returns an error if the lock of the agents cannot be taken, or if [StopHandBack] fails.
+// Returns an error wrapping [loader.ErrPermission] without CAP_SYS_ADMIN, one if the lock of the agents cannot be taken, or one
+// if [StopHandBack] fails.
 func (a *Agent) Run(ctx context.Context) error {
 	a.ctx = ctx
 	opts := a.options()
+	if missing := capability.Missing(unix.CAP_SYS_ADMIN); missing != "" {
+		return fmt.Errorf("%w: no %s", loader.ErrPermission, missing)
+	}
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("%w: %w", loader.ErrPermission, err)
 	}

@@ -351,3 +351,36 @@ func TestEventsAreOneLine(t *testing.T) {
 		require.Equal(t, strings.TrimSpace(message), message)
 	}
 }
+
+// What fails again and again is said once, and counted.
+func TestAFailureIsSaidOnce(t *testing.T) {
+	n := newNode(t)
+	opts := n.options()
+	opts.SurveyEvery = 200 * time.Millisecond
+	r := n.start(opts)
+	r.ready()
+	pin := filepath.Join(n.loader().PinsDir, "revsk_conn")
+	away := filepath.Join(n.dir, "away")
+	require.NoError(t, os.Rename(pin, away))
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	require.NoError(t, err)
+	defer other.Close()
+	require.NoError(t, other.Pin(pin))
+	for _, step := range []string{stepLook, stepSurvey} {
+		awaits(t, step+" fails three times", time.Minute, func() bool {
+			r.Agent.mu.Lock()
+			defer r.Agent.mu.Unlock()
+			return r.tally.errors[step] >= 3
+		})
+		said := 0
+		for _, e := range eventsOf[Failed](r) {
+			if e.Step == step {
+				said++
+			}
+		}
+		require.Equal(t, 1, said, step)
+	}
+	require.NoError(t, r.stop())
+	require.NoError(t, os.Remove(pin))
+	require.NoError(t, os.Rename(away, pin))
+}

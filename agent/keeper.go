@@ -61,7 +61,8 @@ func (k *keeper) run(ctx context.Context) {
 func (k *keeper) turn(ctx context.Context) {
 	now := time.Now()
 	print, err := k.fingerprint()
-	if !k.a.outcome(stepLook, err) {
+	if err != nil {
+		k.a.outcome(stepLook, err)
 		return
 	}
 	opts := k.a.options()
@@ -122,8 +123,8 @@ func (k *keeper) work(ctx context.Context) (well bool) {
 	for range mostSteps {
 		// Before looking: what changes afterwards is seen in the next turn.
 		print, err := k.fingerprint()
-		if !k.a.outcome(stepLook, err) {
-			return false
+		if err != nil {
+			return k.a.outcome(stepLook, err)
 		}
 		if print != k.moving {
 			k.movedAt = time.Now()

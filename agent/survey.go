@@ -129,22 +129,19 @@ func (s *surveyor) pause(ctx context.Context, begin time.Time) bool {
 func (s *surveyor) survey(ctx context.Context, opts Options) {
 	begin := time.Now()
 	found := survey{sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int)}
+	var missing []inspect.Backend
 	var err error
-	if found.fill, err = countEntries(ctx, opts.Loader.MapsDir); !s.a.outcome(stepSurvey, err) {
-		return
-	}
-	if !opts.AuditOnly {
-		missing, err := s.visit(ctx, opts, &found)
-		if errors.Is(err, loader.ErrNotLoaded) {
+	found.fill, err = countEntries(ctx, opts.Loader.MapsDir)
+	if err == nil && !opts.AuditOnly {
+		if missing, err = s.visit(ctx, opts, &found); errors.Is(err, loader.ErrNotLoaded) {
 			err = nil
 		}
-		if !s.a.outcome(stepSurvey, err) {
-			return
-		}
-		s.a.update(func(v *view) { v.backends.missing = missing })
+	}
+	if !s.a.outcome(stepSurvey, err) {
+		return
 	}
 	found.at, found.duration = time.Now(), time.Since(begin)
-	s.a.update(func(v *view) { v.survey = &found })
+	s.a.update(func(v *view) { v.backends.missing, v.survey = missing, &found })
 }
 
 // beatEvery is after how many sockets the surveyor shows that it is alive.

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/capability"
 	"github.com/revsk/revsk/internal/netns"
 )
 
@@ -53,9 +56,16 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 			return err
 		}
 	}
+	if len(byNetNS) == 0 {
+		return nil
+	}
+	err = ErrUnreachable
+	if missing := capability.Missing(unix.CAP_SYS_PTRACE, unix.CAP_NET_ADMIN, unix.CAP_DAC_READ_SEARCH); missing != "" {
+		err = fmt.Errorf("%w without %s", err, missing)
+	}
 	for _, unreachable := range byNetNS {
 		for _, s := range unreachable {
-			s.set(OutcomeFailed, ErrUnreachable)
+			s.set(OutcomeFailed, err)
 		}
 	}
 	return nil

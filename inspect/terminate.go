@@ -26,7 +26,7 @@ var (
 
 	// ErrUnreachable is the error of a socket in a network namespace that cannot be entered: nothing
 	// keeps it but sockets, and no process has them open as files (in flight in a message, or in an
-	// io_uring).
+	// io_uring). Or this process lacks a capability, which the error names.
 	ErrUnreachable = errors.New("no way into its network namespace")
 
 	// ErrUnmigrated is returned in the modes dual and mirror if sockets are connected to the backends of which only the

@@ -109,7 +109,7 @@ func peerOf(t *testing.T, c net.Conn) string {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	require.NoError(t, err)
 	var peer string
-	require.NoError(t, raw.Control(func(fd uintptr) { peer = socket{int(fd)}.peer(t) }))
+	require.NoError(t, raw.Control(func(fd uintptr) { peer = socket{fd: int(fd)}.peer(t) }))
 	return peer
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,13 +15,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
-
-	"github.com/revsk/revsk/internal/sandbox"
 )
 
 // What a process started by runWith is, in beCommandEnv.
@@ -262,14 +258,7 @@ func TestTerminateReachesTheNamespacesOfProcessesThatItMayLookInto(t *testing.T)
 	p := newPlace(t)
 	p.load().ok()
 	p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
-	var s socket
-	inNewNetNS(t, func() error {
-		if err := sandbox.LoopbackUp(); err != nil {
-			return err
-		}
-		s = newSocket(t)
-		return unix.Connect(s.fd, sockaddr(serviceAddr))
-	})
+	s := connectInNewNetNS(t)
 	without, with := privileges["revsk terminate"][0], privileges["revsk terminate"][1]
 	args := p.args("terminate", "127.0.0.1:5353/udp")
 	r := runWith(t, neededHere(t, p, without.caps), freshProcess, args...)
@@ -277,80 +266,6 @@ func TestTerminateReachesTheNamespacesOfProcessesThatItMayLookInto(t *testing.T)
 	require.Zero(t, s.error(t))
 	runWith(t, neededHere(t, p, with.caps), freshProcess, args...).ok()
 	require.Equal(t, unix.ECONNABORTED, s.error(t))
-}
-
-// The agent works with what its help says that it needs: it loads, moves entries, and ends sockets in another network
-// namespace. Of what it is given beyond that it keeps nothing.
-func TestSmallestCapabilitiesOfTheAgent(t *testing.T) {
-	p := newPlace(t)
-	p.load().ok()
-	p.run("service", "add", "192.0.2.7:80/tcp", "--backend", "127.0.0.1:80").ok()
-	for title, given := range map[string][]privilege{"what it needs": privileges["revsk agent"][0].caps, "all": nil} {
-		t.Run(title, func(t *testing.T) {
-			p.run("mode", "dual").ok()
-			p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
-			var stderr syncBuffer
-			cmd := exec.Command("/proc/self/exe", p.args("agent", "--listen", "off", "--terminate-settle", "100ms", "--terminate-grace", "10ms",
-				"--terminate-max-share", "100", "--legacy-entries", "1000")...)
-			cmd.Env = append(os.Environ(), beCommandEnv+"="+freshProcess)
-			cmd.Stderr = &stderr
-			start := func() { require.NoError(t, cmd.Start()) }
-			if given == nil {
-				start()
-			} else {
-				withOnly(t, given, start)
-			}
-			ended := false
-			t.Cleanup(func() {
-				if !ended {
-					_ = cmd.Process.Kill()
-					_ = cmd.Wait()
-				}
-			})
-			mode := func() string { return strings.Fields(p.run("mode").ok().stdout)[0] }
-			require.Eventually(t, func() bool { return mode() == "storage" }, time.Minute, 20*time.Millisecond, "it has not migrated: %v", &stderr)
-
-			var s socket
-			inNewNetNS(t, func() error {
-				if err := sandbox.LoopbackUp(); err != nil {
-					return err
-				}
-				s = newSocket(t)
-				return unix.Connect(s.fd, sockaddr(serviceAddr))
-			})
-			p.run("service", "delete", serviceAddr+"/udp").ok()
-			require.Eventually(t, func() bool { return s.error(t) == unix.ECONNABORTED }, time.Minute, 20*time.Millisecond, "it has not ended the socket: %v", &stderr)
-
-			var want uint64 = 1 << unix.CAP_DAC_READ_SEARCH
-			if given != nil {
-				want = 0
-			}
-			for _, n := range privileges["revsk agent"] {
-				for _, c := range n.caps {
-					want |= 1 << c.bit
-				}
-			}
-			threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
-			require.NoError(t, err)
-			require.NotEmpty(t, threads)
-			for _, file := range threads {
-				b, err := os.ReadFile(file)
-				if errors.Is(err, os.ErrNotExist) {
-					continue // a thread that has ended
-				}
-				require.NoError(t, err)
-				if canGiveUp() {
-					require.Contains(t, string(b), "NoNewPrivs:\t1\n")
-					require.Contains(t, string(b), fmt.Sprintf("CapPrm:\t%016x\n", want))
-					require.Contains(t, string(b), fmt.Sprintf("CapInh:\t%016x\n", 0))
-				}
-			}
-			require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
-			require.NoError(t, cmd.Wait(), &stderr)
-			ended = true
-			require.NotContains(t, stderr.String(), "level=ERROR")
-		})
-	}
 }
 
 // canGiveUp tells whether this is a build whose commands can give up capabilities: see [capability.Keep].

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -16,7 +17,10 @@ import (
 const serviceAddr = "192.0.2.1:53"
 
 // socket is a datagram socket.
-type socket struct{ fd int }
+type socket struct {
+	fd     int
+	closed *sync.Once
+}
 
 // connectUDP adds a service, and returns a socket that is connected to it until the test ends.
 func connectUDP(t *testing.T, p place) socket {
@@ -32,8 +36,14 @@ func newSocket(t *testing.T) socket {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = unix.Close(fd) })
-	return socket{fd}
+	s := socket{fd, new(sync.Once)}
+	t.Cleanup(func() { s.close(t) })
+	return s
+}
+
+// close closes the socket before the test ends.
+func (s socket) close(t *testing.T) {
+	s.closed.Do(func() { require.NoError(t, unix.Close(s.fd)) })
 }
 
 func sockaddr(addr string) unix.Sockaddr {

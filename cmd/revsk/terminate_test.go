@@ -157,19 +157,9 @@ func TestTerminateSaysWhatCouldNotBeDestroyed(t *testing.T) {
 	require.NoError(t, err)
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
-	inNewNetNS(t, func() error {
-		if err := sandbox.LoopbackUp(); err != nil {
-			return err
-		}
-		s := newSocket(t)
-		if err := unix.Connect(s.fd, sockaddr(serviceAddr)); err != nil {
-			return err
-		}
-		if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(s.fd), nil, 0); err != nil {
-			return err
-		}
-		return unix.Close(s.fd)
-	})
+	s := connectInNewNetNS(t)
+	require.NoError(t, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(s.fd), nil, 0))
+	s.close(t)
 	for _, dryRun := range []string{"--dry-run=true", "--dry-run=false"} {
 		r := p.run("terminate", "127.0.0.1:5353/udp", dryRun)
 		require.Equal(t, "revsk: 1 socket could not be destroyed", r.fails(exitPartly))
@@ -182,6 +172,19 @@ func TestTerminateSaysWhatCouldNotBeDestroyed(t *testing.T) {
 	require.Equal(t, 1, doc.Failed)
 	require.Equal(t, string(inspect.OutcomeFailed), doc.Sockets[0].Outcome)
 	require.Equal(t, inspect.ErrUnreachable.Error(), doc.Sockets[0].Error)
+}
+
+// connectInNewNetNS returns a socket that is connected to the service of connectUDP, in a network namespace that nothing else keeps.
+func connectInNewNetNS(t *testing.T) (s socket) {
+	t.Helper()
+	inNewNetNS(t, func() error {
+		if err := sandbox.LoopbackUp(); err != nil {
+			return err
+		}
+		s = newSocket(t)
+		return unix.Connect(s.fd, sockaddr(serviceAddr))
+	})
+	return s
 }
 
 // inNewNetNS runs f on a thread of its own in a new network namespace.

@@ -5,6 +5,7 @@ package capability
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -27,6 +28,27 @@ func Held() (Set, error) {
 // Has tells whether a capability, such as [unix.CAP_BPF], is effective.
 func (s Set) Has(capability int) bool {
 	return s[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
+// names are those of the capabilities that this program has a use for.
+var names = map[int]string{
+	unix.CAP_SYS_ADMIN: "CAP_SYS_ADMIN", unix.CAP_BPF: "CAP_BPF", unix.CAP_NET_ADMIN: "CAP_NET_ADMIN", unix.CAP_PERFMON: "CAP_PERFMON",
+	unix.CAP_SYS_PTRACE: "CAP_SYS_PTRACE", unix.CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
+}
+
+// Missing names those of some capabilities that the calling thread does not have; "" if it has all, or that is not known.
+func Missing(capabilities ...int) string {
+	held, err := Held()
+	if err != nil {
+		return ""
+	}
+	var missing []string
+	for _, c := range capabilities {
+		if !held.Has(c) {
+			missing = append(missing, names[c])
+		}
+	}
+	return strings.Join(missing, ", ")
 }
 
 // Keep takes all other capabilities from the process, all its threads, for good: programs that it starts get none
