@@ -50,7 +50,7 @@ func TestTheyAreTheClocksOfTheKernel(t *testing.T) {
 	for _, c := range clocks {
 		now, err := c.read()
 		require.NoError(t, err)
-		assert.InDelta(t, clock(t, c.id), now, float64(3*time.Second))
+		assert.InDelta(t, clock(t, c.id), now, float64(time.Minute))
 	}
 }
 
@@ -64,6 +64,6 @@ func TestATimeNamespaceDoesNotChangeThem(t *testing.T) {
 	for i, c := range clocks {
 		now, err := time.ParseDuration(lines[i])
 		require.NoError(t, err)
-		assert.InDelta(t, clock(t, c.id), now, float64(10*time.Second))
+		assert.InDelta(t, clock(t, c.id), now, float64(time.Minute))
 	}
 }

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second // until an answer is taken for lost
+	patience = time.Minute      // until an answer is taken for lost
 	tick     = time.Millisecond // between looks at something that will change
 )
 

@@ -203,7 +203,7 @@ func TestWhatASocketHasSentTo(t *testing.T) {
 			x := s.socket()
 			q := s.queue(x, a.front)
 			gone(s, a)
-			x.ages(answerTime - 10*time.Second)
+			x.ages(answerTime - time.Minute)
 			s.heard(x, q, a.backend, a.front)
 		}},
 		rule{name: "answers as itself after that, and is its service's again when that is back", notLegacy: judges, play: func(s *scene) {

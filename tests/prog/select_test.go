@@ -532,7 +532,7 @@ func TestSelectAffinity(t *testing.T) {
 		selection{"the backend used last is kept, and the clock starts again", nil, func(s *scene) {
 			s.put(sticky)
 			s.match(12)
-			s.stick(hostNetns, 12, (timeout-5)*time.Second)
+			s.stick(hostNetns, 12, (timeout-60)*time.Second)
 			s.wantBackend(s.toService1(), 12)
 			s.wantAffinity(hostNetns, 12)
 		}},
