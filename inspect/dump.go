@@ -29,6 +29,8 @@ const (
 // variant is which programs of the dump are loaded.
 type variant struct {
 	conn, former, peers string
+	// large is for sockets that peers leaves out: it is loaded when there is one.
+	large string
 	// tables has a program for each class of table. Empty: each program emits all that a socket has.
 	tables []string
 }
@@ -38,7 +40,7 @@ func (v variant) whole() bool { return len(v.tables) == 0 }
 
 // allVariants has the best one first.
 var (
-	lockedVariant   = variant{conn: programs.DumpProgDumpConn, peers: programs.DumpProgDumpPeers}
+	lockedVariant   = variant{conn: programs.DumpProgDumpConn, peers: programs.DumpProgDumpPeers, large: programs.DumpProgDumpLarge}
 	unlockedVariant = variant{
 		conn: programs.DumpProgDumpConnUnlocked, former: programs.DumpProgDumpFormerUnlocked, peers: programs.DumpProgDumpPeersUnlocked,
 		tables: []string{
@@ -60,9 +62,10 @@ func bufferFor(n int) int { return min(max(n, minBuffer), maxBuffer) &^ 7 }
 type dumpPrograms struct {
 	*ebpf.Collection
 	variant
-	buffer *ebpf.Memory
-	// passes are what is to be run, one after the other.
+	buffer []byte
+	// passes are what is to be run, one after the other, and then the one over large tables, if that is loaded.
 	passes []pass
+	large  *link.Iter
 	// backends are those that the programs know as wanted.
 	backends []programs.DumpRevskWantedBackend
 }
@@ -108,20 +111,6 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 }
 
 func loadVariant(maps Maps, size int, v variant) (*dumpPrograms, error) {
-	spec, err := programs.LoadDump()
-	if err != nil {
-		return nil, err
-	}
-	for name := range spec.Programs {
-		if !v.has(name) {
-			delete(spec.Programs, name)
-		}
-	}
-	records := spec.Maps[programs.DumpMapRevskRecords]
-	records.ValueSize, records.Value = uint32(size), nil
-	if err := spec.Variables[programs.DumpVarCfgBufferSize].Set(uint64(size)); err != nil {
-		return nil, err
-	}
 	replacements := map[string]*ebpf.Map{
 		programs.DumpMapRevskConn:   maps.Conn,
 		programs.DumpMapRevskFormer: maps.Former,
@@ -130,20 +119,62 @@ func loadVariant(maps Maps, size int, v variant) (*dumpPrograms, error) {
 	for i, t := range revnat.TableMaps() {
 		replacements[t.Name] = maps.Tables[i]
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: bpfiter.Types})
+	coll, err := loadSome(v.has, size, replacements)
 	if err != nil {
 		return nil, err
 	}
 	p := &dumpPrograms{Collection: coll, variant: v}
-	if err := p.attach(maps); err != nil {
+	if err := p.attach(maps, size); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
+// loadSome loads the programs that are wanted, with a buffer of this size.
+func loadSome(wanted func(program string) bool, size int, replacements map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	spec, err := programs.LoadDump()
+	if err != nil {
+		return nil, err
+	}
+	for name := range spec.Programs {
+		if !wanted(name) {
+			delete(spec.Programs, name)
+		}
+	}
+	records := spec.Maps[programs.DumpMapRevskRecords]
+	records.ValueSize, records.Value = uint32(size), nil
+	if err := spec.Variables[programs.DumpVarCfgBufferSize].Set(uint64(size)); err != nil {
+		return nil, err
+	}
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: bpfiter.Types})
+}
+
+// datapath are the maps that the programs read.
+func (p *dumpPrograms) datapath() Maps {
+	maps := Maps{
+		Conn: p.Maps[programs.DumpMapRevskConn], Former: p.Maps[programs.DumpMapRevskFormer], Peers: p.Maps[programs.DumpMapRevskPeers],
+	}
+	for _, t := range revnat.TableMaps() {
+		maps.Tables = append(maps.Tables, p.Maps[t.Name])
+	}
+	return maps
+}
+
+// loadLarge loads the program for large tables, which works on the same maps.
+func (p *dumpPrograms) loadLarge() error {
+	coll, err := loadSome(func(program string) bool { return program == p.variant.large }, len(p.buffer), p.Maps)
+	if err != nil {
+		return loadError(fmt.Errorf("loading the iterator over large tables: %w", err))
+	}
+	defer coll.Close()
+	p.large, err = bpfiter.Attach(coll.Programs[p.variant.large], p.Maps[programs.DumpMapRevskPeers])
+	return loadError(err)
+}
+
 // attach makes the passes.
-func (p *dumpPrograms) attach(maps Maps) (err error) {
-	if p.buffer, err = p.Maps[programs.DumpMapRevskRecords].Memory(); err != nil {
+func (p *dumpPrograms) attach(maps Maps, size int) (err error) {
+	fd := p.Maps[programs.DumpMapRevskRecords].FD()
+	if p.buffer, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return fmt.Errorf("mapping the buffer of records: %w", err)
 	}
 	add := func(program string, m *ebpf.Map, c content) {
@@ -172,6 +203,12 @@ func (p *dumpPrograms) close() error {
 	for _, pass := range p.passes {
 		errs = append(errs, pass.iter.Close())
 	}
+	if p.large != nil {
+		errs = append(errs, p.large.Close())
+	}
+	if p.buffer != nil {
+		errs = append(errs, unix.Munmap(p.buffer))
+	}
 	p.Collection.Close()
 	return errors.Join(errs...)
 }
@@ -192,41 +229,61 @@ func (p *dumpPrograms) set(values map[string]any) error {
 // dumped is where in the buffer the records of a pass end.
 type dumped struct {
 	content
-	end int64
+	end int
 }
 
-// dump runs all passes over the sockets of a part. If smaller is more than 1 records are missing, and a part that is
-// so many times smaller would do.
-func (p *dumpPrograms) dump(ctx context.Context, sockets part) (all []dumped, smaller int, err error) {
+// dump runs all passes over the sockets of a part. If more is not 0, records are missing: those that there was no room for
+// need so many more bytes, or at most that.
+func (p *dumpPrograms) dump(ctx context.Context, sockets part) (all []dumped, more uint64, err error) {
 	err = p.set(map[string]any{
 		programs.DumpVarRevskPartFirst:   sockets.first,
 		programs.DumpVarRevskPartLast:    sockets.last,
 		programs.DumpVarRevskPosition:    uint64(0),
-		programs.DumpVarRevskRecordsLost: uint64(0),
+		programs.DumpVarRevskBytesLost:   uint64(0),
 		programs.DumpVarRevskRecordsTorn: uint64(0),
+		programs.DumpVarRevskLargeTables: uint64(0),
 	})
 	if err != nil {
 		return nil, 0, err
 	}
 	for _, pass := range p.passes {
-		if _, err := bpfiter.Run(ctx, pass.iter); err != nil {
-			return nil, 0, loadError(err)
+		d, more, err := p.run(ctx, pass)
+		if err != nil || more > 0 {
+			return nil, more, err
 		}
-		var end, lost, torn uint64
-		err := errors.Join(
-			p.Variables[programs.DumpVarRevskPosition].Get(&end),
-			p.Variables[programs.DumpVarRevskRecordsLost].Get(&lost),
-			p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
-		if err != nil {
-			return nil, 0, loadError(fmt.Errorf("reading how many records there are: %w", err))
-		}
-		all = append(all, dumped{pass.content, int64(end)})
-		switch {
-		case lost > 0:
-			return nil, 2 + int(lost*leastRecord/max(end, 1)), nil
-		case torn > 0:
-			return nil, 2, nil
+		all = append(all, d)
+	}
+	var large uint64
+	if err := p.Variables[programs.DumpVarRevskLargeTables].Get(&large); err != nil {
+		return nil, 0, loadError(fmt.Errorf("reading whether there are large tables: %w", err))
+	}
+	if large == 0 {
+		return all, 0, nil
+	}
+	if p.large == nil {
+		if err := p.loadLarge(); err != nil {
+			return nil, 0, err
 		}
 	}
-	return all, 1, nil
+	d, more, err := p.run(ctx, pass{p.large, ofPeers})
+	return append(all, d), more, err
+}
+
+// run runs a pass. For more see dump.
+func (p *dumpPrograms) run(ctx context.Context, pass pass) (d dumped, more uint64, err error) {
+	if _, err := bpfiter.Run(ctx, pass.iter); err != nil {
+		return d, 0, loadError(err)
+	}
+	var end, lost, torn uint64
+	err = errors.Join(
+		p.Variables[programs.DumpVarRevskPosition].Get(&end),
+		p.Variables[programs.DumpVarRevskBytesLost].Get(&lost),
+		p.Variables[programs.DumpVarRevskRecordsTorn].Get(&torn))
+	if err != nil {
+		return d, 0, loadError(fmt.Errorf("reading how many records there are: %w", err))
+	}
+	if torn > 0 {
+		lost = max(lost, 1)
+	}
+	return dumped{pass.content, int(end)}, lost, nil
 }

@@ -93,9 +93,16 @@ func (f *Filter) WantsTuple(s *Socket, role Role, t *revnat.Tuple) bool {
 		(f.Backends == nil || f.Backends.Has(t.Peer, s.Protocol))
 }
 
+func (f *Filter) asksOfTuples() bool {
+	return f.Connected || f.Service.AddrPort.IsValid() || f.Backends != nil
+}
+
+// asks says whether it depends on more than the kernel decides if a socket is wanted.
+func (f *Filter) asks() bool { return f.asksOfTuples() || f.Match != nil }
+
 // wants says of a socket without owners what is true of the whole filter.
 func (f *Filter) wants(s *Socket) bool {
-	if f.Connected || f.Service.AddrPort.IsValid() || f.Backends != nil {
+	if f.asksOfTuples() {
 		found := false
 		for role, t := range s.Tuples() {
 			found = found || f.WantsTuple(s, role, t)
@@ -104,7 +111,11 @@ func (f *Filter) wants(s *Socket) bool {
 			return false
 		}
 	}
-	return f.Match == nil || f.Match(s)
+	if f.Match == nil {
+		return true
+	}
+	own := *s // only what Match is given takes memory of its own
+	return f.Match(&own)
 }
 
 // want tells the programs what is wanted. What they let pass may be more, see bpf/iter/wanted.h.

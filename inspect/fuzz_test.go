@@ -29,7 +29,7 @@ func FuzzRecord(f *testing.F) {
 			return // the reader asks for whole records
 		}
 		r = r[:r.size()]
-		s, err := r.whole()
+		s, err := r.whole(nil)
 		if err != nil {
 			return
 		}

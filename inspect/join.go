@@ -6,63 +6,60 @@ import (
 	"iter"
 	"slices"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/revsk/revsk/revnat"
 )
 
 // sockets are those of the records that a dump has left in the buffer. It returns false if some tuples may have been
-// missed; then nothing was returned.
-func (p *dumpPrograms) sockets(all []dumped) (iter.Seq2[Socket, error], bool, error) {
+// missed; then nothing was returned. For room see [record.whole].
+func (p *dumpPrograms) sockets(all []dumped, to *room) (iter.Seq2[Socket, error], bool, error) {
 	if p.whole() {
-		return wholeSockets(p.buffer, all), true, nil
+		return func(yield func(Socket, error) bool) {
+			for _, r := range wholeRecords(p.buffer, all) {
+				if !r.holds() {
+					continue
+				}
+				if s, err := r.whole(to); !yield(s, err) || err != nil {
+					return
+				}
+			}
+		}, true, nil
 	}
 	return joinParts(p.buffer, all)
 }
 
-// wholeSockets reads records that have all that a socket holds. One that has sent for the first time between the two
-// passes is in both.
-func wholeSockets(buffer *ebpf.Memory, all []dumped) iter.Seq2[Socket, error] {
-	return func(yield func(Socket, error) bool) {
-		var before []uint64 // the ids of the first pass
-		from := int64(0)
-		for _, d := range all {
-			if d.content == ofPeers {
-				slices.Sort(before)
-			}
-			for r, err := range records(buffer, from, d.end) {
-				var s Socket
-				if err == nil {
-					s, err = r.whole()
-				}
-				if err != nil {
-					yield(s, err)
-					return
-				}
-				if d.content == ofConn {
-					before = append(before, r.id())
-				} else if _, twice := slices.BinarySearch(before, r.id()); twice {
+// wholeRecords are those that have all that a socket holds, and where in the buffer they begin. One that has sent for the first time between two passes is in
+// both, and so is one whose table has become a large one: it is returned once.
+func wholeRecords(buffer []byte, all []dumped) iter.Seq2[int, record] {
+	return func(yield func(int, record) bool) {
+		before := make([]uint64, 0, all[0].end/leastRecord) // the ids of the passes before
+		from := 0
+		for i, d := range all {
+			slices.Sort(before)
+			sorted := before
+			for r := range records(buffer[from:d.end]) {
+				at := from
+				from += len(r)
+				if _, twice := slices.BinarySearch(sorted, r.id()); twice {
 					continue
 				}
-				if (s.Conn != nil || s.Former != nil || len(s.Peers) > 0) && !yield(s, nil) {
+				if i+1 < len(all) {
+					before = append(before, r.id())
+				}
+				if !yield(at, r) {
 					return
 				}
 			}
-			from = d.end
 		}
 	}
 }
 
 // joinParts makes one socket of its records of all maps. It keeps all of them in memory.
-func joinParts(buffer *ebpf.Memory, all []dumped) (iter.Seq2[Socket, error], bool, error) {
+func joinParts(buffer []byte, all []dumped) (iter.Seq2[Socket, error], bool, error) {
 	byID := make(map[uint64]*Socket)
 	versions := make(map[uint64]uint16)
-	from := int64(0)
+	from := 0
 	for _, d := range all {
-		for r, err := range records(buffer, from, d.end) {
-			if err != nil {
-				return nil, false, err
-			}
+		for r := range records(buffer[from:d.end]) {
 			switch {
 			case d.content == ofBefore:
 				versions[r.id()] = r.tableVersion()
@@ -100,9 +97,9 @@ func addPart(byID map[uint64]*Socket, c content, r record) (err error) {
 	var tuples []revnat.Tuple
 	switch c {
 	case ofConn:
-		s.Conn, err = r.tuple(0)
+		s.Conn, err = r.tuple(0, nil)
 	case ofFormer:
-		s.Former, err = r.tuple(0)
+		s.Former, err = r.tuple(0, nil)
 	default:
 		tuples, err = r.tuples(0)
 		s.Peers = append(s.Peers, tuples...)

@@ -19,6 +19,8 @@ import (
 type ownerTable struct {
 	// files are inode and process of each, sorted: of inodes of 32 bits, which is all that sockets have.
 	files []uint64
+	// expected is for how many there is to be memory at first.
+	expected int
 	// alone are the processes as owners, by id.
 	alone map[uint32][]Process
 	// read says that it is not older than what is asked for.
@@ -46,7 +48,7 @@ func (t *ownerTable) of(ctx context.Context, inode uint64) ([]Process, error) {
 }
 
 func (t *ownerTable) load(ctx context.Context) error {
-	t.files = t.files[:0]
+	t.files = slices.Grow(t.files[:0], t.expected)
 	for f, err := range openfiles.Sockets(ctx) {
 		if err != nil {
 			return fmt.Errorf("looking for the owners of sockets: %w", err)

@@ -23,6 +23,9 @@ type Options struct {
 	// read in parts that fit into it: the kernel goes through all sockets once for each, so that a smaller one takes
 	// longer. Default: 16 MiB; at most 4 MiB where the kernel allows no more.
 	BufferSize int
+	// Reuse says that Conn and Former of a socket are looked at before the next one is asked for: memory for them is used
+	// again.
+	Reuse bool
 }
 
 // ErrInUse is returned by a [Reader] that is closed, or that is being read.
@@ -34,6 +37,7 @@ var ErrInUse = errors.New("reader is closed, or in use")
 type Reader struct {
 	opts     Options
 	programs *dumpPrograms
+	room     *room  // nil: each socket has its own
 	width    uint64 // of the parts that have fitted into the buffer last
 	inUse    atomic.Bool
 }
@@ -61,7 +65,11 @@ func openReader(maps Maps, opts Options, variants []variant) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{opts: opts, programs: p, width: math.MaxUint32 + 1}, nil
+	r := &Reader{opts: opts, programs: p, width: math.MaxUint32 + 1}
+	if opts.Reuse {
+		r.room = new(room)
+	}
+	return r, nil
 }
 
 // Close frees what the reader has in the kernel. A reader that is nil or closed returns [ErrInUse], and so
@@ -133,33 +141,31 @@ func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func
 	next, attempts := uint64(0), 0
 	for next <= math.MaxUint32 {
 		now := part{uint32(next), uint32(min(next+r.width, math.MaxUint32+1) - 1)}
-		dumped, smaller, err := r.programs.dump(ctx, now)
+		dumped, more, err := r.programs.dump(ctx, now)
 		if err != nil {
 			return err
 		}
 		var sockets iter.Seq2[Socket, error]
-		if smaller == 1 {
-			var whole bool
-			if sockets, whole, err = r.programs.sockets(dumped); err != nil {
+		whole := more == 0
+		if whole {
+			if sockets, whole, err = r.programs.sockets(dumped, r.room); err != nil {
 				return err
 			}
-			if !whole {
-				smaller = 2
-			}
 		}
-		if smaller > 1 {
+		if !whole {
 			if attempts++; attempts > maxAttempts {
 				return ErrIncomplete
 			}
-			r.width = max(1, (uint64(now.last-now.first)+1)/uint64(smaller))
+			r.width = max(1, (uint64(now.last-now.first)+1)/(1+max(1, more/uint64(len(r.programs.buffer)))))
 			continue
 		}
-		if attempts == 0 && dumped[len(dumped)-1].end < int64(r.programs.buffer.Size())/4 {
+		if attempts == 0 && dumped[len(dumped)-1].end < len(r.programs.buffer)/4 {
 			r.width = min(2*r.width, math.MaxUint32+1)
 		}
 		attempts = 0
 		next = uint64(now.last) + 1
 		owners.expire()
+		owners.expected = dumped[len(dumped)-1].end / leastRecord
 		for s, err := range sockets {
 			if err != nil {
 				return err

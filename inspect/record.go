@@ -10,8 +10,6 @@ import (
 	"slices"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
-
 	programs "github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
@@ -37,11 +35,8 @@ const (
 	peerAt         = int(unsafe.Offsetof(programs.DumpRevskSocket{}.Peer))
 )
 
-// Sizes of a record: that of a socket with a connection, and of one with all slots.
-const (
-	leastRecord = uint64(socketSize + revnat.TupleSize)
-	slotsRecord = socketSize + (wholeTuples+revnat.Slots)*revnat.TupleSize
-)
+// leastRecord is the size of a record of a socket with a connection.
+const leastRecord = socketSize + revnat.TupleSize
 
 // wholeTuples is how many tuples a whole record has before those of its peers: connection and former connection.
 const wholeTuples = 2
@@ -52,37 +47,38 @@ const subflow = 0x8000
 // record is a struct revsk_socket, and the tuples that follow it.
 type record []byte
 
-// records are those in a part of the buffer. Each is valid until the next one.
-func records(buffer *ebpf.Memory, from, to int64) iter.Seq2[record, error] {
-	return func(yield func(record, error) bool) {
-		r := make(record, slotsRecord)
-		for from < to {
-			r = r[:min(int64(slotsRecord), to-from)]
-			if _, err := buffer.ReadAt(r, from); err != nil {
-				yield(nil, fmt.Errorf("reading a record: %w", err))
-				return
-			}
-			if size := r.size(); size > len(r) {
-				have := len(r)
-				r = slices.Grow(r, size-have)[:size]
-				if _, err := buffer.ReadAt(r[have:], from+int64(have)); err != nil {
-					yield(nil, fmt.Errorf("reading a record: %w", err))
-					return
-				}
-			}
+// records are those in a part of the buffer. They are valid until the next dump.
+func records(b []byte) iter.Seq[record] {
+	return func(yield func(record) bool) {
+		for len(b) > 0 {
+			r := record(b)
 			r = r[:r.size()]
-			if !yield(r, nil) {
+			if !yield(r) {
 				return
 			}
-			from += int64(len(r))
+			b = b[len(r):]
 		}
 	}
 }
 
 func (r record) id() uint64           { return binary.NativeEndian.Uint64(r[idAt:]) }
+func (r record) netns() uint32        { return binary.NativeEndian.Uint32(r[netnsInodeAt:]) }
 func (r record) tableVersion() uint16 { return binary.NativeEndian.Uint16(r[tableVersionAt:]) }
 func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ subflow) }
 func (r record) size() int            { return socketSize + r.tupleCount()*revnat.TupleSize }
+
+// holds says whether one of the tuples is not empty.
+func (r record) holds() bool {
+	for i := range r.tupleCount() {
+		if !isEmpty(r[socketSize+i*revnat.TupleSize:]) {
+			return true
+		}
+	}
+	return false
+}
+
+// isEmpty says whether a tuple has no peer.
+func isEmpty(tuple []byte) bool { return [2]byte(tuple[32:34]) == [2]byte{} }
 
 // socket adds what the record says of the socket itself.
 func (r record) socket(s *Socket) {
@@ -91,7 +87,7 @@ func (r record) socket(s *Socket) {
 	s.State = State(r[stateAt])
 	s.Subflow = binary.NativeEndian.Uint16(r[tuplesAt:])&subflow != 0
 	s.Local = netip.AddrPortFrom(address(r[localAt:]), binary.NativeEndian.Uint16(r[localPortAt:]))
-	s.NetNS.Inode = uint64(binary.NativeEndian.Uint32(r[netnsInodeAt:]))
+	s.NetNS.Inode = uint64(r.netns())
 	s.NetNS.Cookie = binary.NativeEndian.Uint64(r[netnsCookieAt:])
 	s.Cookie = binary.NativeEndian.Uint64(r[cookieAt:])
 	s.Inode = binary.NativeEndian.Uint64(r[inodeAt:])
@@ -106,17 +102,19 @@ func address(wire []byte) netip.Addr {
 	return netip.AddrFrom16([16]byte(wire)).Unmap()
 }
 
-// tuple is the one with this number, nil if it is none.
-func (r record) tuple(i int) (*revnat.Tuple, error) {
+// tuple is the one with this number, nil if it is none. Without room for it memory is taken.
+func (r record) tuple(i int, room *revnat.Tuple) (*revnat.Tuple, error) {
 	b := r[socketSize+i*revnat.TupleSize:][:revnat.TupleSize]
-	if [2]byte(b[32:34]) == [2]byte{} {
+	if isEmpty(b) {
 		return nil, nil
 	}
-	t := new(revnat.Tuple)
-	if err := t.UnmarshalBinary(b); err != nil {
+	if room == nil {
+		room = new(revnat.Tuple)
+	}
+	if err := room.UnmarshalBinary(b); err != nil {
 		return nil, fmt.Errorf("decoding a record: %w", err)
 	}
-	return t, nil
+	return room, nil
 }
 
 // tuples are those from a number on.
@@ -131,13 +129,20 @@ func (r record) tuples(from int) ([]revnat.Tuple, error) {
 	return tuples, nil
 }
 
-// whole is the socket of a record that has all that it holds.
-func (r record) whole() (s Socket, err error) {
+// room is memory for the connection and the former connection of a socket.
+type room struct{ conn, former revnat.Tuple }
+
+// whole is the socket of a record that has all that it holds. Without room memory is taken.
+func (r record) whole(to *room) (s Socket, err error) {
+	var conn, former *revnat.Tuple
+	if to != nil {
+		conn, former = &to.conn, &to.former
+	}
 	r.socket(&s)
-	if s.Conn, err = r.tuple(0); err != nil || r.tupleCount() == 1 {
+	if s.Conn, err = r.tuple(0, conn); err != nil || r.tupleCount() == 1 {
 		return s, err
 	}
-	if s.Former, err = r.tuple(1); err != nil {
+	if s.Former, err = r.tuple(1, former); err != nil {
 		return s, err
 	}
 	s.Peers, err = r.tuples(wholeTuples)

@@ -46,7 +46,7 @@ func tupleTo(peer string) revnat.Tuple {
 func TestARecordIsASocketWithItsTuplesInOrder(t *testing.T) {
 	conn, former := tupleTo("10.0.1.1:5353"), tupleTo("10.0.1.2:5353")
 	a, b := tupleTo("10.0.1.3:5353"), tupleTo("10.0.1.4:5353")
-	s, err := recordOf(t, conn, former, b, revnat.Tuple{}, a).whole()
+	s, err := recordOf(t, conn, former, b, revnat.Tuple{}, a).whole(nil)
 	require.NoError(t, err)
 	assert.Equal(t, Socket{
 		Protocol: lbmap.ProtocolUDP, Family: IPv4, State: StateEstablished,
@@ -55,7 +55,7 @@ func TestARecordIsASocketWithItsTuplesInOrder(t *testing.T) {
 		Conn: &conn, Former: &former, Peers: []revnat.Tuple{a, b},
 	}, s)
 
-	s, err = recordOf(t, revnat.Tuple{}, revnat.Tuple{}, revnat.Tuple{}).whole()
+	s, err = recordOf(t, revnat.Tuple{}, revnat.Tuple{}, revnat.Tuple{}).whole(nil)
 	require.NoError(t, err)
 	assert.Nil(t, s.Conn)
 	assert.Nil(t, s.Former)
@@ -63,14 +63,14 @@ func TestARecordIsASocketWithItsTuplesInOrder(t *testing.T) {
 
 	part := recordOf(t, conn)
 	binary.NativeEndian.PutUint16(part[tuplesAt:], 1|subflow)
-	s, err = part.whole()
+	s, err = part.whole(nil)
 	require.NoError(t, err)
 	assert.True(t, s.Subflow)
 	assert.Equal(t, &conn, s.Conn)
 
 	broken := recordOf(t, conn)
 	broken[socketSize+38] = 0x80 // a flag that nobody knows
-	_, err = broken.whole()
+	_, err = broken.whole(nil)
 	assert.ErrorIs(t, err, lbmap.ErrInvalid)
 }
 
@@ -83,7 +83,7 @@ func BenchmarkDecode(b *testing.B) {
 			r := recordOf(b, tuples...)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := r.whole(); err != nil {
+				if _, err := r.whole(nil); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -92,7 +92,7 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func BenchmarkFilter(b *testing.B) {
-	s, err := recordOf(b, tupleTo("10.0.1.1:5353")).whole()
+	s, err := recordOf(b, tupleTo("10.0.1.1:5353")).whole(nil)
 	require.NoError(b, err)
 	var many []Backend
 	for i := range 5000 {

@@ -36,7 +36,7 @@ func (dp *Datapath) held(ctx context.Context) (n int, err error) {
 	if err := allowMaps(); err != nil {
 		return 0, err
 	}
-	r, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true})
+	r, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true, Reuse: true})
 	if err != nil {
 		return 0, describe(err)
 	}

@@ -108,7 +108,7 @@ func (d *datapath) programMaps() map[string]*ebpf.Map {
 func (d *datapath) sockets(ctx context.Context) iter.Seq2[inspect.Socket, error] {
 	return func(yield func(inspect.Socket, error) bool) {
 		if d.reader == nil {
-			r, err := inspect.Open(d.InspectMaps(), inspect.Options{SkipOwners: true})
+			r, err := inspect.Open(d.InspectMaps(), inspect.Options{SkipOwners: true, Reuse: true})
 			if err != nil {
 				yield(inspect.Socket{}, err)
 				return

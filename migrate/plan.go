@@ -156,7 +156,7 @@ func markPresent(ctx context.Context, dp *loader.Datapath, entries []*entry) err
 	if err := dp.Map(sock.SockMapRevskConfig).Lookup(uint32(0), &config); err != nil {
 		return fmt.Errorf("reading the mark: %w", err)
 	}
-	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true})
+	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: true, Reuse: true})
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,13 @@ func (t Tuple) MarshalBinary() ([]byte, error) { return encode("tuple", TupleSiz
 // Returns an error wrapping [lbmap.ErrLength], [lbmap.ErrPadding], or [lbmap.ErrInvalid] for an unknown
 // flag.
 func (t *Tuple) UnmarshalBinary(data []byte) error {
-	return decode("tuple", TupleSize, data, t, (*Tuple).get)
+	if len(data) != TupleSize {
+		return fmt.Errorf("decoding tuple: %d bytes, not %d: %w", len(data), TupleSize, lbmap.ErrLength)
+	}
+	if err := t.get(data); err != nil {
+		return fmt.Errorf("decoding tuple: %w", err)
+	}
+	return nil
 }
 
 func (t Tuple) put(b []byte) error {
@@ -91,6 +97,7 @@ func (t Tuple) put(b []byte) error {
 	return nil
 }
 
+// get leaves t as it is after an error.
 func (t *Tuple) get(b []byte) error {
 	flags := b[38]
 	if unknown := flags &^ knownFlags; unknown != 0 {

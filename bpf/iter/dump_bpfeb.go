@@ -104,15 +104,17 @@ const (
 	DumpProgDumpConn              = "dump_conn"
 	DumpProgDumpConnUnlocked      = "dump_conn_unlocked"
 	DumpProgDumpFormerUnlocked    = "dump_former_unlocked"
+	DumpProgDumpLarge             = "dump_large"
 	DumpProgDumpPeers             = "dump_peers"
 	DumpProgDumpPeersUnlocked     = "dump_peers_unlocked"
 	DumpVarCfgBufferSize          = "cfg_buffer_size"
 	DumpVarCfgTableClasses        = "cfg_table_classes"
 	DumpVarCfgTableMaps           = "cfg_table_maps"
+	DumpVarRevskBytesLost         = "revsk_bytes_lost"
+	DumpVarRevskLargeTables       = "revsk_large_tables"
 	DumpVarRevskPartFirst         = "revsk_part_first"
 	DumpVarRevskPartLast          = "revsk_part_last"
 	DumpVarRevskPosition          = "revsk_position"
-	DumpVarRevskRecordsLost       = "revsk_records_lost"
 	DumpVarRevskRecordsTorn       = "revsk_records_torn"
 	DumpVarRevskScratch           = "revsk_scratch"
 	DumpVarRevskWantedBackendsHow = "revsk_wanted_backends_how"
@@ -175,6 +177,7 @@ type DumpProgramSpecs struct {
 	DumpConn           *ebpf.ProgramSpec `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.ProgramSpec `ebpf:"dump_conn_unlocked"`
 	DumpFormerUnlocked *ebpf.ProgramSpec `ebpf:"dump_former_unlocked"`
+	DumpLarge          *ebpf.ProgramSpec `ebpf:"dump_large"`
 	DumpPeers          *ebpf.ProgramSpec `ebpf:"dump_peers"`
 	DumpPeersUnlocked  *ebpf.ProgramSpec `ebpf:"dump_peers_unlocked"`
 }
@@ -217,10 +220,11 @@ type DumpVariableSpecs struct {
 	CfgBufferSize          *ebpf.VariableSpec `ebpf:"cfg_buffer_size"`
 	CfgTableClasses        *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
 	CfgTableMaps           *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
+	RevskBytesLost         *ebpf.VariableSpec `ebpf:"revsk_bytes_lost"`
+	RevskLargeTables       *ebpf.VariableSpec `ebpf:"revsk_large_tables"`
 	RevskPartFirst         *ebpf.VariableSpec `ebpf:"revsk_part_first"`
 	RevskPartLast          *ebpf.VariableSpec `ebpf:"revsk_part_last"`
 	RevskPosition          *ebpf.VariableSpec `ebpf:"revsk_position"`
-	RevskRecordsLost       *ebpf.VariableSpec `ebpf:"revsk_records_lost"`
 	RevskRecordsTorn       *ebpf.VariableSpec `ebpf:"revsk_records_torn"`
 	RevskScratch           *ebpf.VariableSpec `ebpf:"revsk_scratch"`
 	RevskWantedBackendsHow *ebpf.VariableSpec `ebpf:"revsk_wanted_backends_how"`
@@ -317,10 +321,11 @@ type DumpVariables struct {
 	CfgBufferSize          *ebpf.Variable `ebpf:"cfg_buffer_size"`
 	CfgTableClasses        *ebpf.Variable `ebpf:"cfg_table_classes"`
 	CfgTableMaps           *ebpf.Variable `ebpf:"cfg_table_maps"`
+	RevskBytesLost         *ebpf.Variable `ebpf:"revsk_bytes_lost"`
+	RevskLargeTables       *ebpf.Variable `ebpf:"revsk_large_tables"`
 	RevskPartFirst         *ebpf.Variable `ebpf:"revsk_part_first"`
 	RevskPartLast          *ebpf.Variable `ebpf:"revsk_part_last"`
 	RevskPosition          *ebpf.Variable `ebpf:"revsk_position"`
-	RevskRecordsLost       *ebpf.Variable `ebpf:"revsk_records_lost"`
 	RevskRecordsTorn       *ebpf.Variable `ebpf:"revsk_records_torn"`
 	RevskScratch           *ebpf.Variable `ebpf:"revsk_scratch"`
 	RevskWantedBackendsHow *ebpf.Variable `ebpf:"revsk_wanted_backends_how"`
@@ -345,6 +350,7 @@ type DumpPrograms struct {
 	DumpConn           *ebpf.Program `ebpf:"dump_conn"`
 	DumpConnUnlocked   *ebpf.Program `ebpf:"dump_conn_unlocked"`
 	DumpFormerUnlocked *ebpf.Program `ebpf:"dump_former_unlocked"`
+	DumpLarge          *ebpf.Program `ebpf:"dump_large"`
 	DumpPeers          *ebpf.Program `ebpf:"dump_peers"`
 	DumpPeersUnlocked  *ebpf.Program `ebpf:"dump_peers_unlocked"`
 }
@@ -359,6 +365,7 @@ func (p *DumpPrograms) Close() error {
 		p.DumpConn,
 		p.DumpConnUnlocked,
 		p.DumpFormerUnlocked,
+		p.DumpLarge,
 		p.DumpPeers,
 		p.DumpPeersUnlocked,
 	)

@@ -67,10 +67,10 @@ volatile const __u64 cfg_buffer_size = sizeof(struct revsk_buffer);
 __u64 revsk_position = 0;
 
 /*
- * Records that the buffer had no room for, or that changed while they were made: user space reads that part
- * of the sockets again, in smaller parts.
+ * How many more bytes records would have needed, at most, for which the buffer had no room; and how many records changed
+ * while they were made. User space reads that part of the sockets again, in smaller parts or with a larger buffer.
  */
-__u64 revsk_records_lost = 0;
+__u64 revsk_bytes_lost = 0;
 __u64 revsk_records_torn = 0;
 
 /* The part of the sockets that is wanted: those whose hash is from first to last. */
@@ -110,7 +110,7 @@ static __always_inline void *room_at(__u64 position, __u64 size)
 
 	if (buffer && position <= cfg_buffer_size - size)
 		return buffer + position;
-	__sync_fetch_and_add(&revsk_records_lost, 1);
+	__sync_fetch_and_add(&revsk_bytes_lost, size);
 	return NULL;
 }
 

@@ -75,7 +75,9 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	if err != nil {
 		return err
 	}
-	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{SkipOwners: countBy != "" && countBy != byProcess && only.pid == 0})
+	reader, err := inspect.Open(dp.InspectMaps(), inspect.Options{
+		SkipOwners: countBy != "" && countBy != byProcess && only.pid == 0, Reuse: true,
+	})
 	if err != nil {
 		return err
 	}
@@ -103,7 +105,12 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	case env.json():
 		err = writeSockets(out, sockets, now, &filter)
 	default:
-		err = printSockets(out, sockets, now, &filter, env.output == outputWide)
+		var sorted *inspect.Sorted
+		if sorted, err = reader.Sorted(ctx, filter); err != nil {
+			return err
+		}
+		defer sorted.Close()
+		err = printSockets(out, ownedBy(sorted.Sockets(ctx), only), now, &filter, env.output == outputWide)
 	}
 	if err != nil {
 		return err

@@ -72,8 +72,10 @@ func (l *listFlags) filter(ctx context.Context, env *env, reader *inspect.Reader
 		}
 		f.Backends, f.Connected = inspect.NewBackendSet(gone...), true
 	}
-	f.Match = func(s *inspect.Socket) bool {
-		return (l.state == "" || s.StateName() == l.state) && (l.netns == "" || notInode == nil || s.NetNS.Name == l.netns)
+	if l.state != "" || l.netns != "" && notInode != nil {
+		f.Match = func(s *inspect.Socket) bool {
+			return (l.state == "" || s.StateName() == l.state) && (l.netns == "" || notInode == nil || s.NetNS.Name == l.netns)
+		}
 	}
 	return f, nil
 }

@@ -69,10 +69,9 @@ func tableOf(t testing.TB, sockets []inspect.Socket, wide bool) []string {
 	return strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
 }
 
-func TestATableOfSocketsIsSortedByAllThatTellsThemApart(t *testing.T) {
+func TestATableOfSocketsHasThemInTheirOrder(t *testing.T) {
 	sockets := append(someSockets(300, false), someSockets(300, true)...)
 	lines := tableOf(t, sockets, true)
-	slices.SortFunc(sockets, func(a, b inspect.Socket) int { return a.Compare(&b) })
 	require.Len(t, lines, 1+len(sockets))
 	for i, s := range sockets {
 		require.Contains(t, lines[1+i], s.Local.String())
