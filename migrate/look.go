@@ -120,8 +120,14 @@ func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socket
 	if err != nil {
 		return fmt.Errorf("looking at the sockets of network namespaces: %w", err)
 	}
-	if _, err := bpfiter.RunProgram(ctx, p.Programs[iter.LookProgLookFiles], nil); err != nil {
-		return fmt.Errorf("looking at the sockets of processes: %w", err)
+	var found uint64
+	if err := p.Variables[iter.LookVarRevskFound].Get(&found); err != nil {
+		return engineError(l.engine, fmt.Errorf("reading how many sockets were found: %w", err))
+	}
+	if int(found) < len(x.cookies) {
+		if _, err := bpfiter.RunProgram(ctx, p.Programs[iter.LookProgLookFiles], nil); err != nil {
+			return fmt.Errorf("looking at the sockets of processes: %w", err)
+		}
 	}
 	first := l.withoutEntry == nil
 	if first && len(l.backends) > 0 {

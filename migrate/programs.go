@@ -3,6 +3,7 @@
 package migrate
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -170,10 +171,27 @@ func (p *programs) take(entries []*entry) error {
 			index, wire = index[:0], wire[:0]
 		}
 	}
+	for _, c := range []*ebpf.Collection{p.iterators, p.descriptors} {
+		if c != nil && err == nil {
+			err = errors.Join(c.Variables[iter.FillVarRevskJudged].Set(uint64(0)), c.Variables[iter.FillVarRevskWithoutRoom].Set(uint64(0)))
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("handing entries to the programs: %w", err)
 	}
 	return nil
+}
+
+// allJudged tells whether the iterators over tables have judged all entries, and no socket needs more room. Then it does
+// not matter which process has it open.
+func (p *programs) allJudged() (bool, error) {
+	var judged, withoutRoom uint64
+	err := errors.Join(
+		p.iterators.Variables[iter.FillVarRevskJudged].Get(&judged), p.iterators.Variables[iter.FillVarRevskWithoutRoom].Get(&withoutRoom))
+	if err != nil {
+		return false, fmt.Errorf("reading how many entries were judged: %w", err)
+	}
+	return int(judged) == len(p.entries) && withoutRoom == 0, nil
 }
 
 // handedAtOnce is how many entries are put together for the programs at once.

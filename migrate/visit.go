@@ -93,15 +93,11 @@ func (s *visitor) watch(p *programs) (stop func()) {
 	if s.progress == nil || judged == nil {
 		return func() {}
 	}
-	var before uint64
-	if judged.Get(&before) != nil {
-		return func() {}
-	}
 	done, stopped := make(chan struct{}), make(chan struct{})
 	report := func() {
 		var n uint64
 		if judged.Get(&n) == nil {
-			s.progress(int(n-before), len(p.entries))
+			s.progress(int(n), len(p.entries))
 		}
 	}
 	go func() {
@@ -132,6 +128,9 @@ func (s *visitor) pass(ctx context.Context, p *programs) error {
 	err := runInNamespaces(ctx, p.iterators.Programs[iter.FillProgFillTcp], p.iterators.Programs[iter.FillProgFillUdp])
 	if err != nil {
 		return fmt.Errorf("visiting the sockets of network namespaces: %w", err)
+	}
+	if all, err := p.allJudged(); err != nil || all {
+		return err
 	}
 	if _, err := bpfiter.RunProgram(ctx, p.iterators.Programs[iter.FillProgFindFiles], nil); err != nil {
 		return fmt.Errorf("visiting the sockets of processes: %w", err)

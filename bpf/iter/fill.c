@@ -99,6 +99,9 @@ __u64 revsk_caller = 0;
 /* Entries that have been judged, for who wants to watch. */
 __u64 revsk_judged = 0;
 
+/* Sockets in a table that had no room for one of their entries. */
+__u64 revsk_without_room = 0;
+
 /* How often find_files has met a socket that is left to fill_descriptor. */
 __u64 revsk_files_only = 0;
 
@@ -261,8 +264,10 @@ static __always_inline void fill_entries(void *sk, const struct sock_common *c, 
 	};
 
 	bpf_loop(found->count, fill_step, &loop, 0);
-	if (loop.without_room)
+	if (loop.without_room) {
 		found->seen |= REVSK_SEEN_WITHOUT_ROOM;
+		__sync_fetch_and_add(&revsk_without_room, 1);
+	}
 }
 
 static __always_inline int fill_from_table(void *sk, const struct sock_common *c, __u8 protocol,

@@ -153,6 +153,7 @@ const (
 	FillVarRevskCaller                = "revsk_caller"
 	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
+	FillVarRevskWithoutRoom           = "revsk_without_room"
 	FillVarUnusedCall                 = "unused_call"
 	FillVarUnusedResult               = "unused_result"
 	FillVarUnusedSeen                 = "unused_seen"
@@ -282,6 +283,7 @@ type FillVariableSpecs struct {
 	RevskCaller                *ebpf.VariableSpec `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
+	RevskWithoutRoom           *ebpf.VariableSpec `ebpf:"revsk_without_room"`
 	UnusedCall                 *ebpf.VariableSpec `ebpf:"unused_call"`
 	UnusedResult               *ebpf.VariableSpec `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.VariableSpec `ebpf:"unused_seen"`
@@ -422,6 +424,7 @@ type FillVariables struct {
 	RevskCaller                *ebpf.Variable `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`
+	RevskWithoutRoom           *ebpf.Variable `ebpf:"revsk_without_room"`
 	UnusedCall                 *ebpf.Variable `ebpf:"unused_call"`
 	UnusedResult               *ebpf.Variable `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.Variable `ebpf:"unused_seen"`

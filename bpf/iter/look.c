@@ -46,6 +46,9 @@ struct {
 	__type(value, __u32);
 } revsk_look_backends SEC(".maps");
 
+/* How many of the sockets have been found. */
+__u64 revsk_found = 0;
+
 /* Count the sockets that are connected to a backend. */
 volatile const bool cfg_count_backends = false;
 
@@ -78,6 +81,8 @@ static __always_inline void look(const struct sock_common *c, __u16 protocol, bo
 		found->peer_port = peer.port;
 		found->family = c->skc_family;
 		found->protocol = protocol;
+		if (!found->found)
+			__sync_fetch_and_add(&revsk_found, 1);
 		found->found = 1;
 	} else if (in_table && cfg_count_backends) {
 		count_backend(&peer, protocol);

@@ -47,6 +47,7 @@ const (
 	LookProgLookTcp          = "look_tcp"
 	LookProgLookUdp          = "look_udp"
 	LookVarCfgCountBackends  = "cfg_count_backends"
+	LookVarRevskFound        = "revsk_found"
 )
 
 // LoadLook returns the embedded CollectionSpec for Look.
@@ -109,6 +110,7 @@ type LookMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LookVariableSpecs struct {
 	CfgCountBackends *ebpf.VariableSpec `ebpf:"cfg_count_backends"`
+	RevskFound       *ebpf.VariableSpec `ebpf:"revsk_found"`
 }
 
 // LookObjects contains all objects after they have been loaded into the kernel.
@@ -147,6 +149,7 @@ func (m *LookMaps) Close() error {
 // It can be passed to LoadLookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LookVariables struct {
 	CfgCountBackends *ebpf.Variable `ebpf:"cfg_count_backends"`
+	RevskFound       *ebpf.Variable `ebpf:"revsk_found"`
 }
 
 // LookPrograms contains all programs after they have been loaded into the kernel.
