@@ -221,12 +221,12 @@ func startReplica(t *testing.T, s *socket, port int, master string) {
 
 // redis returns the text with which a redis answers a command; the empty string if it does not.
 func redis(addr, command string) string {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+	c, err := net.DialTimeout("tcp", addr, 20*time.Second)
 	if err != nil {
 		return ""
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	fmt.Fprintf(c, "%s\r\n", command)
 	r := bufio.NewReader(c)
 	first, _ := r.ReadString('\n')

