@@ -202,7 +202,7 @@ func (k *keeper) look() (loader.Status, error) {
 		k.see(func(v *view) { v.loaded, v.hooks = false, nil })
 		return loader.Status{}, err
 	}
-	status, err := dp.Status()
+	status, err := dp.Health()
 	k.a.setDatapath(dp)
 	if err != nil {
 		return status, err

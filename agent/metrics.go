@@ -3,20 +3,11 @@
 package agent
 
 import (
-	"cmp"
 	"fmt"
-	"os"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/lbmap"
-	"github.com/revsk/revsk/loader"
-	"github.com/revsk/revsk/migrate"
 )
 
 // family is a family of metrics. docs/agent.md has a table of them.
@@ -107,83 +98,6 @@ var (
 	metricRuns       = counter("program_runs_total", "Runs of a program of the datapath since it was loaded; where kernel.bpf_stats_enabled is set.", "program")
 )
 
-// tally is what the agent has done. It is guarded by the lock of the agent, apart from the histograms.
-type tally struct {
-	loads, takeovers, ownerRestarts int
-	ownerRan                        time.Duration
-	errors                          map[string]int
-	migrations                      map[string]int // by outcome
-	moved                           map[string]int // by action
-	terminations                    map[terminationKind]int
-	migrationTime, terminationTime  prometheus.Histogram
-}
-
-type terminationKind struct {
-	outcome  inspect.Outcome
-	protocol lbmap.Protocol
-}
-
-// The outcomes of migrations.
-const (
-	migrationDone       = "done"
-	migrationUnresolved = "unresolved"
-	migrationFailed     = "failed"
-)
-
-// init makes series of what can happen, so that the first time is an increase.
-func (t *tally) init() {
-	t.errors, t.migrations, t.moved = make(map[string]int), make(map[string]int), make(map[string]int)
-	t.terminations = make(map[terminationKind]int)
-	for _, step := range []string{stepLook, stepLoad, stepMigrate, stepGiveBack, stepBackends, stepTerminate, stepSurvey, stepAudit} {
-		t.errors[step] = 0
-	}
-	for _, outcome := range []string{migrationDone, migrationUnresolved, migrationFailed} {
-		t.migrations[outcome] = 0
-	}
-	for _, action := range []string{"moved", "deleted", "written"} {
-		t.moved[action] = 0
-	}
-	for _, outcome := range []inspect.Outcome{inspect.OutcomeDestroyed, inspect.OutcomeLeft, inspect.OutcomeFailed} {
-		for _, protocol := range []lbmap.Protocol{lbmap.ProtocolTCP, lbmap.ProtocolUDP} {
-			t.terminations[terminationKind{outcome, protocol}] = 0
-		}
-	}
-	t.migrationTime = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: metricMigrateDuration.name, Help: metricMigrateDuration.help, Buckets: prometheus.ExponentialBuckets(0.05, 2, 12),
-	})
-	t.terminationTime = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: metricTermDuration.name, Help: metricTermDuration.help, Buckets: []float64{.25, .5, .75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300},
-	})
-}
-
-func (t *tally) migration(r *migrate.Report, err error) {
-	switch {
-	case err == nil:
-		t.migrations[migrationDone]++
-	case len(r.Unresolved) > 0:
-		t.migrations[migrationUnresolved]++
-	default:
-		t.migrations[migrationFailed]++
-	}
-	t.moved["moved"] += r.MovedConn + r.MovedPeers
-	t.moved["deleted"] += r.Deleted
-	t.moved["written"] += r.Written
-	t.migrationTime.Observe(reportDuration(r).Seconds())
-}
-
-func (t *tally) termination(e SocketTerminated) {
-	t.terminations[terminationKind{e.Outcome, e.Socket.Protocol}]++
-	if e.Outcome == inspect.OutcomeDestroyed {
-		t.terminationTime.Observe(e.After.Seconds())
-	}
-}
-
-func (a *Agent) count(f func(*tally)) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	f(&a.tally)
-}
-
 // Describe implements prometheus.Collector.
 func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range families {
@@ -207,122 +121,6 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// problemCodes are those that a series is made for, whether there is such a problem or not.
-var problemCodes = []string{
-	loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemCgroupRemoved,
-	loader.ProblemTakenBack, loader.ProblemBeside, loader.ProblemMapMissing, loader.ProblemMapReplaced, loader.ProblemHashFull,
-	loader.ProblemUnsafeDir, loader.ProblemLinkUnpinned, loader.ProblemAgentOff, loader.ProblemModeDual, loader.ProblemNotRoot,
-}
-
-func (a *Agent) collectDatapath(ch chan<- prometheus.Metric) {
-	codes := make(map[string]bool)
-	for _, code := range problemCodes {
-		codes[code] = false
-	}
-	for _, p := range a.view.problems {
-		codes[p.Code] = true
-	}
-	for code, is := range codes {
-		metricProblem.send(ch, bit(is), code)
-	}
-	if a.datapath == nil {
-		return
-	}
-	if mode, err := a.datapath.Mode(); err == nil {
-		for _, m := range []loader.Mode{loader.ModeStorage, loader.ModeMirror, loader.ModeDual, loader.ModeLegacy} {
-			metricMode.send(ch, bit(m == mode), m.String())
-		}
-	}
-	states := map[string]int{"attached": 0, "missing": 0, "taken_back": 0}
-	for _, h := range a.view.hooks {
-		switch {
-		case h.Attached:
-			states["attached"]++
-		case h.TakenOver != nil && h.TakenOver.BackID != 0:
-			states["taken_back"]++
-		case !h.Optional:
-			states["missing"]++
-		}
-	}
-	for state, n := range states {
-		metricHooks.send(ch, float64(n), state)
-	}
-	if c, err := a.datapath.Counters(); err == nil {
-		collectCounters(ch, c)
-	}
-	a.collectPrograms(ch)
-}
-
-func collectCounters(ch chan<- prometheus.Metric, c loader.Counters) {
-	for _, m := range []struct {
-		*family
-		value  uint64
-		labels []string
-	}{
-		{metricStored, c.Stored, nil},
-		{metricUpdated, c.Updated, nil},
-		{metricReleased, c.Released, nil},
-		{metricDropped, c.DroppedDirect, []string{"direct"}},
-		{metricDropped, c.DroppedReplaced, []string{"replaced"}},
-		{metricEvicted, c.Evicted, nil},
-		{metricZeroed, c.ReleaseZeroed, nil},
-		{metricRejected, c.RejectedNoBackend, []string{"no_backend"}},
-		{metricRejected, c.RejectedNoMemory, []string{"no_memory"}},
-		{metricTranslated, c.Translated, nil},
-		{metricReversed, c.Reversed, nil},
-		{metricNotWritten, c.HashNotWritten, nil},
-	} {
-		m.send(ch, float64(m.value), m.labels...)
-	}
-	metricTuplesCounted.send(ch, float64(c.Live()))
-}
-
-// collectPrograms sends the statistics that the kernel keeps of programs.
-func (a *Agent) collectPrograms(ch chan<- prometheus.Metric) {
-	if on, err := os.ReadFile("/proc/sys/kernel/bpf_stats_enabled"); err != nil || strings.TrimSpace(string(on)) == "0" {
-		return
-	}
-	for _, h := range a.view.hooks {
-		if !h.Attached || h.ProgramID == 0 {
-			continue
-		}
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(h.ProgramID))
-		if err != nil {
-			continue // replaced meanwhile
-		}
-		stats, err := prog.Stats()
-		prog.Close()
-		if err != nil {
-			continue
-		}
-		name := strings.TrimPrefix(h.Program, "revsk_")
-		metricRunSeconds.send(ch, stats.Runtime.Seconds(), name)
-		metricRuns.send(ch, float64(stats.RunCount), name)
-	}
-}
-
-func (a *Agent) collectTally(ch chan<- prometheus.Metric) {
-	t := &a.tally
-	metricLoads.send(ch, float64(t.loads))
-	metricTakeovers.send(ch, float64(t.takeovers))
-	metricOwnerRestarts.send(ch, float64(t.ownerRestarts))
-	metricOwnerRan.send(ch, t.ownerRan.Seconds())
-	for outcome, n := range t.migrations {
-		metricMigrations.send(ch, float64(n), outcome)
-	}
-	for action, n := range t.moved {
-		metricMigrationMoved.send(ch, float64(n), action)
-	}
-	for step, n := range t.errors {
-		metricErrors.send(ch, float64(n), strings.ReplaceAll(step, " ", "_"))
-	}
-	for kind, n := range t.terminations {
-		metricTerminations.send(ch, float64(n), string(kind.outcome), kind.protocol.String())
-	}
-	t.migrationTime.Collect(ch)
-	t.terminationTime.Collect(ch)
-}
-
 func (a *Agent) collectBackends(ch chan<- prometheus.Metric) {
 	b := &a.view.backends
 	if b.present != nil {
@@ -332,65 +130,6 @@ func (a *Agent) collectBackends(ch chan<- prometheus.Metric) {
 	for _, reason := range holdReasons {
 		metricHeld.send(ch, bit(b.held == reason.text), reason.label)
 	}
-}
-
-func (a *Agent) collectSurvey(ch chan<- prometheus.Metric, s *survey) {
-	for _, role := range []inspect.Role{inspect.RoleConnected, inspect.RoleDisconnected, inspect.RoleFormer, inspect.RoleSent} {
-		metricTuples.send(ch, float64(s.tuples[role]), string(role))
-	}
-	for kind, n := range s.sockets {
-		metricSockets.send(ch, float64(n), kind.protocol.String(), kind.family.String())
-	}
-	for _, c := range s.services {
-		metricServiceSockets.send(ch, float64(c.n), c.key.service.String(), c.key.protocol.String())
-	}
-	for _, c := range s.backends {
-		metricBackendSockets.send(ch, float64(c.n), c.key.AddrPort.String(), c.key.Protocol.String())
-	}
-	for _, f := range s.fill {
-		metricMapEntries.send(ch, float64(f.entries), f.name)
-		metricMapSize.send(ch, float64(f.size), f.name)
-	}
-	metricSurveyTime.send(ch, seconds(s.at))
-	metricSurveyDuration.send(ch, s.duration.Seconds())
-}
-
-// largest returns the keys of the largest numbers, n of them at most.
-func largest[K comparable](of map[K]int, n int) []counted[K] {
-	if n <= 0 {
-		return nil
-	}
-	type named struct {
-		counted[K]
-		name string
-	}
-	all := make([]named, 0, len(of))
-	for key, n := range of {
-		all = append(all, named{counted[K]{key, n}, fmt.Sprint(key)})
-	}
-	slices.SortFunc(all, func(a, b named) int { return cmp.Or(cmp.Compare(b.n, a.n), cmp.Compare(a.name, b.name)) })
-	most := make([]counted[K], min(n, len(all)))
-	for i := range most {
-		most[i] = all[i].counted
-	}
-	return most
-}
-
-func (a *audit) collect(ch chan<- prometheus.Metric) {
-	p := a.plan
-	live := 0
-	for _, l := range p.Live {
-		live += l.Entries
-	}
-	// Those that sockets still need are counted by what a migration would do with them, too.
-	for verdict, n := range map[string]int{
-		"live": live, "stale": p.Stale, "leaked": p.Leaked, "ended": p.Ended, "unknown": p.Unknown,
-	} {
-		metricHashEntries.send(ch, float64(n), verdict)
-	}
-	metricWithoutEntry.send(ch, float64(p.WithoutEntrySum()))
-	metricAuditTime.send(ch, seconds(a.at))
-	metricAuditDuration.send(ch, a.duration.Seconds())
 }
 
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

@@ -16,7 +16,6 @@ import (
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/lbmap"
-	"github.com/revsk/revsk/revnat"
 )
 
 // bpfDestroyer destroys with bpf_sock_destroy, in iterators over the sockets of a network namespace.
@@ -35,17 +34,7 @@ func (d *bpfDestroyer) load(maps Maps) error {
 		return err
 	}
 	spec.Maps[programs.DestroyMapRevskVictims].MaxEntries = destroyBatch
-	replacements := map[string]*ebpf.Map{
-		programs.DestroyMapRevskConn:   maps.Conn,
-		programs.DestroyMapRevskFormer: maps.Former,
-		programs.DestroyMapRevskPeers:  maps.Peers,
-	}
-	for i, t := range revnat.TableMaps() {
-		replacements[t.Name] = maps.Tables[i]
-	}
-	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Cache: bpfiter.Types, MapReplacements: replacements,
-	})
+	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: bpfiter.Types, MapReplacements: maps.tuples()})
 	err = probe.Recheck(err)
 	refused := new(ebpf.VerifierError)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.As(err, &refused) {

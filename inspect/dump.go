@@ -111,15 +111,7 @@ func loadDump(maps Maps, size int, variants []variant) (*dumpPrograms, error) {
 }
 
 func loadVariant(maps Maps, size int, v variant) (*dumpPrograms, error) {
-	replacements := map[string]*ebpf.Map{
-		programs.DumpMapRevskConn:   maps.Conn,
-		programs.DumpMapRevskFormer: maps.Former,
-		programs.DumpMapRevskPeers:  maps.Peers,
-	}
-	for i, t := range revnat.TableMaps() {
-		replacements[t.Name] = maps.Tables[i]
-	}
-	coll, err := loadSome(v.has, size, replacements)
+	coll, err := loadSome(v.has, size, maps.tuples())
 	if err != nil {
 		return nil, err
 	}

@@ -57,17 +57,20 @@ func MapsOf(byName func(name string) *ebpf.Map) Maps {
 	return maps
 }
 
-// hold says which map is missing of those that hold tuples.
-func (m Maps) hold() error {
-	needed := map[string]*ebpf.Map{"revsk_conn": m.Conn, "revsk_former": m.Former, "revsk_peers": m.Peers}
+// tuples are the maps that hold tuples, by name; nil for one that is missing.
+func (m Maps) tuples() map[string]*ebpf.Map {
+	all := map[string]*ebpf.Map{sock.SockMapRevskConn: m.Conn, sock.SockMapRevskFormer: m.Former, sock.SockMapRevskPeers: m.Peers}
 	for i, t := range revnat.TableMaps() {
-		needed[t.Name] = nil
+		all[t.Name] = nil
 		if i < len(m.Tables) {
-			needed[t.Name] = m.Tables[i]
+			all[t.Name] = m.Tables[i]
 		}
 	}
-	return need(needed)
+	return all
 }
+
+// hold says which map is missing of those that hold tuples.
+func (m Maps) hold() error { return need(m.tuples()) }
 
 func need(maps map[string]*ebpf.Map) error {
 	for name, m := range maps {

@@ -55,7 +55,7 @@ type TakenOver struct {
 	BackID uint32 `json:"back_id,omitempty"`
 }
 
-// MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays).
+// MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays), or was not asked for.
 type MapStatus struct {
 	Name       string `json:"name"`
 	Pin        string `json:"pin"`
@@ -77,6 +77,15 @@ func (s Status) Complete() bool {
 
 // Status reports what runs. Counting the entries of a full map takes a moment.
 func (dp *Datapath) Status() (Status, error) {
+	return dp.status(ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie)
+}
+
+// Health is [Datapath.Status] without the numbers of entries that say nothing of problems: only maps that evict entries are
+// counted.
+func (dp *Datapath) Health() (Status, error) { return dp.status(ebpf.LRUHash) }
+
+// status counts the entries of some types of maps.
+func (dp *Datapath) status(counted ...ebpf.MapType) (Status, error) {
 	var s Status
 	var err error
 	if s.Mode, err = dp.Mode(); err != nil {
@@ -110,8 +119,7 @@ func (dp *Datapath) Status() (Status, error) {
 			MaxEntries: m.MaxEntries(),
 			Own:        ownMap(name),
 		}
-		switch m.Type() {
-		case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
+		if slices.Contains(counted, m.Type()) {
 			if ms.Entries, err = countEntries(m); err != nil {
 				return s, fmt.Errorf("counting the entries of %s: %w", name, err)
 			}
