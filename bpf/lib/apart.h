@@ -172,14 +172,6 @@ static __always_inline void ctx_legacy_end(struct sock_ref *s, const struct endp
 	apart_legacy_end(s->ctx, SPLIT(dst), was_in_storage);
 }
 
-APART(int, legacy_restore_sent, 0, legacy_restore_sent(&s, JOIN(first, last, port)), __u64 first,
-      __u64 last, __u32 port)
-
-static __always_inline int ctx_legacy_restore_sent(struct sock_ref *s, const struct endpoint *peer)
-{
-	return apart_legacy_restore_sent(s->ctx, SPLIT(peer));
-}
-
 APART(int, conn_retire, -ENOENT, conn_retire(&s, JOIN(first, last, port)), __u64 first, __u64 last,
       __u32 port)
 

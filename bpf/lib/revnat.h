@@ -93,24 +93,6 @@ static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
 	return old->time > current_mark() ? time_now() : old->time;
 }
 
-/* What the hash says of @peer is to be what the socket has sent to it, if anything. */
-static __always_inline int legacy_restore_sent(struct sock_ref *s, const struct endpoint *peer)
-{
-	struct revsk_peers_value *p = peers_get(s);
-	struct revsk_tuple *t, sent;
-
-	t = p ? peers_find(s, p, peer) : NULL;
-	if (t) {
-		sent = *t; /* as in revnat_source */
-		return hash_store(s, &sent, current_mode());
-	}
-	legacy_delete(sock_cookie(s), peer);
-	return 0;
-}
-
-/* legacy_restore_sent, as a function of its own. */
-static __always_inline int ctx_legacy_restore_sent(struct sock_ref *s, const struct endpoint *peer);
-
 /* What the hash says of @peer is to be what the socket is connected by, or was before, if it is to that peer. */
 static __noinline int legacy_restore_connection(struct sock_ref *s, const struct endpoint *peer)
 {
@@ -164,8 +146,7 @@ static __always_inline int conn_retire(struct sock_ref *s, const struct endpoint
 	if (former && former_is_actual(s, former)) {
 		peer = tuple_peer(&conn->tuple);
 		if (peers_overtaken(s, p, &peer)) {
-			if (mode_has_hash(current_mode()))
-				ctx_legacy_restore_sent(s, &peer);
+			/* That send was later than the connect, which is what the hash says, too. */
 			count(REVSK_DROPPED_REPLACED);
 			return 0;
 		}
