@@ -23,7 +23,8 @@ static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
 	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
 }
 
-static __always_inline void count_tuple(const struct revsk_tuple *t, enum revsk_metric metric)
+/* Counts what has become of a tuple, if tuples of its socket are counted. Out of line, for the stack on Linux 5.10. */
+static __noinline void count_tuple(const struct revsk_tuple *t, enum revsk_metric metric)
 {
 	if (!(t->flags & REVSK_TUPLE_SUBFLOW))
 		count(metric);
