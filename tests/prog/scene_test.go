@@ -78,6 +78,8 @@ type scene struct {
 	mode     mode
 	now      uint32 // what the clock shows
 	mayLeak  bool   // legacy entries may be left when all sockets are released
+	// byProtocol puts services for each protocol where a rule says any.
+	byProtocol bool
 }
 
 // Times, in the unit of a tuple's.

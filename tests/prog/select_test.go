@@ -21,6 +21,18 @@ type selection struct {
 
 func holdForSelection(t *testing.T, selections ...selection) {
 	t.Helper()
+	holdSelections(t, false, selections)
+}
+
+// holdByProtocolToo is for rules that hold as well where a service is for one protocol: such a one is found by the first lookup, and
+// decided about at once if it is plain.
+func holdByProtocolToo(t *testing.T, selections ...selection) {
+	t.Helper()
+	holdSelections(t, true, selections)
+}
+
+func holdSelections(t *testing.T, byProtocolToo bool, selections []selection) {
+	t.Helper()
 	for _, sel := range selections {
 		t.Run(sel.name, func(t *testing.T) {
 			h := shared
@@ -28,6 +40,17 @@ func holdForSelection(t *testing.T, selections ...selection) {
 				h = load(t, options{programs: selectionPrograms, constants: sel.config})
 			}
 			sel.hold(t, h)
+			if byProtocolToo {
+				t.Run("by protocol", func(t *testing.T) {
+					for _, f := range families {
+						t.Run(f.name, func(t *testing.T) {
+							s := newScene(t, h, f, false)
+							s.byProtocol = true
+							sel.holdFor(s)
+						})
+					}
+				})
+			}
 		})
 	}
 }
@@ -36,19 +59,20 @@ var selectionPrograms = []string{"lb_select", "service_lookup", "service_stands"
 
 func (sel selection) hold(t *testing.T, h *harness) {
 	for _, f := range families {
-		t.Run(f.name, func(t *testing.T) {
-			s := newScene(t, h, f, false)
-			sel.play(s)
-			s.counted(counts{})
-		})
+		t.Run(f.name, func(t *testing.T) { sel.holdFor(newScene(t, h, f, false)) })
 	}
+}
+
+func (sel selection) holdFor(s *scene) {
+	sel.play(s)
+	s.counted(counts{})
 }
 
 func off(name string) map[string]any { return map[string]any{name: false} }
 func on(name string) map[string]any  { return map[string]any{name: true} }
 
 func TestSelectBackend(t *testing.T) {
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"an address without a service is left alone", nil, func(s *scene) {
 			s.put(service{backends: []int{1}})
 			for _, other := range neighbours(s.family.service(1)) {
@@ -152,7 +176,7 @@ func TestSelectBackend(t *testing.T) {
 }
 
 func TestSelectScope(t *testing.T) {
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"a service is looked up in the external scope", nil, func(s *scene) {
 			s.put(service{backends: []int{1}})
 			s.put(service{scope: lbmap.ScopeInternal, backends: []int{2}})
@@ -305,7 +329,7 @@ func TestSelectByNetworkNamespace(t *testing.T) {
 
 func TestSelectWithoutBackends(t *testing.T) {
 	untouched := off("reject_no_backend")
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"no backends: rejected", nil, func(s *scene) {
 			s.put(service{})
 			s.wantUnreachable(s.toService1())
@@ -377,7 +401,7 @@ func (s *scene) wantProxy(r request) {
 
 func TestSelectL7(t *testing.T) {
 	l7 := service{flags: lbmap.FlagL7LoadBalancer, word: proxyPort(), backends: []int{1}}
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"L7 service on the host: the proxy on loopback, no backend", nil, func(s *scene) {
 			s.put(l7)
 			s.wantProxy(s.toService1())
@@ -421,7 +445,7 @@ func TestSelectLeftToPacketPath(t *testing.T) {
 	host := func(s *scene, identity uint32) { s.identify(s.family.service(1).Addr(), identity, 0) }
 	external := service{flags: lbmap.FlagExternalIP, backends: []int{1}}
 	hostPort := service{flags: lbmap.FlagHostPort, backends: []int{1}}
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"46x64: left alone, for an address of the host too", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagNAT46x64, backends: []int{1}})
 			s.wantUntranslated(s.toService1())
@@ -481,7 +505,7 @@ func TestSelectLeftToPacketPath(t *testing.T) {
 
 func TestSelectLocalRedirect(t *testing.T) {
 	redirect := service{flags: lbmap.FlagLocalRedirect, backends: []int{1}}
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"local redirect: translated", nil, func(s *scene) {
 			s.put(redirect)
 			s.wantBackend(s.toService1(), 1)
@@ -523,7 +547,7 @@ func TestSelectAffinity(t *testing.T) {
 		backends: []int{10, 11, 12},
 	}
 	// The cookie of the request would choose 11.
-	holdForSelection(t,
+	holdByProtocolToo(t,
 		selection{"the backend chosen first is remembered", nil, func(s *scene) {
 			s.put(sticky)
 			s.wantBackend(s.toService1(), 11)

@@ -39,6 +39,12 @@ func (s *scene) put(svc service) {
 	if svc.revNat == 0 {
 		svc.revNat = 1
 	}
+	if s.byProtocol && svc.protocol == lbmap.ProtocolAny {
+		for _, svc.protocol = range []lbmap.Protocol{lbmap.ProtocolTCP, lbmap.ProtocolUDPLite} {
+			s.put(svc)
+		}
+		svc.protocol = lbmap.ProtocolUDP
+	}
 	m := s.h.servicesFor(svc.frontend.Addr())
 	key := lbmap.ServiceKey{AddrPort: svc.frontend, Protocol: svc.protocol, Scope: svc.scope}
 	must(s.T, m.Put(key, lbmap.ServiceValue{
