@@ -67,9 +67,9 @@ static __always_inline struct revsk_tuple *connection_find(struct sock_ref *s,
 }
 
 /*
- * The hash knows better than the socket which service @peer belongs to: programs that write the hash alone have run, up to the mark,
- * and the entry says something else than each of the socket's tuples for that peer. (It has one entry for
- * what may be several tuples.) For tuples up to the mark only: later ones are in the hash as they are here.
+ * Whether to believe the hash, and not the socket, about the service of @peer. Until the mark, programs may have run that write the hash
+ * only. So its entry is newer if it differs from every tuple that the socket has for that peer: there can be
+ * several, and the hash has one entry for them. To be asked about tuples up to the mark; later ones were written to both.
  */
 static __always_inline bool legacy_is_newer(struct sock_ref *s, const struct endpoint *peer)
 {
@@ -106,9 +106,9 @@ static __always_inline __u32 ended_bit(const struct endpoint *peer)
 }
 
 /*
- * Mode dual: the application has turned to @peer itself, so that what the hash said of it was removed. A migrator that has
- * read the entry before can tell it from one that the LRU has evicted, whose socket still needs it. Without memory
- * for that it cannot; nothing else depends on it.
+ * Mode dual: notes on the socket that the application has used @peer without a service, so that its entry was deleted from the hash. A
+ * migrator that has read the entry before would otherwise take it for one that the LRU has evicted, and
+ * move it to the socket. Nothing else depends on the note, so no call is rejected if there is no memory for it.
  */
 static __always_inline int conn_note_ended(struct sock_ref *s, const struct endpoint *peer)
 {
@@ -125,7 +125,7 @@ static __always_inline int conn_note_ended(struct sock_ref *s, const struct endp
 	return 0;
 }
 
-/* Of 31 peers that the socket has never turned to itself, one may look as if. */
+/* Whether that was noted. Peers share the bits: of 31 others, one looks as if it was noted, too. */
 static __always_inline bool conn_has_ended(const struct revsk_conn_value *conn,
 					   const struct endpoint *peer)
 {
@@ -189,9 +189,9 @@ static __always_inline bool former_drop(struct sock_ref *s, const struct endpoin
 }
 
 /*
- * Makes @t the former connection, of this time. What was that before becomes what the socket has sent to, unless the
- * socket has sent to that peer since, or is about to be connected to it, which is @next. Returns 0, or
- * -ENOMEM with nothing changed.
+ * Stores @t, what the socket was connected to, as the former connection, with this time. The one that is stored there moves to the
+ * peers: datagrams from it may still be in the queue. It goes if the socket has sent to its peer
+ * since, or is about to be connected to it: that is @next. Returns 0, or -ENOMEM with nothing changed.
  */
 static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_value *conn,
 					struct revsk_peers_value *p, const struct revsk_tuple *t,

@@ -87,13 +87,13 @@ static __always_inline __u32 time_now(void)
 	return now > mark ? now : mark + 1;
 }
 
-/* The time at which @old became a former connection. One up to the mark stays one that nobody has confirmed. */
+/* The time of @old as a former connection: now, unless it is from up to the mark and not confirmed. Then it stays so. */
 static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
 {
 	return old->time > current_mark() ? time_now() : old->time;
 }
 
-/* What the hash says of @peer is to be what the socket is connected by, or was before, if it is to that peer. */
+/* Writes to the hash the connection to @peer, or the former one to it; without either, @peer has no entry any more. */
 static __noinline int legacy_restore_connection(struct sock_ref *s, const struct endpoint *peer)
 {
 	struct revsk_tuple *t;
@@ -116,7 +116,7 @@ static __always_inline bool former_is_actual(struct sock_ref *s,
 	return former_is(former, &actual);
 }
 
-/* What the socket has sent to @peer is from now on what it may be connected by, too; false if it has not. */
+/* Marks what the socket has sent to @peer as what it may be connected by, too. Returns false if it has sent nothing. */
 static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
 					    const struct endpoint *peer)
 {
@@ -128,9 +128,9 @@ static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_pee
 }
 
 /*
- * A datagram socket that is connected to @conn connects elsewhere, to @next: the connection becomes the
- * former one. But if the former one is the socket's still, it stays: then the kernel has rejected the connection,
- * or has not come to it yet, another thread being faster. It is kept among the peers.
+ * A datagram socket connects to @next: its connection becomes the former one. But if the kernel has the socket connected to the peer of the
+ * former one, that stays. The kernel has then rejected the connection, or another thread was faster and the
+ * kernel has not come to it yet: so it is kept among the peers, and marked.
  */
 static __always_inline int conn_retire(struct sock_ref *s, const struct endpoint *next)
 {
