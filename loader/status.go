@@ -55,7 +55,7 @@ type TakenOver struct {
 	BackID uint32 `json:"back_id,omitempty"`
 }
 
-// MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays), or was not asked for.
+// MapStatus is one of the maps. Entries is -1 where counting them makes no sense (storage, arrays).
 type MapStatus struct {
 	Name       string `json:"name"`
 	Pin        string `json:"pin"`
