@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -86,12 +88,15 @@ func (n *node) hold(sockets int) {
 	cmd := n.command(holdSockets)
 	cmd.Env = append(cmd.Env, holdEnv+"="+strconv.Itoa(sockets))
 	cmd.Stdout = nil
+	var words bytes.Buffer
+	cmd.Stderr = &words
 	out, err := cmd.StdoutPipe()
 	require.NoError(n, err)
-	require.NoError(n, cmd.Start())
+	n.launch(cmd)
 	n.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	_, err = io.ReadFull(out, make([]byte, 1))
-	require.NoError(n, err)
+	if _, err = io.ReadFull(out, make([]byte, 1)); err != nil {
+		require.NoError(n, errors.Join(err, cmd.Wait()), "%s", &words)
+	}
 }
 
 const holdEnv = childEnv + "_HOLD"

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -254,8 +255,22 @@ const (
 func (n *node) child(options string) *exec.Cmd {
 	n.Helper()
 	cmd := n.command(options)
-	require.NoError(n, cmd.Start())
+	n.launch(cmd)
 	return cmd
+}
+
+// launch starts a process that ends with the test at the latest, however the test ends. The thread that starts it has to live as
+// long as it does, because of Pdeathsig.
+func (n *node) launch(cmd *exec.Cmd) {
+	n.Helper()
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-n.Context().Done()
+	}()
+	require.NoError(n, <-started)
 }
 
 func (n *node) command(options string) *exec.Cmd {
