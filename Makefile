@@ -71,9 +71,15 @@ analyze: clang ## Search the BPF programs with the static analyzer of clang
 RACE ?= $(shell $(GO) list ./... | grep -v /tests/)
 
 .PHONY: test-race
-test-race: ## Run tests under the race detector: [RACE=./...] (root)
+test-race: ## Run tests with the race detector, compare docs/coverage.md: [RACE=./...]
 	@command -v gcc >/dev/null || { apt-get update -q && apt-get install -y -q gcc libc6-dev; }
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(RACE)
+	mkdir -p bin
+	CGO_ENABLED=1 $(GO) test -race -coverprofile=bin/coverage.out -count=1 -timeout 60m $(RACE)
+	$(GO) run ./tests/coverage $(COVERAGE) bin/coverage.out docs/coverage.md
+
+.PHONY: coverage
+coverage: ## Write docs/coverage.md: [RACE=./...] (root)
+	$(MAKE) test-race COVERAGE=-write RACE="$(RACE)"
 
 .PHONY: test-reference
 test-reference: ## Test another agent's programs: OBJECT=bpf_sock.o (root)
