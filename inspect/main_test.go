@@ -19,6 +19,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		holdSocket()
 	}
+	if text := os.Getenv(manyEnv); text != "" {
+		holdMany(text)
+	}
 	os.Exit(sandbox.TestMain(func() int { return run(m) }))
 }
 
