@@ -30,12 +30,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the tests of package inspect need memory for BPF maps:", err)
 		return 1
 	}
-	before := openFiles()
+	before := leftOpen()
 	code := m.Run()
 	if hooks, err := loadHooks(); err == nil {
 		hooks.coll.Close()
 	}
-	for _, f := range openFiles() {
+	for _, f := range leftOpen() {
 		if !slices.Contains(before, f) {
 			fmt.Fprintln(os.Stderr, "left open by the tests:", f)
 			code = 1
@@ -44,8 +44,8 @@ func run(m *testing.M) int {
 	return code
 }
 
-// openFiles returns what this process has open of the kind that the tests open.
-func openFiles() []string {
+// leftOpen returns what this process has open of the kind that the tests open.
+func leftOpen() []string {
 	var files []string
 	fds, _ := os.ReadDir("/proc/self/fd")
 	for _, fd := range fds {

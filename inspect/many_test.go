@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var manySockets = flag.Int("inspect.sockets", 20000, "how many sockets there are while they are listed; 1,000,000 take 5 GB and minutes")
+var manySockets = flag.Int("inspect.sockets", 20000, "how many sockets there are while they are listed; 1,000,000 take 5 GB and many minutes")
 
 // manyEnv makes the test binary a process that opens many sockets: it is an errand.
 const manyEnv = "REVSK_INSPECT_TEST_MANY"
@@ -55,12 +55,16 @@ func holdMany(text string) {
 	os.Exit(0)
 }
 
-// run opens the sockets and writes the cookies of those that stay. The others it closes and opens until its input ends;
-// then it writes how often.
+// run opens the sockets and writes the cookies of those that stay. From the first byte of input until its end it closes and
+// opens the others; then it writes how often.
 func (e *errand) run() error {
-	limit := unix.Rlimit{Cur: uint64(e.Sockets) + 100, Max: uint64(e.Sockets) + 100}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("allowing %d files: %w", limit.Max, err)
+	limit, err := fileLimit()
+	if err == nil {
+		limit.Cur = limit.Max
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	if err != nil {
+		return fmt.Errorf("allowing open files: %w", err)
 	}
 	if e.OwnNetNS {
 		if err := loopbackUp(); err != nil {
@@ -84,6 +88,9 @@ func (e *errand) run() error {
 	if err := out.Flush(); err != nil {
 		return err
 	}
+	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+		return err
+	}
 	ended := make(chan struct{})
 	go func() {
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -104,9 +111,14 @@ func (e *errand) run() error {
 			opened++
 		}
 		if i%200 == 0 {
-			time.Sleep(time.Millisecond) // others are to run, too
+			time.Sleep(50 * time.Millisecond) // others are to run, too
 		}
 	}
+}
+
+func fileLimit() (limit unix.Rlimit, err error) {
+	err = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	return limit, err
 }
 
 func (e *errand) open(fds []int, i int) (err error) {
@@ -142,9 +154,12 @@ type lasting struct {
 // openMany has n sockets opened by several processes, each other one in a network namespace of its own.
 func openMany(t *testing.T, services []service, n int) lasting {
 	t.Helper()
-	const perProcess = 100000
+	limit, err := fileLimit()
+	require.NoError(t, err)
+	perProcess := min(int(limit.Max)-100, 100000)
 	all := lasting{pids: make(map[uint64]int, n)}
 	processes := max(4, (n+perProcess-1)/perProcess)
+	var inputs []io.Writer
 	for number := range processes {
 		e := errand{Number: number, Sockets: n / processes / 20 * 20, OwnNetNS: number%2 == 1}
 		for _, s := range services {
@@ -176,7 +191,10 @@ func openMany(t *testing.T, services []service, n int) lasting {
 			all.pids[c] = cmd.Process.Pid
 		}
 		all.cookies = append(all.cookies, cookies...)
+		inputs = append(inputs, stdin)
 	}
+	_, err = io.MultiWriter(inputs...).Write([]byte{1})
+	require.NoError(t, err)
 	slices.Sort(all.cookies)
 	return all
 }

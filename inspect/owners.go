@@ -19,8 +19,6 @@ import (
 type ownerTable struct {
 	// files are inode and process of each, sorted: of inodes of 32 bits, which is all that sockets have.
 	files []uint64
-	// expected is for how many there is to be memory at first.
-	expected int
 	// alone are the processes as owners, by id.
 	alone map[uint32][]Process
 	// read says that it is not older than what is asked for.
@@ -48,7 +46,7 @@ func (t *ownerTable) of(ctx context.Context, inode uint64) ([]Process, error) {
 }
 
 func (t *ownerTable) load(ctx context.Context) error {
-	t.files = slices.Grow(t.files[:0], t.expected)
+	t.files = slices.Grow(t.files[:0], openFiles())
 	for f, err := range openfiles.Sockets(ctx) {
 		if err != nil {
 			return fmt.Errorf("looking for the owners of sockets: %w", err)
@@ -63,6 +61,15 @@ func (t *ownerTable) load(ctx context.Context) error {
 	t.alone = make(map[uint32][]Process)
 	t.read = true
 	return nil
+}
+
+// openFiles is how many files the machine has open, 0 if that is not known.
+func openFiles() (n int) {
+	text, err := os.ReadFile("/proc/sys/fs/file-nr")
+	if err == nil {
+		_, _ = fmt.Sscan(string(text), &n)
+	}
+	return n
 }
 
 func (t *ownerTable) find(inode uint32) (owners []Process) {

@@ -165,7 +165,6 @@ func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func
 		attempts = 0
 		next = uint64(now.last) + 1
 		owners.expire()
-		owners.expected = dumped[len(dumped)-1].end / leastRecord
 		for s, err := range sockets {
 			if err != nil {
 				return err

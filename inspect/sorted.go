@@ -151,7 +151,6 @@ func (s *Sorted) index(all []dumped, f *Filter) error {
 			ranks[r.netns()] = 0
 		}
 	}
-	s.owners.expected = len(s.at)
 	inodes := slices.Collect(maps.Keys(ranks))
 	slices.SortFunc(inodes, func(a, b uint32) int {
 		return cmp.Or(cmp.Compare(s.names[uint64(a)], s.names[uint64(b)]), cmp.Compare(a, b))
