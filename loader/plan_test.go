@@ -126,8 +126,14 @@ func TestPlanOfALoad(t *testing.T) {
 			o.opts.ChangeFeatures = func(f *Features) { f.L7 = false }
 		}, []string{"load programs", "replace", "keep the features"}, nil},
 		"ours of a later release runs": {observed(), func(o *observation) {
-			o.dirs[o.opts.PinsDir] = append(o.dirs[o.opts.PinsDir], "revsk_tab_8k_15_v12")
+			o.others = []otherMap{{pin: "/bpf/revsk/revsk_conn_v12", needed: true}}
 		}, nil, ErrLayout},
+		"ours of a later release runs, and sockets need nothing": {observed(), func(o *observation) {
+			o.others, o.mode = []otherMap{{pin: "/bpf/revsk/revsk_conn_v12", needed: true}}, ModeLegacy
+		}, []string{"load programs", "replace", "unpin map"}, nil},
+		"a later release has left a map that nothing needs": {observed(), func(o *observation) {
+			o.others = []otherMap{{pin: "/bpf/revsk/revsk_conn_v12"}}
+		}, []string{"load programs", "replace", "unpin map"}, nil},
 		"features without a meaning": {observed(), func(o *observation) {
 			o.opts.ChangeFeatures = func(f *Features) { f.IPv4, f.IPv6 = false, false }
 		}, nil, ErrInvalid},
