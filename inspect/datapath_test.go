@@ -4,7 +4,6 @@ package inspect
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,12 +12,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -107,44 +108,18 @@ func (d *datapath) detach() {
 // enterCgroup moves this process into a new cgroup, and back when the test ends.
 func enterCgroup(t testing.TB) string {
 	t.Helper()
-	root := cgroup2Mount(t)
-	old := ownCgroup(t)
-	dir := filepath.Join(root, fmt.Sprintf("revsk-inspect-%d", os.Getpid()))
+	dir := filepath.Join(sandbox.Cgroup(), "inspect")
 	require.NoError(t, os.Mkdir(dir, 0o755))
-	t.Cleanup(func() { require.NoError(t, os.Remove(dir)) })
+	// A process that the test has killed may take a moment to leave it.
+	t.Cleanup(func() {
+		require.Eventually(t, func() bool { return os.Remove(dir) == nil }, time.Minute, time.Millisecond)
+	})
 	self := []byte(strconv.Itoa(os.Getpid()))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), self, 0))
 	t.Cleanup(func() {
-		require.NoError(t, os.WriteFile(filepath.Join(root, old, "cgroup.procs"), self, 0))
+		require.NoError(t, os.WriteFile(filepath.Join(sandbox.Cgroup(), "cgroup.procs"), self, 0))
 	})
 	return dir
-}
-
-func cgroup2Mount(t testing.TB) string {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	require.NoError(t, err)
-	for line := range strings.Lines(string(mounts)) {
-		before, after, _ := strings.Cut(line, " - ")
-		if strings.HasPrefix(after, "cgroup2 ") {
-			return strings.Fields(before)[4]
-		}
-	}
-	t.Fatal("no cgroup2 file system is mounted: the hooks need one to be attached to")
-	return ""
-}
-
-func ownCgroup(t testing.TB) string {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/cgroup")
-	require.NoError(t, err)
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return path
-		}
-	}
-	t.Fatal("this process is in no cgroup of version 2")
-	return ""
 }
 
 // service is a service with one backend, on the loopback address of its family.
