@@ -88,8 +88,7 @@ func (a *applier) try(steps []step) error {
 	return nil
 }
 
-// finish ends a call, to be deferred: if it has failed, all that was done is taken back, in reverse order. This is the
-// only place where that is done.
+// finish ends a call. If the call has failed, finish undoes all steps, in reverse order; nothing else does. It is to be deferred.
 func (a *applier) finish(err *error) {
 	switch {
 	case *err == nil:
@@ -371,7 +370,7 @@ func (a *applier) attachLink(h hook, prog *ebpf.Program) (func() error, error) {
 	raw, err := link.AttachRawLink(link.RawLinkOptions{Target: int(cgroup.Fd()), Program: prog, Attach: h.attach})
 	if err != nil {
 		err = fmt.Errorf("attaching %s to %s: %w", h.program, a.opts.Cgroup, err)
-		// Of another program, perhaps, that has come meanwhile.
+		// Perhaps because another program has been attached meanwhile.
 		if above, _, lookErr := cgroupsAround(a.opts.Cgroup); lookErr == nil && errors.Is(err, unix.EPERM) {
 			on, _ := h.programsOf(append([]string{a.opts.Cgroup}, above...))
 			if why := h.blockedBy(a.opts.Cgroup, on); why != nil {
@@ -386,16 +385,16 @@ func (a *applier) attachLink(h hook, prog *ebpf.Program) (func() error, error) {
 	if err := raw.Pin(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("pinning %s: %w", path, err), raw.Detach())
 	}
-	// Not by the removal of its last pin alone, which would detach it some time later.
+	// Detach it now: the removal of its last pin alone would detach it some time later.
 	return func() error { return errors.Join(raw.Detach(), raw.Unpin()) }, nil
 }
 
-// exchange puts one program in the place of another, in one atomic step, if that is still there.
+// exchange replaces a program by another one in one atomic step, if the former is still attached.
 type exchange struct {
 	hook   hook
 	linked bool // in the link that is pinned; else attached without one
 	old    ebpf.ProgramID
-	ours   bool // ours comes; else what is saved comes back
+	ours   bool // our program is the new one; else the saved program is put back
 	said   Change
 }
 
@@ -473,7 +472,7 @@ func swapAttached(cgroup string, h hook, old, next *ebpf.Program) error {
 		Target:  int(dir.Fd()),
 		Program: next,
 		Attach:  h.attach,
-		// The kernel insists on the flags of what is there.
+		// The kernel requires the flags with which the others are attached.
 		Flags: found.Flags,
 	}
 	if found.Flags&unix.BPF_F_ALLOW_MULTI != 0 {
@@ -655,7 +654,7 @@ func (s leave) String() string                    { return "leave " + s.object }
 func (s leave) changes() []Change                 { return []Change{{ActionLeave, s.object}} }
 func (s leave) do(*applier) (func() error, error) { return nothing, nil }
 
-// fillHash puts back into the hash what it lacks of what sockets hold, and may make sure that it has everything then.
+// fillHash adds to the hash the tuples of sockets that it lacks. It can also check that none is missing afterwards.
 type fillHash struct{ verify bool }
 
 func (fillHash) String() string    { return "fill the hash" }
@@ -668,7 +667,7 @@ func (s fillHash) do(a *applier) (func() error, error) {
 	if err == nil {
 		err = lacking.check(true, false)
 	}
-	return nothing, err // what was added is right in any mode that has the hash
+	return nothing, err // nothing to undo: the added entries are right in every mode that uses the hash
 }
 
 // cloner is a map or a program.

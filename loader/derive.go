@@ -22,12 +22,12 @@ import (
 	"github.com/revsk/revsk/lbmap"
 )
 
-// What a takeover finds out about the agent's programs, so that ours do the same. Its agent compiles some of its options in, and
-// sets others as constants when it loads them.
+// A takeover finds out the options of the agent's programs, so that ours do the same. The agent compiles some options into its
+// programs, and sets others as constants when it loads them.
 
 // agentFacts is what was found out.
 type agentFacts struct {
-	// real: its programs translate. There is nothing to find out about those that do not.
+	// real: the agent's programs translate. Of others nothing can be found out.
 	real bool
 	// constants are those of its programs, without the prefix of their names.
 	constants map[string]uint64
@@ -209,8 +209,8 @@ func (f *agentFacts) apply(o *observation, to *Features) {
 	}
 }
 
-// check returns an error wrapping [ErrFeaturesUnknown] if applications would notice what could not be found out, and nobody
-// has said.
+// check returns an error wrapping [ErrFeaturesUnknown] if a feature that applications would notice could not be found out, and the
+// options do not say it.
 func (f *agentFacts) check(said []string) error {
 	if !f.real || f.hostOnly != nil || slices.Contains(said, "host_netns_only") {
 		return nil

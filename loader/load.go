@@ -152,10 +152,10 @@ func PlanUnload(ctx context.Context, opts Options, purge bool) ([]Change, error)
 // in one atomic step, and removes this datapath with all its pins: the maps, too, since nobody keeps up
 // to date any more what sockets remember. The load balancer's maps stay.
 //
-// The programs that come back know the hash only. So what it lacks of what live sockets have is put back into it,
-// and the mode becomes legacy first. Where the hash lacks something nevertheless, or was not kept in mode storage, that is
-// refused with an error wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has meanwhile put a program of its own is left
-// as it is, and reported as [ActionLeave].
+// The agent's programs know the hash only. So HandBack first adds the tuples of live sockets that the hash lacks, and switches to
+// mode legacy. If the hash still lacks something, or says something else than the sockets after mode storage, in which
+// nothing writes it, HandBack changes nothing and returns an error wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has
+// put a program of its own meanwhile stays as it is, and is reported as [ActionLeave].
 //
 // If it fails, everything is put back as it was, as far as with [Unload]. After the death of the
 // process at any point, another call goes on. Returns an error wrapping [ErrNotLoaded],

@@ -38,8 +38,8 @@ type observation struct {
 	keptErr error // why it cannot be read
 	// modeFor is how long the mode has been what it is.
 	modeFor time.Duration
-	// changing tells that another process is changing the datapath, namespaced that its cgroup is the root of a namespace
-	// only.
+	// changing: another process is changing the datapath. namespaced: its cgroup is the root of a cgroup namespace, and not
+	// of the hierarchy.
 	changing, namespaced bool
 	// dirs are the directories of the pins that exist, each with the names in it.
 	dirs map[string][]string
@@ -152,8 +152,8 @@ func (h hook) isReference(p program) bool {
 	return p.name == h.reference || p.name == kept(h.reference)
 }
 
-// own is the program in the place of this datapath: ours, or another agent's that has taken its hook back. It is not
-// live if there is none.
+// own is the program where this datapath is attached: one of ours, or one of another agent that has taken the hook back. If
+// there is none, the result is not live.
 func (h *hookState) own() attachment {
 	if h.pin.live {
 		return h.byID(h.pin.program, h.pin.id)
@@ -202,7 +202,7 @@ func (h *hookState) agent() attachment {
 	return attachment{}
 }
 
-// theirs is the program of the reference's that is on the hook, or was until a takeover, which may have been cut short.
+// theirs is the reference's program: the one on the hook, or the one that a takeover has replaced, even if that was interrupted.
 func (h *hookState) theirs() program {
 	if h.saved.id != 0 {
 		return h.saved
@@ -225,8 +225,8 @@ func (h *hookState) takenBack() bool {
 	return own.live() && !h.ours() && own.id != h.saved.id
 }
 
-// beside is a program of the reference's on the hook besides the one in a place: both would run, and each would see
-// the addresses that the other has translated.
+// beside is a second program of the reference on the hook. Both would run, and each would see the addresses that the other
+// has translated.
 func (h *hookState) beside(place attachment) (attachment, bool) {
 	for _, a := range h.on {
 		if a.id != place.id && h.isReference(a.program) {
@@ -270,8 +270,7 @@ func observe(opts Options) (*observation, error) {
 	return o, err
 }
 
-// observeWhatOneMay is observe for a process that may lack CAP_SYS_ADMIN, or after the cgroup has been removed: then what is not
-// pinned is not found.
+// observeWhatOneMay is observe, but finds only what is pinned if the process lacks CAP_SYS_ADMIN or the cgroup has been removed.
 func observeWhatOneMay(opts Options) (*observation, error) {
 	o, err := observe(opts)
 	if errors.Is(err, ErrPermission) || errors.Is(err, os.ErrNotExist) {
@@ -328,7 +327,7 @@ func observePins(opts Options) (*observation, error) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
-		if hs.saved.id != 0 && (hs.pin.id == 0 || hs.pin.live) { // else what is there is ours
+		if hs.saved.id != 0 && (hs.pin.id == 0 || hs.pin.live) { // else the attached program is ours
 			if err := o.lookAtHook(&hs); err != nil {
 				return nil, err
 			}
@@ -491,8 +490,8 @@ func age(pin string) (time.Duration, error) {
 	return time.Since(info.ModTime()), nil
 }
 
-// findOrphans looks for programs of this datapath whose pins were removed: those that use its map of the mode. Where that
-// has no pin, and no program in a pinned link uses it, any will do that is pinned nowhere.
+// findOrphans looks for programs of this datapath whose pins were removed. They use the map of the mode that is pinned, or that a
+// program in a pinned link uses. If there is no such map, any map of the mode counts that is pinned nowhere.
 func (o *observation) findOrphans() error {
 	config := o.mapNamed(mapConfig).pinned
 	type candidate struct {
@@ -718,10 +717,10 @@ func (o *observation) isPinned(id ebpf.MapID) bool {
 	return slices.ContainsFunc(o.maps, func(s mapState) bool { return s.pinned == id })
 }
 
-// blockedBy is why the kernel would not attach a link to a cgroup, beside these programs, which are attached there and above it, the nearest
-// first: it would not beside programs that are attached to the same cgroup without BPF_F_ALLOW_MULTI, nor below one that is attached
-// without any flag. Below one that is attached with BPF_F_ALLOW_OVERRIDE it would, and no longer run that program for the sockets of our
-// cgroup: it may be a policy. The error wraps [ErrExclusive] or [ErrOverrides]; nil: it would.
+// blockedBy returns why no link may be attached to a cgroup; nil: one may. The programs are those on the cgroup and above it, the
+// nearest first. The kernel refuses a link beside programs without BPF_F_ALLOW_MULTI on the same cgroup, and below a program that is
+// attached without any flag: the error wraps [ErrExclusive]. Below a program with BPF_F_ALLOW_OVERRIDE it accepts the link, but
+// then stops running that program, perhaps a policy, for the sockets of our cgroup: the error wraps [ErrOverrides].
 func (h hook) blockedBy(cgroup string, onPath []attachment) error {
 	if len(onPath) == 0 || onPath[0].flags&unix.BPF_F_ALLOW_MULTI != 0 {
 		return nil

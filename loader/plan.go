@@ -59,13 +59,13 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	}
 	steps = append(steps, modes...)
 	if o.loaded && o.mode != ModeLegacy && slices.ContainsFunc(places, func(p *place) bool { return p.leaving.live() }) {
-		steps = append(steps, fillHash{}) // for a moment the agent's programs will be alone
+		steps = append(steps, fillHash{}) // until ours are attached, only the agent's programs run, which know the hash only
 	}
 	for _, p := range places {
 		steps = append(steps, o.planKeep(p)...)
 	}
-	// Sockets may remember something from before that has changed while others ran, or none: the hooks look at its
-	// service again until the application has confirmed it.
+	// While other programs ran, or none, applications may have gone elsewhere, and the tuples of their sockets are out of date.
+	// So the hooks look at the service of each tuple again until the application uses it.
 	if o.loaded && slices.ContainsFunc(places, func(p *place) bool { return p.remembers() && !p.oursRuns() }) {
 		steps = append(steps, setMark{})
 	}
@@ -176,13 +176,13 @@ func (s *mapState) lost() ebpf.MapID {
 	return 0
 }
 
-// place is where the program of a hook is to go: in the place of the one that is there, or else into a new link.
+// place is where the program of a hook will be attached: it replaces an attached program, or gets a new link.
 type place struct {
 	*hookState
 	now attachment
 	// foreign: it is another agent's, and nothing is kept of it yet.
 	foreign bool
-	// leaving is a program of ours that runs beside the agent's, and makes way.
+	// leaving is a program of ours that runs beside the agent's and is to be detached.
 	leaving attachment
 }
 
@@ -371,7 +371,7 @@ func (o *observation) checkMode(from, to Mode) error {
 	return nil
 }
 
-// needsHeld tells whether it depends on what sockets hold if a mode may be switched to.
+// needsHeld tells whether what sockets hold decides if a mode may be switched to.
 func needsHeld(to Mode) bool { return to == ModeLegacy || to == ModeMirror }
 
 // checkHashEmpty returns an error wrapping [ErrUnsafeMode] if the hash holds entries.
@@ -404,7 +404,7 @@ func (o *observation) planKeep(p *place) []step {
 	return steps
 }
 
-// planClearPin makes way for a new link: one to a cgroup that was removed is kept aside, any other is dead.
+// planClearPin frees the name of a pin for a new link. A link to a removed cgroup is moved away and kept; any other is dead.
 func (o *observation) planClearPin(h *hookState) []step {
 	switch {
 	case h.pin.id == 0:
@@ -615,7 +615,7 @@ func planHandBack(o *observation) ([]step, error) {
 			steps = append(steps, fillHash{verify: true})
 		}
 	}
-	// From then on their programs and ours do the same, in whatever mixture.
+	// In mode legacy the agent's programs and ours do the same, so that any mixture of them works.
 	if o.loaded && o.mode != ModeLegacy && len(ours) > 0 {
 		steps = append(steps, switchMode{to: ModeLegacy})
 	}

@@ -15,11 +15,10 @@ import (
 	"github.com/revsk/revsk/revnat"
 )
 
-// What sockets hold is asked of the sockets, and what the hash holds of the hash: counters also count what
-// nobody can reach any more, and notes can be lost.
+// What sockets and hash hold is read from them, not from counters, which also count what no socket can reach any more.
 
-// looks is how often sockets and hash are compared before a difference counts: the hooks write one after
-// the other, and sockets are closed meanwhile.
+// looks is how often sockets and hash are compared before a difference counts. A single look may find differences that are none:
+// the hooks write one after the other, and sockets are closed meanwhile.
 const looks = 3
 
 // sockets lists the sockets that hold tuples.
@@ -57,8 +56,8 @@ func countTuples(sockets []inspect.Socket) (n int) {
 	return n
 }
 
-// tuples are those that a socket holds and the hash should have, in the order in which they were written of one peer: the hash has one
-// entry for it.
+// tuples are the tuples of a socket that the hash should have. Those of one peer are in the order in which they were written, since
+// the hash has only one entry for it.
 func tuples(s *inspect.Socket) []revnat.Tuple {
 	var all []revnat.Tuple
 	for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
@@ -76,14 +75,14 @@ type entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
 type difference struct {
 	held    int // tuples of sockets
 	missing entries
-	// others has another service for the same peer, as where programs have written that keep the hash only.
+	// others are entries with another service for the same peer. Programs that know only the hash write such entries.
 	others entries
 	// unreachable is how many could not be found by their socket.
 	unreachable int
 }
 
-// check returns an error wrapping [ErrHashIncomplete] if the hash lacks something. With exactly, it must say the same of
-// each peer. What can be put back does not count with refill.
+// check returns an error wrapping [ErrHashIncomplete] if the hash lacks something. With exactly, its entries must also have the same
+// service. With refill, what can be added does not count.
 func (d difference) check(exactly, refill bool) error {
 	n := len(d.missing)
 	if refill {
@@ -166,7 +165,7 @@ func (e entries) keep(other entries) {
 	})
 }
 
-// refill puts back into the hash what it lacks of what sockets hold: it may have evicted that. What differs is left.
+// refill adds to the hash the tuples of sockets that it lacks, since it may have evicted them. Entries that differ stay.
 func (dp *Datapath) refill(ctx context.Context) error {
 	lacking, err := dp.lackedByHash(ctx)
 	if err != nil || len(lacking.missing) == 0 {
