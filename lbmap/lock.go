@@ -3,6 +3,7 @@
 package lbmap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/filelock"
 )
 
 // lock is the right to write the maps that are pinned in a directory. Who writes sets the directory's
@@ -30,9 +33,6 @@ type patience struct {
 	waiting func()        // nil: nobody is told
 }
 
-// noticeable is after how long somebody is told: who writes takes less.
-const noticeable = time.Second
-
 // acquire waits in the queue for the lock. The kernel takes it back if this process ends.
 func acquire(ctx context.Context, dir string, p patience) (*lock, error) {
 	if err := ctx.Err(); err != nil {
@@ -45,58 +45,14 @@ func acquire(ctx context.Context, dir string, p patience) (*lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd := int(f.Fd())
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		return &lock{f}, nil
+	err = filelock.Take(ctx, f, cmp.Or(p.limit, -1), p.waiting)
+	if errors.Is(err, filelock.ErrTimeout) {
+		return nil, fmt.Errorf("waiting for the lock of %s: %w", dir, ErrLocked)
 	}
-	done := make(chan error, 1)
-	go func() {
-		err := unix.Flock(fd, unix.LOCK_EX)
-		for errors.Is(err, unix.EINTR) {
-			err = unix.Flock(fd, unix.LOCK_EX)
-		}
-		done <- err
-	}()
-	if err := p.wait(ctx, done); err != nil {
-		// A system call that waits cannot be called back: its turn passes when it comes.
-		go func() {
-			<-done
-			f.Close()
-		}()
-		return nil, fmt.Errorf("waiting for the lock of %s: %w", dir, err)
-	}
-	if err := <-done; err != nil {
-		f.Close()
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	if err != nil {
+		return nil, err
 	}
 	return &lock{f}, nil
-}
-
-// wait waits until there is something in done, which it leaves there.
-func (p patience) wait(ctx context.Context, done chan error) error {
-	var timeout <-chan time.Time
-	if p.limit > 0 {
-		timer := time.NewTimer(p.limit)
-		defer timer.Stop()
-		timeout = timer.C
-	}
-	notice := time.NewTimer(noticeable)
-	defer notice.Stop()
-	for {
-		select {
-		case err := <-done:
-			done <- err
-			return nil
-		case <-notice.C:
-			if p.waiting != nil {
-				p.waiting()
-			}
-		case <-timeout:
-			return ErrLocked
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 func (l *lock) release() { l.dir.Close() }

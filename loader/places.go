@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/cgroup2"
+	"github.com/revsk/revsk/internal/filelock"
 )
 
 // FindCgroup2 returns where the cgroup2 hierarchy is mounted, /sys/fs/cgroup on most machines and
@@ -67,62 +68,17 @@ func lock(ctx context.Context, dir string, wait time.Duration) (unlock func(), e
 		f.Close()
 		return nil, fmt.Errorf("changing %s: %w", dir, unix.EROFS)
 	}
-	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) && wait != 0 {
-		return waitForLock(ctx, f, dir, wait)
-	}
-	return locked(f, dir, err)
-}
-
-// waitForLock waits in the kernel's queue, which a process that polls would never be served from.
-func waitForLock(ctx context.Context, f *os.File, dir string, wait time.Duration) (unlock func(), err error) {
-	var timeout <-chan time.Time
-	if wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
-		timeout = timer.C
-	}
-	done := make(chan error, 1)
-	go func() { done <- flock(f, unix.LOCK_EX) }()
-	select {
-	case err = <-done:
-		return locked(f, dir, err)
-	case <-timeout:
-		err = fmt.Errorf("%s: %w", dir, ErrLocked)
-	case <-ctx.Done():
-		err = fmt.Errorf("waiting for the lock of %s: %w", dir, ctx.Err())
-	}
-	// The call cannot be interrupted: when the lock comes after all, it is given back at once.
-	go func() {
-		<-done
-		f.Close()
-	}()
-	return nil, err
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// locked is the outcome of taking the lock.
-func locked(f *os.File, dir string, err error) (unlock func(), _ error) {
+	err = filelock.Take(ctx, f, wait, nil)
 	switch {
-	case err == nil && sameDir(f, dir):
-		return func() { f.Close() }, nil
-	case err == nil:
-		// Removed by the one who had the lock.
-		err = fmt.Errorf("%s: %w", dir, ErrNotLoaded)
-	case errors.Is(err, unix.EWOULDBLOCK):
-		err = fmt.Errorf("%s: %w", dir, ErrLocked)
-	default:
-		err = fmt.Errorf("locking %s: %w", dir, err)
+	case errors.Is(err, filelock.ErrTimeout):
+		return nil, fmt.Errorf("%s: %w", dir, ErrLocked)
+	case err != nil:
+		return nil, err
+	case !sameDir(f, dir): // removed by the one who had the lock
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", dir, ErrNotLoaded)
 	}
-	f.Close()
-	return nil, err
+	return func() { f.Close() }, nil
 }
 
 func sameDir(f *os.File, path string) bool {
