@@ -20,6 +20,7 @@ import (
 
 	"github.com/revsk/revsk/internal/nextlayout"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -137,29 +138,12 @@ func openLayoutSocket(k layoutKind, kind int) (*layoutSocket, error) {
 
 func (x *layoutSocket) close() error { return unix.Close(x.fd) }
 
-func (x *layoutSocket) sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if x.kind.domain == unix.AF_INET {
-		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
 func (x *layoutSocket) connect(front netip.AddrPort) error {
-	return retry(func() error { return unix.Connect(x.fd, x.sockaddr(front)) })
+	return retry(func() error { return unix.Connect(x.fd, sockaddr.Of(x.kind.domain, front)) })
 }
 
 func (x *layoutSocket) sendTo(front netip.AddrPort) error {
-	return retry(func() error { return unix.Sendto(x.fd, []byte("question"), 0, x.sockaddr(front)) })
+	return retry(func() error { return unix.Sendto(x.fd, []byte("question"), 0, sockaddr.Of(x.kind.domain, front)) })
 }
 
 // retry makes a call again that a signal of the runtime has interrupted.
@@ -175,7 +159,7 @@ func retry(call func() error) (err error) {
 func (x *layoutSocket) receive(flags int) (source netip.AddrPort, err error) {
 	err = retry(func() error {
 		_, from, err := unix.Recvfrom(x.fd, make([]byte, 64), flags)
-		source = addrPort(from)
+		source = sockaddr.AddrPort(from)
 		return err
 	})
 	return source, err
@@ -193,8 +177,8 @@ func (x *layoutSocket) receives(front netip.AddrPort) error {
 // shows makes sure that the socket is connected to a service.
 func (x *layoutSocket) shows(front netip.AddrPort) error {
 	peer, err := unix.Getpeername(x.fd)
-	if err == nil && addrPort(peer) != front {
-		err = fmt.Errorf("getpeername shows %v, expected %v", addrPort(peer), front)
+	if err == nil && sockaddr.AddrPort(peer) != front {
+		err = fmt.Errorf("getpeername shows %v, expected %v", sockaddr.AddrPort(peer), front)
 	}
 	return err
 }

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // patience is how long a call on a socket may take, in seconds. Everything is local.
@@ -84,7 +86,7 @@ func (c *client) close() error {
 }
 
 func (c *client) connect(to netip.AddrPort) error {
-	err := uninterrupted(func() error { return unix.Connect(c.fd, sockaddr(c.socket, to)) })
+	err := uninterrupted(func() error { return unix.Connect(c.fd, sockaddr.Of(c.socket, to)) })
 	// EISCONN: the connection was made after an interruption.
 	if err != nil && !(c.protocol == unix.IPPROTO_TCP && errors.Is(err, unix.EISCONN)) {
 		return fmt.Errorf("connect to %v: %w", to, err)
@@ -107,7 +109,7 @@ func (c *client) peer() (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("getpeername: %w", err)
 	}
-	return addrPort(sa), nil
+	return sockaddr.AddrPort(sa), nil
 }
 
 // exchange sends a message and waits for its echo: to the address given, or to what the socket is
@@ -115,7 +117,7 @@ func (c *client) peer() (netip.AddrPort, error) {
 func (c *client) exchange(to netip.AddrPort) error {
 	err := uninterrupted(func() error {
 		if to.IsValid() {
-			return unix.Sendto(c.fd, message, unix.MSG_NOSIGNAL, sockaddr(c.socket, to))
+			return unix.Sendto(c.fd, message, unix.MSG_NOSIGNAL, sockaddr.Of(c.socket, to))
 		}
 		return unix.Send(c.fd, message, unix.MSG_NOSIGNAL)
 	})
@@ -143,7 +145,7 @@ func (c *client) exchange(to netip.AddrPort) error {
 			return err
 		}
 	}
-	if got := addrPort(from); got != to {
+	if got := sockaddr.AddrPort(from); got != to {
 		return fmt.Errorf("sent to %v, the answer is from %v", to, got)
 	}
 	return nil
@@ -157,23 +159,4 @@ func uninterrupted(call func() error) error {
 			return err
 		}
 	}
-}
-
-// sockaddr gives an IPv4 address to an IPv6 socket as v4-mapped.
-func sockaddr(family int, ap netip.AddrPort) unix.Sockaddr {
-	if family == unix.AF_INET {
-		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
-}
-
-// addrPort is the inverse of sockaddr.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }

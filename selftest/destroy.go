@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/internal/sockdiag"
 )
 
@@ -32,7 +33,7 @@ func (c *client) destroy(remote netip.AddrPort) error {
 		return diagError(err)
 	}
 	err = sockdiag.Destroy(sockdiag.Socket{
-		Family: c.socket, Protocol: c.protocol, Local: addrPort(sa), Remote: remote, Cookie: cookie,
+		Family: c.socket, Protocol: c.protocol, Local: sockaddr.AddrPort(sa), Remote: remote, Cookie: cookie,
 	})
 	if err != nil {
 		return diagError(err)

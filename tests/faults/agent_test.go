@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 const (
@@ -120,7 +121,7 @@ func TestAgentAsksForNoMore(t *testing.T) {
 	const leaving = "10.96.0.8:53"
 	n.must("service", "add", leaving+"/udp", "--backend", "127.0.0.8:53")
 	stranger := inOtherNamespace(t, func(fd int) error {
-		return unix.Connect(fd, (&socket{domain: unix.AF_INET}).address(netip.MustParseAddrPort(leaving)))
+		return unix.Connect(fd, sockaddr.Of(unix.AF_INET, netip.MustParseAddrPort(leaving)))
 	})
 	dir := t.TempDir()
 	config, listen := filepath.Join(dir, "agent.yaml"), filepath.Join(dir, "agent.sock")

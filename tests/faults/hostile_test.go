@@ -26,6 +26,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/revnat"
@@ -163,13 +164,13 @@ func (w *working) ask(n int) {
 	w.Helper()
 	w.asked++
 	service, question := loadService(false, n), fmt.Sprint(w.asked)
-	require.NoError(w, uninterrupted(func() error { return unix.Sendto(w.fd, []byte(question), 0, w.address(service)) }))
+	require.NoError(w, uninterrupted(func() error { return unix.Sendto(w.fd, []byte(question), 0, sockaddr.Of(w.domain, service)) }))
 	var buf [64]byte
 	var size int
 	var from unix.Sockaddr
 	require.NoError(w, uninterrupted(func() (err error) { size, from, err = unix.Recvfrom(w.fd, buf[:], 0); return err }))
 	require.Equal(w, question, string(buf[:size]))
-	require.Equal(w, service, addrPort(from))
+	require.Equal(w, service, sockaddr.AddrPort(from))
 }
 
 // memoryGroup is a memory cgroup of version 1; without a directory where there is none.
@@ -253,7 +254,7 @@ func runHostile() error {
 	s := &socket{domain: unix.AF_INET}
 	var fds []int
 	send := func(fd, n int) {
-		err := uninterrupted(func() error { return unix.Sendto(fd, nil, unix.MSG_DONTWAIT, s.address(hostileService(n))) })
+		err := uninterrupted(func() error { return unix.Sendto(fd, nil, unix.MSG_DONTWAIT, sockaddr.Of(s.domain, hostileService(n))) })
 		if err != nil && !errors.Is(err, unix.ECONNREFUSED) { // that is of an earlier send: nobody is there
 			r.Refused++
 		}
@@ -270,11 +271,11 @@ func runHostile() error {
 			send(fd, n)
 		}
 		for n := range 3 {
-			if err := unix.Connect(fd, s.address(hostileService(n))); err != nil {
+			if err := unix.Connect(fd, sockaddr.Of(s.domain, hostileService(n))); err != nil {
 				return fmt.Errorf("connecting: %w", err)
 			}
 		}
-		if err := usesOptmem(fd, s.address(hostileService(3))); err != nil {
+		if err := usesOptmem(fd, sockaddr.Of(s.domain, hostileService(3))); err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,7 @@ import (
 
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -243,7 +244,7 @@ func serveDatagrams(t *testing.T, domain, protocol int, at netip.AddrPort) {
 		require.NoError(t, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1))
 	}
 	require.NoError(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20))
-	require.NoError(t, unix.Bind(fd, (&socket{domain: domain}).address(at)))
+	require.NoError(t, unix.Bind(fd, sockaddr.Of(domain, at)))
 	require.NoError(t, unix.SetNonblock(fd, true))
 	conn := os.NewFile(uintptr(fd), "server")
 	t.Cleanup(func() { conn.Close() })

@@ -21,6 +21,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // limited is the role of an application whose memory is limited.
@@ -190,7 +192,7 @@ func TestMemoryOfApplications(t *testing.T) {
 		require.NoError(t, err, what)
 		defer unix.Close(fd)
 		x := &socket{domain: unix.AF_INET, connect: true, fd: fd}
-		require.NoError(t, unix.Connect(fd, x.address(service4)), what)
+		require.NoError(t, unix.Connect(fd, sockaddr.Of(x.domain, service4)), what)
 		require.Equal(t, service4.String(), x.shows(), what)
 	}
 	neighbours("at the limit")

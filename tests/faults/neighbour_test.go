@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // A neighbour is a process of nobody's that does what it is told to, a line each, and says what came of it.
@@ -79,7 +80,7 @@ func (d *deed) do(fds map[int]int, r *result) (err error) {
 	fd, domain := fds[d.Slot], d.Domain
 	var to unix.Sockaddr
 	if d.To != "" {
-		to = (&socket{domain: domain}).address(netip.MustParseAddrPort(d.To))
+		to = sockaddr.Of(domain, netip.MustParseAddrPort(d.To))
 	}
 	switch d.Do {
 	case "open":
@@ -113,7 +114,7 @@ func (d *deed) do(fds map[int]int, r *result) (err error) {
 		if err != nil {
 			return err
 		}
-		r.Address = addrPort(sa).String()
+		r.Address = sockaddr.AddrPort(sa).String()
 	case "ask":
 		if err := uninterrupted(func() error { return unix.Sendto(fd, []byte(d.Payload), 0, to) }); err != nil {
 			return err
@@ -126,7 +127,7 @@ func (d *deed) do(fds map[int]int, r *result) (err error) {
 		}
 		r.Payload = string(buf[:n])
 		if sa != nil {
-			r.Address = addrPort(sa).String()
+			r.Address = sockaddr.AddrPort(sa).String()
 		}
 	case "setsockopt":
 		return unix.SetsockoptString(fd, d.Level, d.Option, strings.Repeat("\x01", d.Size))
@@ -190,7 +191,7 @@ func crowd(d *deed, r *result) error {
 		}
 		defer unix.Close(fd)
 		for i := range loadServices {
-			err := unix.Sendto(fd, nil, unix.MSG_DONTWAIT, (&socket{domain: unix.AF_INET}).address(loadService(false, i)))
+			err := unix.Sendto(fd, nil, unix.MSG_DONTWAIT, sockaddr.Of(unix.AF_INET, loadService(false, i)))
 			if err == nil {
 				r.Count++
 			}
@@ -220,7 +221,7 @@ func runIntruder() error {
 	}
 	defer unix.Close(udp)
 	for i := range loadServices {
-		_ = unix.Connect(udp, (&socket{domain: unix.AF_INET}).address(loadService(false, i)))
+		_ = unix.Connect(udp, sockaddr.Of(unix.AF_INET, loadService(false, i)))
 		for port := 30000; port < 30050; port++ {
 			datagram := []byte{byte(loadPort >> 8), byte(loadPort & 0xff), byte(port >> 8), byte(port & 0xff), 0, 8, 0, 0}
 			_ = unix.Sendto(raw, datagram, 0, &unix.SockaddrInet4{Addr: [4]byte{127, 1, 0, byte(i%loadBackends + 1)}})
@@ -347,7 +348,7 @@ func runNamed() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, (&socket{domain: unix.AF_INET}).address(service4)); err != nil {
+	if err := unix.Connect(fd, sockaddr.Of(unix.AF_INET, service4)); err != nil {
 		return err
 	}
 	fmt.Println("ready")

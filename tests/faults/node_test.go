@@ -27,6 +27,7 @@ import (
 
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -225,9 +226,9 @@ func (n *node) openSockets() {
 		n.sockets = append(n.sockets, s)
 		for _, to := range s.service {
 			if s.connect {
-				require.NoError(n, unix.Connect(s.fd, s.address(to)), s.name)
+				require.NoError(n, unix.Connect(s.fd, sockaddr.Of(s.domain, to)), s.name)
 			} else {
-				require.NoError(n, unix.Sendto(s.fd, []byte("first"), 0, s.address(to)), s.name)
+				require.NoError(n, unix.Sendto(s.fd, []byte("first"), 0, sockaddr.Of(s.domain, to)), s.name)
 				_, err := s.receive()
 				require.NoError(n, err)
 			}
@@ -242,23 +243,6 @@ func (n *node) closeSockets() {
 	n.sockets = nil
 }
 
-func (s *socket) address(a netip.AddrPort) unix.Sockaddr {
-	if s.domain == unix.AF_INET6 {
-		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
 func (s *socket) receive() (from netip.AddrPort, err error) {
 	var buf [64]byte
 	for {
@@ -266,7 +250,7 @@ func (s *socket) receive() (from netip.AddrPort, err error) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		return addrPort(sa), err
+		return sockaddr.AddrPort(sa), err
 	}
 }
 
@@ -278,7 +262,7 @@ func (s *socket) shows() string {
 		if err != nil {
 			return err.Error()
 		}
-		if err := sendFromBackend(s.domain, addrPort(sa).Port()); err != nil {
+		if err := sendFromBackend(s.domain, sockaddr.AddrPort(sa).Port()); err != nil {
 			return err.Error()
 		}
 		from, err := s.receive()
@@ -291,7 +275,7 @@ func (s *socket) shows() string {
 	if err != nil {
 		return err.Error()
 	}
-	return addrPort(sa).String()
+	return sockaddr.AddrPort(sa).String()
 }
 
 // sendFromBackend sends a datagram from a backend to a port of this host.
@@ -312,7 +296,7 @@ func sendFromBackend(domain int, port uint16) error {
 		0, byte(8 + len(payload)), 0, 0,
 	}
 	packet = append(packet, payload...)
-	to := (&socket{domain: domain}).address(netip.AddrPortFrom(backend.Addr(), 0))
+	to := sockaddr.Of(domain, netip.AddrPortFrom(backend.Addr(), 0))
 	if domain == unix.AF_INET6 {
 		// IPv6 has no UDP without a checksum: the kernel writes it.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, 6); err != nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // surrounded is the role of a process that changes its surroundings, the first argument, and becomes the command in
@@ -309,7 +310,7 @@ func TestMemoryOfSockets(t *testing.T) {
 		s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
 		defer unix.Close(s.fd)
-		err = unix.Connect(s.fd, s.address(service4))
+		err = unix.Connect(s.fd, sockaddr.Of(s.domain, service4))
 		switch {
 		case err == nil:
 			right++

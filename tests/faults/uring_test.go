@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // ring is an io_uring with room for one request at a time, of which this process waits for the end. There is no
@@ -181,7 +183,7 @@ func (l *life) uring() error {
 		a := (*unix.RawSockaddrInet4)(unsafe.Pointer(source))
 		from = &unix.SockaddrInet4{Addr: a.Addr, Port: int(bits.ReverseBytes16(a.Port))}
 	}
-	if got := addrPort(from); got != to {
+	if got := sockaddr.AddrPort(from); got != to {
 		return fmt.Errorf("%v: the answer is from %v", to, got)
 	}
 	return nil

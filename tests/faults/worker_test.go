@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // Workers are processes with applications' sockets, under the load. Each opens sockets without pause, one life of a
@@ -202,7 +203,7 @@ func (l *life) socket(kind, protocol int) (err error) {
 }
 
 func (l *life) sockaddr(a netip.AddrPort) unix.Sockaddr {
-	return (&socket{domain: l.domain}).address(a)
+	return sockaddr.Of(l.domain, a)
 }
 
 // service is any service but the one whose sockets are terminated.
@@ -237,7 +238,7 @@ func (l *life) shown(service int) error {
 		return fmt.Errorf("getpeername: %w", err)
 	}
 	l.answers.Add(1)
-	if want, got := loadService(l.v6(), service), addrPort(sa); got != want {
+	if want, got := loadService(l.v6(), service), sockaddr.AddrPort(sa); got != want {
 		return fmt.Errorf("%v: getpeername shows %v", want, got)
 	}
 	return nil
@@ -256,7 +257,7 @@ func (l *life) heard(service int, question string, fromService bool) error {
 	if string(buf[:n]) != question {
 		return fmt.Errorf("%q answers %q", buf[:n], question)
 	}
-	if want, got := loadService(l.v6(), service), addrPort(sa); fromService && got != want {
+	if want, got := loadService(l.v6(), service), sockaddr.AddrPort(sa); fromService && got != want {
 		return fmt.Errorf("%v: the answer is from %v", want, got)
 	}
 	return nil
