@@ -188,6 +188,17 @@ static __always_inline bool former_drop(struct sock_ref *s, const struct endpoin
 	return true;
 }
 
+/* Marks what the socket has sent to @peer as what it may be connected by, too. Returns false if it has sent nothing. */
+static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
+					    const struct endpoint *peer)
+{
+	struct revsk_tuple *t = p ? peers_find(s, p, peer) : NULL;
+
+	if (t)
+		t->flags |= REVSK_TUPLE_OVERTAKEN;
+	return t;
+}
+
 /*
  * Stores @t, what the socket was connected to, as the former connection, with this time. The one that is stored there moves to the
  * peers: datagrams from it may still be in the queue. It goes if the socket has sent to its peer
@@ -209,7 +220,7 @@ static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_va
 		conn->bits |= REVSK_CONN_HAS_FORMER;
 	} else {
 		peer = tuple_peer(&former->tuple);
-		if (endpoint_equal(&peer, next) || peers_has(s, p, &peer)) {
+		if (endpoint_equal(&peer, next) || peers_overtaken(s, p, &peer)) {
 			count(REVSK_DROPPED_REPLACED);
 		} else {
 			p = peers_get_or_create(s, p);

@@ -116,17 +116,6 @@ static __always_inline bool former_is_actual(struct sock_ref *s,
 	return former_is(former, &actual);
 }
 
-/* Marks what the socket has sent to @peer as what it may be connected by, too. Returns false if it has sent nothing. */
-static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
-					    const struct endpoint *peer)
-{
-	struct revsk_tuple *t = p ? peers_find(s, p, peer) : NULL;
-
-	if (t)
-		t->flags |= REVSK_TUPLE_OVERTAKEN;
-	return t;
-}
-
 /*
  * A datagram socket connects to @next: its connection becomes the former one. But if the kernel has the socket connected to the peer of the
  * former one, that stays. The kernel has then rejected the connection, or another thread was faster and the

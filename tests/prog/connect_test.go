@@ -71,13 +71,13 @@ func TestConnectToService(t *testing.T) {
 			s.wantPeers(s.tuple(2, 1))
 			s.counted(counts{stored: 3})
 		}},
-		rule{"keeps of the one before the former connection what the socket has sent to its peer since", func(s *scene) {
+		rule{"keeps of the one before the former connection what the socket has sent to its peer since, with the mark of an overtaken connect", func(s *scene) {
 			s.connect(s.tuple(1, 1))
 			s.send(s.tuple(2, 1))
 			s.connect(s.tuple(3, 3))
 			s.connect(s.tuple(4, 4))
 			s.wantFormer(s.tuple(3, 3))
-			s.wantPeers(s.tuple(2, 1))
+			s.wantPeers(s.tuple(2, 1).overtaken())
 			s.counted(counts{stored: 4, droppedReplaced: 1})
 		}},
 		rule{"exchanges the connection and the former one", func(s *scene) {

@@ -121,9 +121,14 @@ func (m *model) connect(t tuple) unix.Errno {
 		}
 	default:
 		if old := m.former; old != nil {
-			if old.peer == t.peer || m.find(old.peer) != nil {
+			sent := m.find(old.peer)
+			switch {
+			case old.peer == t.peer:
 				c[droppedReplaced]++
-			} else {
+			case sent != nil:
+				*sent = sent.overtaken()
+				c[droppedReplaced]++
+			default:
 				m.add(old.overtaken())
 			}
 		}

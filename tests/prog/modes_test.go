@@ -344,7 +344,7 @@ func TestModeMirror(t *testing.T) {
 			s.connect(s.tuple(2, 2))
 			s.send(s.tuple(3, 1))
 			s.connect(s.tuple(4, 4))
-			s.wantPeers(s.tuple(3, 1))
+			s.wantPeers(s.tuple(3, 1).overtaken())
 			s.wantHash(s.tuple(2, 2), s.tuple(3, 1), s.tuple(4, 4))
 		}},
 	)...)

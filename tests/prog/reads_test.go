@@ -190,6 +190,13 @@ func TestGetpeername(t *testing.T) {
 				s.wantPeername(s.family.backend(i), s.family.service(20+i))
 			}
 		}},
+		rule{"knows it though the socket had sent to its peer by another service before others overtook it", func(s *scene) {
+			s.connect(s.tuple(1, 1))
+			s.connect(s.tuple(2, 2))
+			s.send(s.tuple(21, 1))
+			s.connect(s.tuple(3, 3))
+			s.wantPeername(s.family.backend(1), s.family.service(21))
+		}},
 		rule{"leaves an address without a port alone", func(s *scene) {
 			s.serve(1, 2)
 			s.connect(s.tuple(1, 1))

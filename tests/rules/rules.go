@@ -28,14 +28,21 @@ var rules = []rule{
 	{
 		name: "the one before the former connection moves to the peers",
 		file: "lib/conn.h",
-		old:  "if (endpoint_equal(&peer, next) || peers_has(s, p, &peer)) {",
+		old:  "if (endpoint_equal(&peer, next) || peers_overtaken(s, p, &peer)) {",
 		new:  "if (true) {",
 		pkg:  "tests/prog", test: "TestConnectToService/keeps every former connection",
 	},
 	{
+		name: "the one before the former connection leaves its name to what the socket has sent to its peer since",
+		file: "lib/conn.h",
+		old:  "if (endpoint_equal(&peer, next) || peers_overtaken(s, p, &peer)) {",
+		new:  "if (endpoint_equal(&peer, next) || peers_has(s, p, &peer)) {",
+		pkg:  "tests/prog", test: "TestConnectsOvertakeEachOther",
+	},
+	{
 		name: "the one before the former connection goes if the socket has sent to its peer since",
 		file: "lib/conn.h",
-		old:  "if (endpoint_equal(&peer, next) || peers_has(s, p, &peer)) {",
+		old:  "if (endpoint_equal(&peer, next) || peers_overtaken(s, p, &peer)) {",
 		new:  "if (endpoint_equal(&peer, next)) {",
 		pkg:  "tests/prog", test: "TestConnectToService/keeps of the one before the former connection",
 	},
