@@ -10,9 +10,10 @@ import (
 	"testing"
 )
 
-// Threads connect one socket, to services only, without waiting for each other. The hook of a connect runs before the
-// kernel comes to it: other hooks, other connects and a disconnect may come in between, and the kernel may reject it.
-// Whatever the order, what the socket is then connected to has the name of a service.
+// Threads connect one socket, to services and to other servers, without waiting for each other. The hook of a connect
+// runs before the kernel comes to it: other hooks, other connects and a disconnect may come in between, and the kernel
+// may reject it. Whatever the order, what the socket is then connected to has the name of a service if that was connected
+// to, and so have the answers of all backends, then and later.
 func TestConnectsOvertakeEachOther(t *testing.T) {
 	const runs = 100
 	random := rand.New(rand.NewPCG(*randomSeed, 1))
@@ -38,20 +39,23 @@ func (s *scene) overtake(random *rand.Rand) {
 		services  = 7
 		backends  = 5 // two have two services each
 		firstPort = 20001
+		plainPort = 20101 // of servers that are no backends
 	)
 	for n := range services {
 		s.serve(n)
 	}
 	var pending [3]netip.AddrPort // by thread: to what the hook has turned a connect that the kernel has not come to
 	var actual netip.AddrPort
+	reached := map[netip.AddrPort]bool{} // backends that the socket has been turned to
 	var taken []string
 	for range steps {
 		n := random.IntN(services)
 		to := s.tupleOn(n, uint16(firstPort+n%backends))
 		thread := random.IntN(len(pending))
 		next := &pending[thread]
+		plain := s.on(uint16(plainPort + n))
 		var step string
-		switch p := random.IntN(20); {
+		switch p := random.IntN(24); {
 		case p == 0:
 			step = "disconnect"
 			s.dissociate()
@@ -59,11 +63,20 @@ func (s *scene) overtake(random *rand.Rand) {
 		case p < 6:
 			step = fmt.Sprintf("send to %v", to)
 			s.send(to)
+			reached[to.peer] = true
+		case p < 7:
+			step = fmt.Sprintf("send to %v, of no service", plain)
+			s.sendDirect(plain)
+		case !next.IsValid() && p < 10:
+			step = fmt.Sprintf("thread %d connects to %v, of no service: the hook", thread, plain)
+			s.connectDirect(plain)
+			*next = plain
 		case !next.IsValid():
 			step = fmt.Sprintf("thread %d connects to %v: the hook", thread, to)
 			s.connect(to)
 			*next = to.peer
-		case p < 8:
+			reached[to.peer] = true
+		case p < 9:
 			step = fmt.Sprintf("thread %d: the kernel rejects %v", thread, *next)
 			*next = netip.AddrPort{}
 		default:
@@ -72,9 +85,13 @@ func (s *scene) overtake(random *rand.Rand) {
 			actual, *next = *next, netip.AddrPort{}
 		}
 		taken = append(taken, step)
-		if actual.IsValid() && (s.peername(actual) == actual || s.source(actual) == actual) {
-			s.Fatalf("the backend shows: getpeername %v, source %v, after\n%s",
-				s.peername(actual), s.source(actual), strings.Join(taken, "\n"))
+		if actual.IsValid() && (s.peername(actual) != actual) != reached[actual] {
+			s.Fatalf("getpeername says %v of %v after\n%s", s.peername(actual), actual, strings.Join(taken, "\n"))
+		}
+		for backend := range reached {
+			if s.source(backend) == backend {
+				s.Fatalf("what is received from %v has no service's address after\n%s", backend, strings.Join(taken, "\n"))
+			}
 		}
 	}
 }
