@@ -379,6 +379,18 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 }
 
 /*
+ * Of what a socket was connected to: it is its connection after all, as the kernel has rejected the connect after it, or has come to
+ * it last.
+ */
+static __always_inline bool is_still_connection(struct sock_ref *s, const struct revsk_tuple *t,
+						const struct endpoint *peer)
+{
+	const struct endpoint actual = sock_peer(s->sk);
+
+	return t->time > current_mark() && endpoint_equal(&actual, peer);
+}
+
+/*
  * The service by which storage answers for a datagram from @src; false if it does not. A tuple that does not
  * answer hides none that does, and stays: its service may come back.
  */
@@ -397,7 +409,8 @@ static __always_inline bool source_find(struct sock_ref *s, const struct endpoin
 		sent = *t;
 		*service = tuple_service(&sent);
 		*time = sent.time;
-		if (sent_answers(s, &sent, protocol))
+		if (sent_answers(s, &sent, protocol) ||
+		    ((sent.flags & REVSK_TUPLE_OVERTAKEN) && is_still_connection(s, &sent, src)))
 			return true;
 	}
 	conn = !p || p->has_conn ? conn_get(s) : NULL;
@@ -412,7 +425,8 @@ static __always_inline bool source_find(struct sock_ref *s, const struct endpoin
 		return false;
 	*service = tuple_service(&former->tuple);
 	*time = former->tuple.time;
-	return sent_answers(s, &former->tuple, protocol);
+	return sent_answers(s, &former->tuple, protocol) ||
+	       is_still_connection(s, &former->tuple, src);
 }
 
 /* recvmsg: the service under which the socket knows @src; false if it knows none. */
@@ -430,21 +444,25 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 	return mode_has_hash(mode) && legacy_service(s, src, protocol, mode, service);
 }
 
-/* The service of a connect that was overtaken, but is the one by which the socket is connected. */
+/*
+ * The service of a connect that was overtaken, but is the one by which the socket is connected; false if there is none. @time is
+ * that of the tuple for @peer, if there is one.
+ */
 static __noinline bool overtaken_service(struct sock_ref *s, const struct endpoint *peer,
-					 struct endpoint *service)
+					 __u32 protocol, struct endpoint *service, __u32 *time)
 {
 	struct revsk_peers_value *p = peers_get(s);
 	struct revsk_tuple *t, copy;
 
-	if (!p || !peer || !service)
+	if (!p || !peer || !service || !time)
 		return false;
 	t = peers_find(s, p, peer);
 	if (!t)
 		return false;
 	copy = *t; /* as in source_find */
 	*service = tuple_service(&copy);
-	return copy.flags & REVSK_TUPLE_OVERTAKEN;
+	*time = copy.time;
+	return (copy.flags & REVSK_TUPLE_OVERTAKEN) && connection_answers(s, &copy, protocol);
 }
 
 /*
@@ -458,21 +476,21 @@ static __always_inline bool revnat_peername(struct sock_ref *s, const struct end
 	struct revsk_peers_value *p;
 	struct revsk_tuple *t;
 	bool answers;
+	__u32 time = 0;
 
 	if (!peer->port)
 		return false;
 	if (mode_has_storage(mode)) {
 		t = connection_find(s, peer);
-		answers = t && connection_answers(s, t, protocol);
-		if (answers) {
+		if (t) {
 			*service = tuple_service(t);
-			if (!mode_has_hash(mode) || t->time > current_mark())
-				return true;
+			time = t->time;
+			answers = connection_answers(s, t, protocol);
+		} else {
+			answers = overtaken_service(s, peer, protocol, service, &time);
 		}
-		if (!t && overtaken_service(s, peer, service))
-			return true;
-		if (!mode_has_hash(mode))
-			return false;
+		if (!mode_has_hash(mode) || (answers && time > current_mark()))
+			return answers;
 		/* The hash does not tell what was only sent from a connection. */
 		p = peers_get(s);
 		if ((answers || (!t && peers_has(s, p, peer))) && !ctx_legacy_is_newer(s, peer))

@@ -419,6 +419,16 @@ func TestTheHashIsNewerThanWhatIsFromBeforeTheMark(t *testing.T) {
 					s.setMark(s.now)
 					s.wantPeername(s.family.backend(1), s.family.service(2))
 				}},
+				rule{"of a connect that others have overtaken", func(s *scene) {
+					s.serve(1, 4)
+					for i := 1; i <= 3; i++ {
+						s.connect(s.tuple(i, i))
+					}
+					s.setMark(s.now)
+					s.wantPeername(s.family.backend(1), s.family.service(1))
+					s.putHash(s.tuple(4, 1))
+					s.wantPeername(s.family.backend(1), s.family.service(4))
+				}},
 				rule{"but not if it says what the socket has sent by: the connection to the same peer stands", func(s *scene) {
 					s.serve(1, 2)
 					s.connect(s.tuple(1, 1))

@@ -73,6 +73,29 @@ func TestAConnectionStaysTrueWhateverBecomesOfTheService(t *testing.T) {
 			s.now += 1_000_000
 			s.unchangedBy("a read", func() { s.wantPeername(s.family.backend(1), s.family.service(1)) })
 		}},
+		endRule{"recvmsg reports the former one for as long, too, if the socket is still in it", func(s *scene, end func(int)) {
+			const port = 20001
+			s.connect(s.tupleOn(1, port))
+			s.associate(s.on(port))
+			s.connect(s.tuple(2, 2))
+			end(1)
+			s.now += 1_000_000
+			s.unchangedBy("a read", func() { s.wantSource(s.on(port), s.family.service(1)) })
+			s.dissociate()
+			s.wantSource(s.on(port), s.on(port))
+		}},
+		endRule{"recvmsg reports one that others have overtaken, if the kernel comes to it last", func(s *scene, end func(int)) {
+			const port = 20001
+			s.connect(s.tupleOn(1, port))
+			s.connect(s.tuple(2, 2))
+			s.connect(s.tuple(3, 3))
+			s.associate(s.on(port))
+			end(1)
+			s.now += 1_000_000
+			s.unchangedBy("a read", func() { s.wantSource(s.on(port), s.family.service(1)) })
+			s.dissociate()
+			s.wantSource(s.on(port), s.on(port))
+		}},
 	)...)
 }
 
@@ -195,6 +218,15 @@ func TestUpToTheMark(t *testing.T) {
 			s.wantSource(s.family.backend(1), s.family.service(1))
 			end(1)
 			s.unchangedBy("a read", func() { s.wantSource(s.family.backend(1), s.family.backend(1)) })
+		}},
+		endRule{"getpeername judges a connect that others have overtaken in the same way", func(s *scene, end func(int)) {
+			for i := 1; i <= 3; i++ {
+				s.connect(s.tuple(i, i))
+			}
+			s.setMark(firstTime)
+			s.wantPeername(s.family.backend(1), s.family.service(1))
+			end(1)
+			s.unchangedBy("a read", func() { s.wantPeername(s.family.backend(1), s.family.backend(1)) })
 		}},
 		endRule{"what was sent before is judged though an answer can be expected", func(s *scene, end func(int)) {
 			s.send(s.tuple(1, 1))
