@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -117,8 +118,7 @@ func runHolder() int {
 			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, byte(os.Getpid() >> 8), byte(os.Getpid())}})
 		}
 		if err == nil {
-			to := front(i%largeServices, lbmap.ProtocolUDP).AddrPort
-			err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+			err = unix.Connect(fd, sockaddr.Of(unix.AF_INET, front(i%largeServices, lbmap.ProtocolUDP).AddrPort))
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

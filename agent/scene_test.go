@@ -24,6 +24,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -304,9 +305,7 @@ func (c *client) peer() (peer netip.AddrPort, err error) {
 		if sa, err = unix.Getpeername(int(fd)); err != nil {
 			return
 		}
-		if sa, ok := sa.(*unix.SockaddrInet4); ok {
-			peer = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-		}
+		peer = sockaddr.AddrPort(sa)
 	})
 	return peer, errors.Join(err, controlErr)
 }

@@ -23,6 +23,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 var manySockets = flag.Int("inspect.sockets", 20000, "how many sockets there are while they are listed; 1,000,000 take 5 GB and many minutes")
@@ -134,7 +136,7 @@ func (e *errand) open(fds []int, i int) (err error) {
 		return err
 	}
 	service := e.Services[i%len(e.Services)]
-	to := &unix.SockaddrInet4{Addr: service.Addr().As4(), Port: int(service.Port())}
+	to := sockaddr.Of(unix.AF_INET, service)
 	if !e.sends(i) {
 		return unix.Connect(fds[i], to)
 	}

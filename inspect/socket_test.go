@@ -10,12 +10,12 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -67,9 +67,9 @@ func (s *testSocket) closeAtOnce(t testing.TB) {
 
 func (s *testSocket) sockaddr(to netip.AddrPort) unix.Sockaddr {
 	if s.family == IPv4 {
-		return &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+		return sockaddr.Of(unix.AF_INET, to)
 	}
-	return &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+	return sockaddr.Of(unix.AF_INET6, to)
 }
 
 func (s *testSocket) connect(t testing.TB, to netip.AddrPort) {
@@ -77,13 +77,9 @@ func (s *testSocket) connect(t testing.TB, to netip.AddrPort) {
 	require.NoError(t, unix.Connect(s.fd, s.sockaddr(to)), "connecting to %v", to)
 }
 
-// disconnect is connect(AF_UNSPEC), for which package unix has no address.
 func (s *testSocket) disconnect(t testing.TB) {
 	t.Helper()
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(s.fd),
-		uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
-	require.Zero(t, errno, "disconnecting")
+	require.NoError(t, sockaddr.Disconnect(s.fd), "disconnecting")
 }
 
 func (s *testSocket) send(t testing.TB, to ...service) {
@@ -131,15 +127,7 @@ func (s *testSocket) local(t testing.TB) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getsockname(s.fd)
 	require.NoError(t, err)
-	return addrPortOf(sa)
-}
-
-func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
-	if sa, ok := sa.(*unix.SockaddrInet4); ok {
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	}
-	six := sa.(*unix.SockaddrInet6)
-	return netip.AddrPortFrom(netip.AddrFrom16(six.Addr).Unmap(), uint16(six.Port))
+	return sockaddr.AddrPort(sa)
 }
 
 // expected is what a listing should say of a socket that is open in this process only.

@@ -7,12 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/openfiles"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // endParents ends the MPTCP sockets whose connections were destroyed. The kernel itself waits for another connection
@@ -77,11 +76,5 @@ func disconnectParent(f openfiles.File) error {
 	if err != nil || protocol != unix.IPPROTO_MPTCP {
 		return err
 	}
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
-	runtime.KeepAlive(&unspec)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return sockaddr.Disconnect(fd)
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -26,7 +27,7 @@ func TestAnMPTCPSocketEndsWithItsConnection(t *testing.T) {
 		}
 		require.NoError(t, err)
 		defer unix.Close(listener)
-		at := &unix.SockaddrInet4{Port: int(backend.Port()), Addr: backend.Addr().As4()}
+		at := sockaddr.Of(unix.AF_INET, backend)
 		require.NoError(t, unix.SetsockoptInt(listener, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 		require.NoError(t, unix.Bind(listener, at))
 		require.NoError(t, unix.Listen(listener, 1))
@@ -35,7 +36,7 @@ func TestAnMPTCPSocketEndsWithItsConnection(t *testing.T) {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
 		require.NoError(t, err)
 		defer unix.Close(fd)
-		require.NoError(t, unix.Connect(fd, &unix.SockaddrInet4{Port: int(svc.front.Port()), Addr: svc.front.Addr().As4()}))
+		require.NoError(t, unix.Connect(fd, sockaddr.Of(unix.AF_INET, svc.front)))
 		accepted, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
 		require.NoError(t, err)
 		defer unix.Close(accepted)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -176,7 +177,7 @@ func (s *testSocket) peer(t testing.TB) (a netip.AddrPort) {
 		return a
 	}
 	require.NoError(t, err)
-	return addrPortOf(sa)
+	return sockaddr.AddrPort(sa)
 }
 
 // alone checks that nothing happens to a socket while f runs.
@@ -821,7 +822,7 @@ func TestADatagramSocketThatWasEndedAndGoesOnWithoutConnecting(t *testing.T) {
 			_, from, err = unix.Recvfrom(s.fd, buf, 0)
 			assert.Equal(g, want, err == nil, "an answer: %v", err)
 			if err == nil {
-				assert.Equal(g, other.front, addrPortOf(from), "who answers")
+				assert.Equal(g, other.front, sockaddr.AddrPort(from), "who answers")
 			}
 		}
 		answered(&other.front, g.back.Is4())

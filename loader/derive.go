@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -274,7 +275,7 @@ func isTranslated(s lbmap.Service, hash *ebpf.Map) (bool, error) {
 		return false, err
 	}
 	// In a namespace without routes it fails after the programs have run.
-	_ = unix.Connect(fd, &unix.SockaddrInet4{Port: int(s.Frontend.AddrPort.Port()), Addr: s.Frontend.AddrPort.Addr().As4()})
+	_ = unix.Connect(fd, sockaddr.Of(unix.AF_INET, s.Frontend.AddrPort))
 	translated := false
 	for _, b := range s.Backends {
 		if !b.AddrPort.Addr().Is4() {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/reference"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -56,8 +57,7 @@ func peer(t *testing.T, conn *net.UDPConn) string {
 	var name unix.Sockaddr
 	require.NoError(t, raw.Control(func(fd uintptr) { name, err = unix.Getpeername(int(fd)) }))
 	require.NoError(t, err)
-	v4 := name.(*unix.SockaddrInet4)
-	return fmt.Sprintf("%v:%d", netip.AddrFrom4(v4.Addr), v4.Port)
+	return sockaddr.AddrPort(name).String()
 }
 
 // requireRefused checks that something is refused and nothing has changed.

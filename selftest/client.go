@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -94,12 +93,9 @@ func (c *client) connect(to netip.AddrPort) error {
 	return nil
 }
 
-// disconnect connects to AF_UNSPEC, which package unix has no address for.
 func (c *client) disconnect() error {
-	var unspec unix.RawSockaddr
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
-	if errno != 0 {
-		return fmt.Errorf("connect to AF_UNSPEC: %w", errno)
+	if err := sockaddr.Disconnect(c.fd); err != nil {
+		return fmt.Errorf("connect to AF_UNSPEC: %w", err)
 	}
 	return nil
 }

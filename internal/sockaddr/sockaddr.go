@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package sockaddr converts addresses to what system calls take, and back.
+// Package unix has no address that ends a connection: [Disconnect] has.
 package sockaddr
 
 import (
 	"net/netip"
+	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,4 +29,15 @@ func AddrPort(sa unix.Sockaddr) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
 	}
 	return netip.AddrPort{}
+}
+
+// Disconnect ends the connection of a socket: connect(2) to an address of the family AF_UNSPEC.
+func Disconnect(fd int) error {
+	unspecified := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified))
+	runtime.KeepAlive(&unspecified)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 func TestMain(m *testing.M) { os.Exit(sandbox.TestMain(m.Run)) }
@@ -32,14 +33,14 @@ func eachKind(t *testing.T, f func(t *testing.T, client int, want Socket)) {
 		for _, l := range loopbacks {
 			t.Run(map[int]string{unix.IPPROTO_TCP: "tcp ", unix.IPPROTO_UDP: "udp "}[protocol]+l.name, func(t *testing.T) {
 				server, client := open(t, l.family, protocol), open(t, l.family, protocol)
-				require.NoError(t, unix.Bind(server, sockaddr(l.family, netip.AddrPortFrom(l.addr, 0))))
+				require.NoError(t, unix.Bind(server, sockaddr.Of(l.family, netip.AddrPortFrom(l.addr, 0))))
 				if protocol == unix.IPPROTO_TCP {
 					require.NoError(t, unix.Listen(server, 1))
 				}
 				// In another device than the address's own, only a socket that says so is found.
 				require.NoError(t, unix.BindToDevice(client, "lo"))
 				remote := local(t, server)
-				require.NoError(t, unix.Connect(client, sockaddr(l.family, remote)))
+				require.NoError(t, unix.Connect(client, sockaddr.Of(l.family, remote)))
 				var st unix.Stat_t
 				require.NoError(t, unix.Fstat(client, &st))
 				cookie, err := unix.GetsockoptUint64(client, unix.SOL_SOCKET, unix.SO_COOKIE)
@@ -65,22 +66,11 @@ func open(t *testing.T, family, protocol int) int {
 	return fd
 }
 
-func sockaddr(family int, a netip.AddrPort) unix.Sockaddr {
-	if family == unix.AF_INET6 {
-		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-}
-
 func local(t *testing.T, fd int) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getsockname(fd)
 	require.NoError(t, err)
-	if sa, ok := sa.(*unix.SockaddrInet4); ok {
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	}
-	six := sa.(*unix.SockaddrInet6)
-	return netip.AddrPortFrom(netip.AddrFrom16(six.Addr).Unmap(), uint16(six.Port))
+	return sockaddr.AddrPort(sa)
 }
 
 func TestListsWhatIsConnectedToAPort(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -106,7 +107,7 @@ func (k kind) open() (int, error) {
 	timeout := unix.Timeval{Sec: 5}
 	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	if err == nil && k.connected {
-		err = unix.Connect(fd, sockaddr(k.service))
+		err = unix.Connect(fd, sockaddr.Of(k.domain, k.service))
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -123,13 +124,13 @@ func (k kind) ask(fd int) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if addrPort(peer) != k.service || k.stream {
-			return addrPort(peer) == k.service, nil
+		if sockaddr.AddrPort(peer) != k.service || k.stream {
+			return sockaddr.AddrPort(peer) == k.service, nil
 		}
 	}
 	var to unix.Sockaddr
 	if !k.connected {
-		to = sockaddr(k.service)
+		to = sockaddr.Of(k.domain, k.service)
 	}
 	if err := unix.Sendto(fd, []byte("?"), 0, to); err != nil {
 		return false, err
@@ -141,26 +142,9 @@ func (k kind) ask(fd int) (bool, error) {
 		case err != nil:
 			return false, err
 		default:
-			return addrPort(from) == k.service, nil
+			return sockaddr.AddrPort(from) == k.service, nil
 		}
 	}
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
-func addrPort(a unix.Sockaddr) netip.AddrPort {
-	switch a := a.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // crowd is sockets of all kinds that ask without pause, and new ones all the time.

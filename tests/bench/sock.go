@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // The calls that are measured go to the kernel directly, without the Go scheduler, and what they
@@ -196,10 +198,10 @@ func (s *servers) answer(f *family, from netip.Addr, to netip.AddrPort) {
 	var sa unix.Sockaddr
 	if f == ipv4 {
 		control = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
-		sa = &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+		sa = sockaddr.Of(unix.AF_INET, to)
 	} else {
 		control = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
-		sa = &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+		sa = sockaddr.Of(unix.AF_INET6, to)
 	}
 	must("sendmsg", errnoOf(unix.Sendmsg(s.udp[f], payload[:], control, sa, unix.MSG_DONTWAIT)))
 	runtime.KeepAlive(control)

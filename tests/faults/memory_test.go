@@ -61,7 +61,7 @@ func runLimited() error {
 	if err != nil {
 		return err
 	}
-	to := &unix.SockaddrInet4{Addr: service4.Addr().As4(), Port: int(service4.Port())}
+	to := sockaddr.Of(unix.AF_INET, service4)
 	toPort := binary.NativeEndian.Uint16([]byte{byte(service4.Port() >> 8), byte(service4.Port())})
 	var connected, later []int
 	for range limitedSockets {

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -104,11 +103,7 @@ func (d *deed) do(fds map[int]int, r *result) (err error) {
 	case "connect":
 		return uninterrupted(func() error { return unix.Connect(fd, to) })
 	case "disconnect":
-		unspecified := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified))
-		if errno != 0 {
-			return errno
-		}
+		return sockaddr.Disconnect(fd)
 	case "peer":
 		sa, err := unix.Getpeername(fd)
 		if err != nil {

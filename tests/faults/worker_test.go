@@ -18,7 +18,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -320,10 +319,8 @@ func (l *life) reconnect() error {
 	if err := l.talk(b, true); err != nil {
 		return err
 	}
-	unspecified := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(l.fd), uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified))
-	if errno != 0 {
-		return fmt.Errorf("connect(AF_UNSPEC): %w", errno)
+	if err := sockaddr.Disconnect(l.fd); err != nil {
+		return fmt.Errorf("connect(AF_UNSPEC): %w", err)
 	}
 	if _, err := unix.Getpeername(l.fd); !errors.Is(err, unix.ENOTCONN) {
 		return fmt.Errorf("getpeername of a disconnected socket: %w", err)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // family is what differs between the kinds of sockets that the same rules hold for. Addresses are
@@ -53,10 +54,7 @@ var localNetworks = []string{"fd00:1::/64", "fd00:2::/64", "10.97.0.0/16", "fd00
 
 // sockaddr is an address as sockets of the family take it.
 func (f family) sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if f.domain == unix.AF_INET6 {
-		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	return sockaddr.Of(f.domain, a)
 }
 
 // errForeign is wrapped by the error of an address that is not of a socket's family.
@@ -65,16 +63,16 @@ var errForeign = errors.New("not of this family")
 // address is the inverse of sockaddr. It returns an error wrapping errForeign for an address that
 // sockets of the family should not see.
 func (f family) address(sa unix.Sockaddr) (netip.AddrPort, error) {
+	own := false
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		if f.domain == unix.AF_INET {
-			return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
-		}
+		own = f.domain == unix.AF_INET
 	case *unix.SockaddrInet6:
 		a := netip.AddrFrom16(sa.Addr)
-		if f.domain == unix.AF_INET6 && (a.Is4In6() == f.mapped || a.IsUnspecified()) {
-			return netip.AddrPortFrom(a.Unmap(), uint16(sa.Port)), nil
-		}
+		own = f.domain == unix.AF_INET6 && (a.Is4In6() == f.mapped || a.IsUnspecified())
+	}
+	if own {
+		return sockaddr.AddrPort(sa), nil
 	}
 	return netip.AddrPort{}, fmt.Errorf("%s socket: %w: %#v", f.name, errForeign, sa)
 }

@@ -9,12 +9,12 @@ import (
 	"net/netip"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -84,16 +84,8 @@ func (x *socket) connect(to netip.AddrPort) {
 	require.NoError(x, x.tryConnect(to), "connect to %v", to)
 }
 
-func (x *socket) tryDisconnect() error {
-	sa := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(x.fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
+func (x *socket) tryDisconnect() error { return sockaddr.Disconnect(x.fd) }
 
-// disconnect is connect(AF_UNSPEC).
 func (x *socket) disconnect() {
 	x.Helper()
 	require.NoError(x, x.tryDisconnect(), "connect(AF_UNSPEC)")

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // on is a backend on loopback, which sockets can really be connected to.
@@ -26,7 +28,7 @@ func (s *scene) tupleOn(service int, port uint16) tuple {
 // actual peer.
 func (x *subject) associate(a netip.AddrPort) {
 	x.s.Helper()
-	must(x.s.T, unix.Connect(x.fd, sockaddr(x.s.family, a)))
+	must(x.s.T, unix.Connect(x.fd, sockaddr.Of(x.s.family.domain, a)))
 	x.receivesFrom(a)
 }
 
@@ -34,9 +36,8 @@ func (x *subject) associate(a netip.AddrPort) {
 // the kernel has chosen for it, and gets another.
 func (x *subject) dissociate() {
 	x.s.Helper()
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	must(x.s.T, connectRaw(x.fd, unspec))
-	must(x.s.T, unix.Bind(x.fd, sockaddr(x.s.family, netip.AddrPortFrom(x.s.family.loopback, 0))))
+	must(x.s.T, sockaddr.Disconnect(x.fd))
+	must(x.s.T, unix.Bind(x.fd, sockaddr.Of(x.s.family.domain, netip.AddrPortFrom(x.s.family.loopback, 0))))
 	x.receivesFrom(x.s.on(9))
 }
 

@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // rejected checks that a call is rejected with ENOMEM and changes nothing: not
@@ -78,7 +80,7 @@ func TestFullTable(t *testing.T) {
 			s.sendToPeers(slots)
 			actual := s.tuple(4, 4)
 			actual.peer = netip.AddrPortFrom(s.family.loopback.Unmap(), 9)
-			must(s.T, unix.Connect(s.fd, sockaddr(s.family, netip.AddrPortFrom(s.family.loopback, 9))))
+			must(s.T, unix.Connect(s.fd, sockaddr.Of(s.family.domain, netip.AddrPortFrom(s.family.loopback, 9))))
 			s.send(actual)
 			for n := 100; n < 1100; n++ {
 				s.send(s.tuple(n, n))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -111,7 +112,7 @@ func (x *subject) usesOptmem() {
 		binary.NativeEndian.PutUint32(one[unix.CmsgLen(0):], 64)
 		control = append(control, one...)
 	}
-	to := sockaddr(x.s.family, netip.AddrPortFrom(x.s.family.loopback, 9))
+	to := sockaddr.Of(x.s.family.domain, netip.AddrPortFrom(x.s.family.loopback, 9))
 	if err := unix.Sendmsg(x.fd, []byte("x"), control, to, 0); err != nil {
 		x.s.Errorf("sending with %d bytes of control messages: %v", len(control), err)
 	}

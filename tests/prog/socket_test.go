@@ -7,12 +7,12 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/internal/sandbox"
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // family is what differs between the kinds of sockets that the same rules hold
@@ -75,7 +75,7 @@ func openSocket(t *testing.T, f family, tcp bool) *socket {
 		must(t, unix.Listen(listener, 1))
 		remote = localAddr(t, listener)
 		s.fd = newSocket(t, f, unix.SOCK_STREAM)
-		must(t, unix.Connect(s.fd, sockaddr(f, netip.AddrPortFrom(f.loopback, remote.Port()))))
+		must(t, unix.Connect(s.fd, sockaddr.Of(f.domain, netip.AddrPortFrom(f.loopback, remote.Port()))))
 	} else {
 		s.fd = bound(t, f, unix.SOCK_DGRAM)
 		remote = netip.AddrPortFrom(f.loopback.Unmap(), 9)
@@ -111,15 +111,8 @@ func newSocket(t *testing.T, f family, kind int) int {
 func bound(t *testing.T, f family, kind int) int {
 	t.Helper()
 	fd := newSocket(t, f, kind)
-	must(t, unix.Bind(fd, sockaddr(f, netip.AddrPortFrom(f.loopback, 0))))
+	must(t, unix.Bind(fd, sockaddr.Of(f.domain, netip.AddrPortFrom(f.loopback, 0))))
 	return fd
-}
-
-func sockaddr(f family, a netip.AddrPort) unix.Sockaddr {
-	if f.domain == unix.AF_INET {
-		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
 // localAddr returns what a socket is bound to; a v4-mapped address as IPv4.
@@ -127,22 +120,5 @@ func localAddr(t *testing.T, fd int) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getsockname(fd)
 	must(t, err)
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	}
-	t.Fatalf("an address of type %T", sa)
-	return netip.AddrPort{}
-}
-
-// connectRaw is connect(2) with an address that package unix has no type for.
-func connectRaw(fd int, sa unix.RawSockaddr) error {
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd),
-		uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return sockaddr.AddrPort(sa)
 }
