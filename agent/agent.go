@@ -89,13 +89,16 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.update(func(v *view) { v.waiting = true })
 			a.happen(Waiting{dir})
 		})
+		if err == nil {
+			defer unlock()
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		defer unlock()
+		a.beat(loopDatapath)
 		a.update(func(v *view) { v.waiting = false })
 	}
 	a.happen(Started{opts})

@@ -212,10 +212,40 @@ func TestTheSecondOnANodeWaits(t *testing.T) {
 	second := n.start(n.options())
 	awaits(t, "the second waits", soon, func() bool { return len(eventsOf[Waiting](second)) == 1 })
 	require.ErrorContains(t, second.Ready(), "another agent runs")
+	third := n.start(n.options())
+	awaits(t, "the third waits", soon, func() bool { return len(eventsOf[Waiting](third)) == 1 })
+	require.NoError(t, third.stop(), "it need not wait for the others")
+	require.Empty(t, eventsOf[Started](third))
+	// However long it has waited, it is alive when it begins.
+	alive := make(chan error, 1)
+	second.mu.Lock()
+	second.onEvent = func(e Event) {
+		if _, ok := e.(Started); ok {
+			alive <- second.Alive()
+		}
+	}
+	second.mu.Unlock()
+	second.Agent.mu.Lock()
+	second.beats[loopDatapath] = time.Now().Add(-2 * stuckAfter)
+	second.Agent.mu.Unlock()
+	require.NoError(t, second.Alive())
 	require.NoError(t, first.stop())
+	require.NoError(t, <-alive)
 	second.ready()
 	require.NoError(t, second.stop())
 	require.NoDirExists(t, lockDir(n.loader().PinsDir))
+}
+
+// An agent that is stopped before it has begun leaves nothing.
+func TestStoppedBeforeItBegins(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 3 {
+		require.NoError(t, Run(ctx, n.options()))
+		require.NoDirExists(t, lockDir(n.loader().PinsDir))
+		require.NoDirExists(t, n.loader().PinsDir)
+	}
 }
 
 // childEnv names the directory of the node for a process that is an agent.

@@ -7,9 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/revsk/revsk/internal/filelock"
 )
 
 // One agent at a time works on a datapath. The lock is an flock on a directory beside that of the pins, since a BPF file
@@ -17,56 +18,31 @@ import (
 
 func lockDir(pinsDir string) string { return pinsDir + "_agent" }
 
-// lock waits for the lock, and calls waiting if it has to. It ends with the process.
+// lock waits for the lock, and calls waiting if that takes more than a moment. It ends with the process.
 func lock(ctx context.Context, dir string, waiting func()) (unlock func(), err error) {
-	for said := false; ; {
-		unlock, err := tryLock(dir)
-		if unlock != nil || err != nil {
-			return unlock, err
+	waiting = sync.OnceFunc(waiting)
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making the directory of the lock: %w", err)
 		}
-		if !said {
-			waiting()
-			said = true
+		f, err := os.Open(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // removed by the one who had it
 		}
-		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+		if err != nil {
 			return nil, err
 		}
-	}
-}
-
-// tryLock returns nil if another has the lock.
-func tryLock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the directory of the lock: %w", err)
-	}
-	f, err := os.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // removed by the one who had it: again
-	}
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil
+		if err := filelock.Take(ctx, f, -1, waiting); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	mine, err := f.Stat()
-	if err != nil {
+		if filelock.InPlace(f) {
+			return func() {
+				_ = os.Remove(dir)
+				f.Close()
+			}, nil
+		}
 		f.Close()
-		return nil, err
 	}
-	if there, err := os.Stat(dir); err != nil || !os.SameFile(mine, there) {
-		f.Close()
-		return nil, nil
-	}
-	return func() {
-		_ = os.Remove(dir)
-		f.Close()
-	}, nil
 }
 
 // sleep returns the context's error if it ends before.

@@ -91,6 +91,8 @@ type running struct {
 
 	mu     sync.Mutex
 	events []Event
+	// onEvent, if not nil, is told of each event.
+	onEvent func(Event)
 }
 
 // start starts an agent, which is stopped when the test ends.
@@ -113,6 +115,9 @@ func (r *running) note(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.events = append(r.events, e)
+	if r.onEvent != nil {
+		r.onEvent(e)
+	}
 	_, message, attrs := e.Line()
 	r.n.Log(time.Now().Format("05.000"), message, attrs)
 }

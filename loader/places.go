@@ -74,17 +74,11 @@ func lock(ctx context.Context, dir string, wait time.Duration) (unlock func(), e
 		return nil, fmt.Errorf("%s: %w", dir, ErrLocked)
 	case err != nil:
 		return nil, err
-	case !sameDir(f, dir): // removed by the one who had the lock
+	case !filelock.InPlace(f): // removed by the one who had the lock
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", dir, ErrNotLoaded)
 	}
 	return func() { f.Close() }, nil
-}
-
-func sameDir(f *os.File, path string) bool {
-	a, errA := f.Stat()
-	b, errB := os.Stat(path)
-	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
 // isLockedByOthers tells whether another process has the lock of a directory, without getting into its way.

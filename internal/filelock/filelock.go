@@ -71,6 +71,13 @@ func wait(ctx context.Context, f *os.File, limit time.Duration, waiting func()) 
 	return err
 }
 
+// InPlace tells whether f is still what its path leads to. A file that is removed by the one who has its lock is not.
+func InPlace(f *os.File) bool {
+	locked, errLocked := f.Stat()
+	there, errThere := os.Stat(f.Name())
+	return errLocked == nil && errThere == nil && os.SameFile(locked, there)
+}
+
 func taken(f *os.File, err error) error {
 	if err != nil {
 		err = fmt.Errorf("locking %s: %w", f.Name(), err)
