@@ -23,6 +23,7 @@ import (
 type Agent struct {
 	eventLock sync.Mutex      // events come one after the other
 	ctx       context.Context // of Run
+	began     time.Time
 
 	mu       sync.Mutex
 	opts     Options
@@ -54,7 +55,7 @@ func New(opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{opts: opts, beats: make(map[string]time.Time), failing: make(map[string]string)}
+	a := &Agent{opts: opts, began: time.Now(), beats: make(map[string]time.Time), failing: make(map[string]string)}
 	a.tally.init()
 	return a, nil
 }

@@ -24,8 +24,12 @@ type backendMaps struct {
 	inodes [2]uint64 // of the pins; 0: there is none
 	tables *lbmap.Tables
 	digest [2]*mapdigest.Reader // nil: the map is not there
+	cost   time.Duration        // of finding out whether something has changed
+
+	// What was read last. A read that fails changes nothing of it.
+	anew   bool // nothing was, of these maps
 	last   [2]mapdigest.Digest
-	cost   time.Duration // of finding out whether something has changed
+	states []lbmap.BackendState
 }
 
 var backendMapNames = [2]string{lbmap.Backends4Map, lbmap.Backends6Map}
@@ -39,31 +43,41 @@ func (s backendSet) has(b inspect.Backend) bool {
 
 // read returns the backends, or nil if they are as before. Anew says that the maps are others than before.
 func (m *backendMaps) read(ctx context.Context, states []lbmap.BackendState) (set backendSet, anew bool, err error) {
-	if anew, err = m.open(); err != nil {
-		return nil, anew, err
+	if err := m.open(); err != nil {
+		return nil, false, err
 	}
 	begin := time.Now()
-	changed := anew
+	var now [2]mapdigest.Digest
 	for i, r := range m.digest {
 		if r == nil {
 			continue
 		}
-		d, err := r.Read(ctx)
-		if err != nil {
-			return nil, anew, err
+		if now[i], err = r.Read(ctx); err != nil {
+			return nil, false, err
 		}
-		changed = changed || d != m.last[i]
-		m.last[i] = d
 	}
 	m.cost = time.Since(begin)
-	if !changed {
+	if !m.anew && now == m.last && slices.Equal(states, m.states) {
 		return nil, false, nil
 	}
-	set, err = readBackends(ctx, m.tables, states)
-	if err != nil {
-		m.last = [2]mapdigest.Digest{} // again
+	if set, err = readBackends(ctx, m.tables, states); err != nil {
+		return nil, false, err
 	}
-	return set, anew, err
+	anew = m.anew
+	m.anew, m.last, m.states = false, now, states
+	return set, anew, nil
+}
+
+// lacks tells whether the family of a backend has no map, so that nothing says whether the backend is there.
+func (m *backendMaps) lacks(b inspect.Backend) bool {
+	return m.tables != nil && lacksFamily(m.tables, b)
+}
+
+func lacksFamily(t *lbmap.Tables, b inspect.Backend) bool {
+	if b.AddrPort.Addr().Is4() {
+		return t.Backends4 == nil
+	}
+	return t.Backends6 == nil
 }
 
 func readBackends(ctx context.Context, tables *lbmap.Tables, states []lbmap.BackendState) (backendSet, error) {
@@ -81,25 +95,25 @@ func readBackends(ctx context.Context, tables *lbmap.Tables, states []lbmap.Back
 }
 
 // open opens the maps that are pinned, if they are others than those that are open.
-func (m *backendMaps) open() (anew bool, err error) {
+func (m *backendMaps) open() error {
 	var now [2]uint64
 	for i, name := range backendMapNames {
 		var st unix.Stat_t
 		if err := unix.Stat(m.dir+"/"+name, &st); err == nil {
 			now[i] = st.Ino
 		} else if !errors.Is(err, unix.ENOENT) {
-			return false, fmt.Errorf("%s/%s: %w", m.dir, name, err)
+			return fmt.Errorf("%s/%s: %w", m.dir, name, err)
 		}
 	}
 	if m.tables != nil && now == m.inodes {
-		return false, nil
+		return nil
 	}
 	m.close()
 	tables, err := lbmap.OpenTables(m.dir)
 	if err != nil {
-		return false, err
+		return err
 	}
-	m.tables, m.inodes, m.last = tables, now, [2]mapdigest.Digest{}
+	m.tables, m.inodes, m.anew = tables, now, true
 	if tables.Backends4 != nil {
 		m.digest[0], err = mapdigest.Open(tables.Backends4)
 	}
@@ -108,9 +122,9 @@ func (m *backendMaps) open() (anew bool, err error) {
 	}
 	if err != nil {
 		m.close()
-		return false, err
+		return err
 	}
-	return true, nil
+	return nil
 }
 
 func (m *backendMaps) close() {

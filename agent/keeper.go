@@ -51,7 +51,7 @@ func (k *keeper) run(ctx context.Context) {
 		if k.moving != k.seen {
 			pause /= 5 // whether that was all
 		}
-		if sleep(ctx, pause) != nil {
+		if sleep(ctx, k.a.untilTick(pause)) != nil {
 			return
 		}
 	}
@@ -175,14 +175,14 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 		case loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemLinkUnpinned,
 			loader.ProblemCgroupRemoved, loader.ProblemMapMissing, loader.ProblemMapReplaced:
 			return k.load(ctx, status)
-		case loader.ProblemHashFull:
-			return k.migrate(ctx, status)
 		}
 	}
 	if !slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == loader.ProblemAgentOff }) {
 		k.ownerLeft = time.Time{}
 	}
-	if status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
+	// When nothing else is to be mended: a hash that is full of live sockets stays so.
+	full := slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == loader.ProblemHashFull })
+	if full || status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
 		return k.migrate(ctx, status)
 	}
 	return false, len(status.Problems) == 0
@@ -199,7 +199,7 @@ func (k *keeper) look() (loader.Status, error) {
 	dp, err := loader.Open(k.a.options().Loader)
 	if err != nil {
 		k.a.setDatapath(nil)
-		k.see(func(v *view) { v.loaded, v.hooks = false, nil })
+		k.see(func(v *view) { v.loaded, v.hooks, v.problems = false, nil, nil })
 		return loader.Status{}, err
 	}
 	status, err := dp.Health()

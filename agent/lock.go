@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/revsk/revsk/internal/filelock"
 )
@@ -42,17 +41,5 @@ func lock(ctx context.Context, dir string, waiting func()) (unlock func(), err e
 			}, nil
 		}
 		f.Close()
-	}
-}
-
-// sleep returns the context's error if it ends before.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
 	}
 }

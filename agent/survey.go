@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -227,6 +228,7 @@ func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect
 		return nil, err
 	}
 	defer tables.Close()
+	suspects = slices.DeleteFunc(suspects, func(b inspect.Backend) bool { return lacksFamily(tables, b) })
 	gone, err := inspect.GoneBackends(ctx, suspects, tables)
 	if errors.Is(err, inspect.ErrNoBackends) {
 		return nil, nil

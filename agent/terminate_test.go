@@ -153,6 +153,7 @@ func TestMapsThatAreRewritten(t *testing.T) {
 	})
 	time.Sleep(5 * time.Second)
 	n.services(all...)
+	awaits(t, "held no longer", soon, func() bool { return r.heldFor() == "" })
 	time.Sleep(time.Second)
 	alive("half of the services were gone for 5 s")
 
@@ -176,6 +177,55 @@ func TestMapsThatAreRewritten(t *testing.T) {
 	for _, c := range clients[:6] {
 		require.NoError(t, c.asks())
 	}
+}
+
+// heldFor is why sockets are not ended, as metrics have it.
+func (r *running) heldFor() string {
+	r.Agent.mu.Lock()
+	defer r.Agent.mu.Unlock()
+	return r.view.backends.held
+}
+
+// When the owner of the maps was restarted they have to come to rest again, however long they were at rest before.
+func TestMapsSettleAfterARestartOfTheirOwner(t *testing.T) {
+	n := newNode(t)
+	opts := n.options()
+	r := n.start(opts)
+	r.ready()
+	goes, stays := n.backend("127.0.0.1"), n.backend("127.0.0.2")
+	n.services(service(1, lbmap.ProtocolUDP, goes), service(2, lbmap.ProtocolUDP, stays))
+	c := n.client(front(1, lbmap.ProtocolUDP))
+	settled(r)
+	opts.Termination.Settle = time.Minute
+	r.configure(opts)
+	time.Sleep(time.Second)
+	r.count(func(t *tally) { t.ownerRestarts++ })
+	time.Sleep(time.Second)
+	n.services(service(2, lbmap.ProtocolUDP, stays))
+	awaits(t, "held", soon, func() bool { return r.heldFor() == heldSettling })
+	time.Sleep(2 * time.Second)
+	require.NoError(t, c.shows())
+	opts.Termination.Settle = time.Second
+	r.configure(opts)
+	awaits(t, "ended", soon, c.isEnded)
+	awaits(t, "held no longer", soon, func() bool { return r.heldFor() == "" })
+}
+
+// States that count as gone from now on count for the backends that have them already.
+func TestOtherStatesCountAtOnce(t *testing.T) {
+	n := newNode(t)
+	opts := n.options()
+	r := n.start(opts)
+	r.ready()
+	a, b := service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1")), service(2, lbmap.ProtocolUDP, n.backend("127.0.0.2"))
+	n.services(a, b)
+	c := n.client(a.Frontend)
+	a.Backends[0].State = lbmap.BackendQuarantined
+	n.services(a, b)
+	settled(r)
+	opts.Termination.States = []lbmap.BackendState{lbmap.BackendQuarantined}
+	r.configure(opts)
+	awaits(t, "ended", soon, c.isEnded)
 }
 
 // settled waits until the agent has seen the backends and trusts them.
@@ -213,6 +263,7 @@ func TestWhatMayBeEnded(t *testing.T) {
 		{"two of three, for good", []string{"10.0.0.1:53/udp"}, []string{"10.0.0.2:53/udp", "10.0.0.3:53/udp"}, o.Hold, 0, ""},
 		{"two of eight", many(6), []string{"10.0.0.2:53/udp", "10.0.0.3:53/udp"}, time.Second, 0, ""},
 		{"just started", many(6), []string{"10.0.0.2:53/udp"}, time.Second, time.Second, heldSettling},
+		{"just started, and at rest for long before", many(6), []string{"10.0.0.2:53/udp"}, long, time.Second, heldSettling},
 		{"started, and at rest", many(6), []string{"10.0.0.2:53/udp"}, o.Settle, o.Settle, ""},
 		{"started, and never at rest", many(6), []string{"10.0.0.2:53/udp"}, time.Second, patiently * o.Settle, ""},
 	} {
@@ -242,6 +293,44 @@ func backendNamed(t *testing.T, s string) inspect.Backend {
 	f, err := lbmap.ParseFrontend(s)
 	require.NoError(t, err)
 	return inspect.Backend{AddrPort: f.AddrPort, Protocol: f.Protocol}
+}
+
+// What seems to be gone at once is held back until the maps are at rest, or where they never are, for ten times as long. Then what
+// goes next is judged by itself.
+func TestMapsThatNeverRest(t *testing.T) {
+	opts, err := Options{}.WithDefaults()
+	require.NoError(t, err)
+	o := opts.Termination
+	now := time.Now()
+	tm := terminator{present: make(backendSet), recent: make(map[inspect.Backend]time.Time)}
+	lose := func(names ...string) {
+		for _, s := range names {
+			tm.recent[backendNamed(t, s)] = now
+		}
+	}
+	for _, s := range many(4) {
+		tm.present[backendNamed(t, s)] = true
+	}
+	lose("10.0.0.1:53/udp", "10.0.0.2:53/udp")
+	begin := now
+	for ; now.Sub(begin) < patiently*o.Hold; now = now.Add(time.Second) {
+		tm.changed = now.Add(-time.Second)
+		require.Equal(t, heldMany, tm.mayNot(o, now))
+	}
+	tm.changed = now
+	require.Empty(t, tm.mayNot(o, now))
+	require.Empty(t, tm.mayNot(o, now))
+	lose("10.0.0.3:53/udp")
+	require.Empty(t, tm.mayNot(o, now), "one of five")
+	lose("10.0.0.4:53/udp", "10.0.0.5:53/udp")
+	require.Equal(t, heldMany, tm.mayNot(o, now), "three of seven")
+	// While there are none at all no time passes.
+	all := tm.present
+	tm.present = nil
+	now = now.Add(patiently * o.Hold)
+	require.Equal(t, heldEmpty, tm.mayNot(o, now))
+	tm.present, tm.changed = all, now
+	require.Equal(t, heldMany, tm.mayNot(o, now))
 }
 
 // The grace period, which begins anew when others go, but not for ever.

@@ -30,6 +30,7 @@ type terminator struct {
 	changed  time.Time // when the maps changed last
 	lost     time.Time // when the last backend left
 	settling time.Time // since when there must be a time without changes; zero: there was one
+	many     time.Time // since when more have gone at once than may; zero: they have not
 	held     string    // why nothing is ended
 	next     time.Time // not before
 
@@ -54,8 +55,11 @@ const (
 	restFor = 500
 	// unmigratedRest is the time between two looks for sockets that a migration has to move first.
 	unmigratedRest = 5 * time.Second
+	// leftToSurveys is after how long a backend whose sockets cannot be ended is forgotten. Where nothing is loaded all that ever
+	// leave would else be remembered, and held against those that leave later.
+	leftToSurveys = time.Minute
 	// mostRest is the longest time between two looks at the maps.
-	mostRest = 850 * time.Millisecond
+	mostRest = time.Second
 )
 
 func (t *terminator) run(ctx context.Context) {
@@ -75,10 +79,12 @@ func (t *terminator) run(ctx context.Context) {
 			clear(t.gone)
 			clear(t.recent)
 			t.maps.close()
+			t.hold("")
+			t.show()
 		} else {
 			t.turn(ctx, opts.Termination)
 		}
-		pause := min(max(opts.Poll, restFor*t.maps.cost), mostRest)
+		pause := t.a.untilTick(min(roundUp(max(opts.Poll, restFor*t.maps.cost), opts.Poll), mostRest))
 		if len(t.gone) > 0 {
 			pause = min(pause, opts.Poll)
 			if left := time.Until(t.lost.Add(opts.Termination.Grace)); left > 0 {
@@ -102,49 +108,67 @@ func (t *terminator) turn(ctx context.Context, opts Termination) {
 	now := time.Now()
 	if anew {
 		t.settling = now
-	} else if !t.settling.IsZero() && now.Sub(t.changed) >= opts.Settle {
+	} else if !t.settling.IsZero() && t.rest(now) >= opts.Settle {
 		t.settling = time.Time{} // before what has changed just now
 	}
 	if set != nil {
 		t.compare(set, now)
 	}
-	t.adopt(t.a.takeMissing(), now)
+	t.adopt(t.a.takeMissing(), opts.Protocols, now)
 	maps.DeleteFunc(t.recent, func(b inspect.Backend, left time.Time) bool { return now.Sub(left) > atOnce && t.gone[b].IsZero() })
 	t.show()
 	if len(t.gone) == 0 {
+		t.many = time.Time{}
+		t.hold("")
 		return
 	}
-	if why := t.mayNot(opts, now); why != "" {
-		t.hold(why)
+	why := t.mayNot(opts, now)
+	t.hold(why)
+	if why != "" {
 		return
 	}
-	t.hold("")
-	if due := t.due(opts, now); len(due) > 0 && !now.Before(t.next) {
+	due := t.due(opts, now)
+	switch {
+	case len(due) == 0 && t.sockets == nil && t.mayEnd(opts):
+		_ = t.openSockets() // while time passes anyway; an error is told when it counts
+	case len(due) > 0 && !now.Before(t.next):
 		t.terminate(ctx, opts, due)
 	}
 }
 
+// mayEnd tells whether there can be sockets to be ended of what is gone.
+func (t *terminator) mayEnd(opts Termination) bool {
+	for b := range t.gone {
+		if len(endable(b.Protocol, opts.Protocols)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// rest is for how long the maps have been at rest, of the time that counts after a start.
+func (t *terminator) rest(now time.Time) time.Duration {
+	return min(now.Sub(t.changed), now.Sub(t.settling))
+}
+
 // compare notes which backends have left, and which are back.
 func (t *terminator) compare(set backendSet, now time.Time) {
+	there := func(b inspect.Backend, _ time.Time) bool { return set.has(b) || t.maps.lacks(b) }
 	for b := range t.present {
-		if !set[b] {
+		if !there(b, now) {
 			t.gone[b], t.recent[b], t.lost = now, now, now
 		}
 	}
-	for b := range t.gone {
-		if set.has(b) {
-			delete(t.gone, b)
-		}
-	}
-	maps.DeleteFunc(t.recent, func(b inspect.Backend, _ time.Time) bool { return set.has(b) })
+	maps.DeleteFunc(t.gone, there)
+	maps.DeleteFunc(t.recent, there)
 	t.present, t.changed = set, now
 }
 
 // adopt notes backends of sockets that are not in the maps: they have left before this agent was started, or a socket was
 // connected just when they left.
-func (t *terminator) adopt(missing []inspect.Backend, now time.Time) {
+func (t *terminator) adopt(missing []inspect.Backend, which Protocols, now time.Time) {
 	for _, b := range missing {
-		if t.present != nil && !t.present.has(b) && t.gone[b].IsZero() {
+		if t.present != nil && !t.present.has(b) && !t.maps.lacks(b) && t.gone[b].IsZero() && len(endable(b.Protocol, which)) > 0 {
 			t.gone[b], t.recent[b] = now, now
 		}
 	}
@@ -162,22 +186,34 @@ var holdReasons = []struct{ label, text string }{{"empty", heldEmpty}, {"settlin
 
 // mayNot is why nothing may be ended, whatever is gone; empty: it may.
 func (t *terminator) mayNot(opts Termination, now time.Time) string {
-	quiet := now.Sub(t.changed)
+	many := t.many
+	t.many = time.Time{}
 	switch {
 	case len(t.present) == 0:
 		return heldEmpty
-	case !t.settling.IsZero() && quiet < opts.Settle && now.Sub(t.settling) < patiently*opts.Settle:
+	case !t.settling.IsZero() && t.rest(now) < opts.Settle && now.Sub(t.settling) < patiently*opts.Settle:
 		return heldSettling
 	}
 	t.settling = time.Time{}
 	n, of := len(t.recent), len(t.present)+len(t.recent)
-	if float64(n) > opts.MaxShare*float64(of) && losses(t.recent, t.present) > 1 && quiet < opts.Hold {
+	if float64(n) <= opts.MaxShare*float64(of) || losses(t.recent, t.present) <= 1 {
+		return ""
+	}
+	if many.IsZero() {
+		many = now
+	}
+	if now.Sub(t.changed) < opts.Hold && now.Sub(many) >= patiently*opts.Hold {
+		clear(t.recent) // believed, though the maps never rest; what goes next is judged by itself
+		return ""
+	}
+	t.many = many
+	if now.Sub(t.changed) < opts.Hold {
 		return heldMany
 	}
 	return ""
 }
 
-// hold tells why nothing is ended, once. What ends by itself within a moment after a start is not told.
+// hold tells why nothing is ended, once.
 func (t *terminator) hold(why string) {
 	if why == t.held {
 		return
@@ -235,17 +271,17 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	// An effort that a busy node makes long is made the less often.
 	t.next = begin.Add(max(time.Second, 3*took))
 	switch {
-	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, inspect.ErrNoProof):
-		return // nothing says which sockets are connected; when something does, the next survey finds them
-	case errors.Is(err, inspect.ErrUnmigrated):
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, inspect.ErrNoProof): // nothing says which sockets are connected
+	case errors.Is(err, inspect.ErrUnmigrated): // until a migration has moved them
 		t.next = begin.Add(unmigratedRest + 3*took)
-		return // until a migration has moved them
-	}
-	if !t.a.outcome(stepTerminate, err) || report.More {
+	case t.a.outcome(stepTerminate, err):
+		if !report.More {
+			t.done(due) // whichever could not be ended is found by the next survey
+		}
 		return
 	}
-	// Whichever could not be ended is found by the next survey.
-	t.done(due)
+	// What cannot be ended for long is left to the surveys, too.
+	t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return begin.Sub(t.gone[b]) < leftToSurveys }))
 }
 
 func (t *terminator) done(backends []inspect.Backend) {
@@ -255,23 +291,26 @@ func (t *terminator) done(backends []inspect.Backend) {
 	t.show()
 }
 
-// endSockets is [inspect.Terminator.Terminate] for the datapath that is loaded. What it takes is opened for the first time, and
-// when the maps are others.
-func (t *terminator) endSockets(ctx context.Context, opts inspect.TerminateOptions) (inspect.Report, error) {
+// openSockets opens what it takes to end sockets of the datapath that is loaded: for the first time, and when the maps are others.
+func (t *terminator) openSockets() error {
 	dp, err := loader.Open(t.a.options().Loader)
 	if err != nil {
-		return inspect.Report{}, err
+		return err
 	}
 	maps := dp.InspectMaps()
 	key, err := mapIDs(maps.Conn, maps.Config, maps.Hash4, maps.Hash6)
 	if err != nil || t.sockets != nil && key == t.socketsOf {
-		err = errors.Join(err, dp.Close())
-	} else {
-		t.closeSockets()
-		t.datapath, t.socketsOf = dp, key
-		t.sockets, err = inspect.OpenTerminator(maps, inspect.Options{BufferSize: terminatorBuffer})
+		return errors.Join(err, dp.Close())
 	}
-	if err != nil {
+	t.closeSockets()
+	t.datapath, t.socketsOf = dp, key
+	t.sockets, err = inspect.OpenTerminator(maps, inspect.Options{BufferSize: terminatorBuffer})
+	return err
+}
+
+// endSockets is [inspect.Terminator.Terminate] for the datapath that is loaded.
+func (t *terminator) endSockets(ctx context.Context, opts inspect.TerminateOptions) (inspect.Report, error) {
+	if err := t.openSockets(); err != nil {
 		return inspect.Report{}, err
 	}
 	return t.sockets.Terminate(ctx, opts)
