@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // memoryCgroup is a sandbox's cgroup in the hierarchy that cgroups of version 1 have for memory, if they have one.
@@ -73,4 +74,18 @@ func KernelMemory() (int, error) {
 		}
 	}
 	return 0, nil
+}
+
+// AtRest reads how much memory is in use until that has not fallen for a second. The kernel frees much of it later: what sockets
+// had, when no program can still look at it. For tests, before they compare.
+func AtRest(read func() (int, error)) (int, error) {
+	least, err := read()
+	for since := time.Now(); err == nil && time.Since(since) < time.Second; {
+		time.Sleep(50 * time.Millisecond)
+		var now int
+		if now, err = read(); now < least {
+			least, since = now, time.Now()
+		}
+	}
+	return least, err
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -26,4 +27,13 @@ func TestMemoryCgroupsGoWithTheirSandbox(t *testing.T) {
 	require.Equal(t, []string{
 		filepath.Join(memory, "another"), filepath.Join(memory, cgroupPrefix+"12"), filepath.Join(memory, cgroupPrefix+"12-owner"),
 	}, left)
+}
+
+func TestAtRestAwaitsWhatIsFreedLater(t *testing.T) {
+	begin := time.Now()
+	got, err := AtRest(func() (int, error) {
+		return max(10, 30-int(time.Since(begin)/(800*time.Millisecond))*10), nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, 10, got)
 }

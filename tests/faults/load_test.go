@@ -122,6 +122,8 @@ func underLoad(t *testing.T, name string, steps []step) {
 	defer services.Close()
 	publishLoad(t, services)
 	before := resourcesOf(t)
+	before.memory, err = sandbox.AtRest(sandbox.KernelMemory)
+	require.NoError(t, err)
 	var counters loader.Counters
 	if name == "alone" {
 		counters = n.counters()

@@ -62,7 +62,7 @@ func stress(t *testing.T, mode loader.Mode, d time.Duration) {
 		}
 		places[i] = &place{plaza: p, family: f, reach: min(stressReach[i/2%len(stressReach)], len(p.all))}
 	}
-	memory, err := sandbox.KernelMemory()
+	memory, err := sandbox.AtRest(sandbox.KernelMemory)
 	assert.NoError(t, err)
 
 	var counts stressCounts
