@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/childproc"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -289,25 +289,17 @@ func (n *node) child(options string) *exec.Cmd {
 	return cmd
 }
 
-// launch starts a process that ends with the test at the latest, however the test ends. The thread that starts it has to live as
-// long as it does, because of Pdeathsig.
+// launch starts a process that ends with the test at the latest, however the test ends.
 func (n *node) launch(cmd *exec.Cmd) {
 	n.Helper()
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		started <- cmd.Start()
-		<-n.Context().Done()
-	}()
-	require.NoError(n, <-started)
+	require.NoError(n, childproc.Start(cmd))
+	n.Cleanup(func() { _ = cmd.Process.Kill() })
 }
 
 func (n *node) command(options string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childEnv+"="+n.dir, childEnv+"_OPTIONS="+options)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/childproc"
 	"github.com/revsk/revsk/internal/sockaddr"
 )
 
@@ -171,15 +172,14 @@ func openMany(t *testing.T, services []service, n int) lasting {
 		require.NoError(t, err)
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env, cmd.Stderr = append(os.Environ(), manyEnv+"="+string(text)), os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		if e.OwnNetNS {
-			cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNET
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 		}
 		stdin, err := cmd.StdinPipe()
 		require.NoError(t, err)
 		stdout, err := cmd.StdoutPipe()
 		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
+		require.NoError(t, childproc.Start(cmd))
 		t.Cleanup(func() {
 			stdin.Close()
 			var opened uint64

@@ -14,9 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/childproc"
 )
 
 // childEnv holds what a child process is to do.
@@ -138,7 +139,6 @@ func newChild(ctx context.Context, job childJob) (*child, error) {
 	c := &child{cmd: exec.CommandContext(ctx, "/proc/self/exe")}
 	c.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
 	c.cmd.Stderr = &c.stderr
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	return c, nil
 }
 
@@ -186,7 +186,7 @@ func startHolder(ctx context.Context, targets []target) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.cmd.Start(); err != nil {
+	if err := childproc.Start(c.cmd); err != nil {
 		return nil, fmt.Errorf("starting a child process: %w", err)
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
@@ -215,7 +215,7 @@ func startKeeper(ctx context.Context) (*keeper, error) {
 	c, err := newChild(ctx, childJob{Role: roleKeep})
 	if err == nil {
 		c.cmd.ExtraFiles = []*os.File{theirs}
-		err = c.cmd.Start()
+		err = childproc.Start(c.cmd)
 	}
 	if err != nil {
 		unix.Close(pair[0])

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/cgroup2"
+	"github.com/revsk/revsk/internal/childproc"
 )
 
 const (
@@ -71,9 +72,10 @@ func Run(ctx context.Context, args ...string) (code int, err error) {
 		CgroupFD:    int(dir.Fd()),
 		// Unshared rather than cloned: mounts then are made private.
 		Unshareflags: unix.CLONE_NEWNS,
-		Pdeathsig:    unix.SIGKILL,
 	}
-	err = cmd.Run()
+	if err = childproc.Start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Exited() {
 		return exit.ExitCode(), nil

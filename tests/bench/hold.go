@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/childproc"
 )
 
 // A holder is this program as another process that opens sockets in the cgroup of a variant and holds
@@ -150,7 +152,7 @@ func (v *variant) start(e errand) (*holder, error) {
 	h := &holder{cmd: exec.Command("/proc/self/exe")}
 	h.cmd.Env = append(os.Environ(), holderEnv+"="+string(role))
 	h.cmd.Stderr = os.Stderr
-	h.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: unix.SIGKILL}
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -159,7 +161,7 @@ func (v *variant) start(e errand) (*holder, error) {
 		return nil, err
 	}
 	h.out = bufio.NewReader(out)
-	if err := h.cmd.Start(); err != nil {
+	if err := childproc.Start(h.cmd); err != nil {
 		return nil, err
 	}
 	if line, err := h.out.ReadString('\n'); err != nil || line != "ready\n" {

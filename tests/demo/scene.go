@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/childproc"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -212,7 +213,7 @@ http {
 	n.Cmd = exec.CommandContext(ctx, "nginx", "-c", file)
 	n.Stderr = os.Stderr
 	n.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := n.Start(); err != nil {
+	if err := childproc.Start(n.Cmd); err != nil {
 		return nil, fmt.Errorf("nginx (Debian: apt-get install nginx-light): %w", err)
 	}
 	return n, nil

@@ -15,11 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/childproc"
 )
 
 // A command runs under a seccomp filter that asks this process about each of the system calls below: it may go on,
@@ -227,11 +228,7 @@ func intercept(ctx context.Context, decide func(call) verdict, environment []str
 	cmd.Env = append(append(os.Environ(), environment...), launcherEnv+"=1")
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	// The thread that starts it must live as long as it does, because of Pdeathsig.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err = cmd.Start()
+	err = childproc.Start(cmd)
 	theirs.Close()
 	if err != nil {
 		return outcome{}, err

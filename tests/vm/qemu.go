@@ -13,13 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/revsk/revsk/internal/childproc"
 	"github.com/revsk/revsk/tests/vm/plan"
 )
 
@@ -51,19 +50,15 @@ func (g *guest) boot(ctx context.Context, opts *options, b *build, base []byte, 
 
 	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
-	// The signal comes when the thread that started QEMU ends, and must not come before.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", g.arguments(opts, initrd, console)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = 5 * time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	answers, err := cmd.StdoutPipe()
 	if err != nil {
 		return fmt.Errorf("starting QEMU: %w", err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := childproc.Start(cmd); err != nil {
 		return fmt.Errorf("starting QEMU: %w", err)
 	}
 	readErr := c.read(ctx, answers)
