@@ -224,7 +224,7 @@ static __always_inline int dump_sent(struct bpf_iter__bpf_sk_storage_map *ctx, b
 		return 0;
 	record_socket(&r->socket, sk, bpf_get_socket_cookie(sk));
 	record_keep(&r->socket, sk, begin,
-		    (end - begin - sizeof(r->socket)) / sizeof(struct revsk_tuple));
+		    (__u16)((end - begin - sizeof(r->socket)) / sizeof(struct revsk_tuple)));
 	return 0;
 }
 
@@ -287,7 +287,7 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 		if (!r)                                                                            \
 			return 0;                                                                  \
 		record_socket(&r->socket, sk, sk->__sk_common.skc_cookie.counter);                 \
-		r->socket.table_version = version;                                                 \
+		r->socket.table_version = (__u16)(version);                                        \
 		for (int i = 0; torn && i < ATTEMPTS; i++) {                                       \
 			torn = 0;                                                                  \
 			for (int j = 0; j < (n); j++)                                              \

@@ -44,7 +44,7 @@ struct revsk_import_socket {
 	__u32 pid; /* of the process that find_files saw it with; 0: none */
 	__u32 fd;
 	__u16 family;
-	__u8 protocol;
+	__u8 protocol; /* of MPTCP, which is 262, TCP's */
 	__u8 seen; /* REVSK_SEEN_* */
 	__u8 pad[4];
 };
@@ -235,7 +235,7 @@ static __always_inline enum revsk_result fill_one(void *ctx, void *sk, __u64 coo
 		e->result = REVSK_RESULT_NO_ROOM;
 		return e->result;
 	}
-	e->result = import_entry(&s, e, actual, protocol, subflow);
+	e->result = (__u8)import_entry(&s, e, actual, protocol, subflow);
 	return e->result;
 }
 
@@ -309,7 +309,8 @@ SEC("iter/udp") int fill_udp(struct bpf_iter__udp *ctx)
 
 	if (!udp || is_closed(&udp->inet.sk))
 		return 0;
-	return fill_from_table(udp, &udp->inet.sk.__sk_common, udp->inet.sk.sk_protocol, false);
+	return fill_from_table(udp, &udp->inet.sk.__sk_common, (__u8)udp->inet.sk.sk_protocol,
+			       false);
 }
 
 SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
@@ -336,7 +337,7 @@ SEC("iter/task_file") int find_files(struct bpf_iter__task_file *ctx)
 	if (!found)
 		return 0;
 	found->family = sk->__sk_common.skc_family;
-	found->protocol = sk->sk_protocol;
+	found->protocol = (__u8)sk->sk_protocol;
 	found->pid = task->tgid;
 	found->fd = ctx->fd;
 	found->seen |= REVSK_SEEN_FILE;
@@ -423,11 +424,11 @@ SEC("cgroup/setsockopt") int fill_descriptor(struct bpf_sockopt *ctx)
 	if (!call_counts(ctx, &c))
 		return 1;
 	actual = sock_peer(ctx->sk);
-	c.socket->family = ctx->sk->family;
-	c.socket->protocol = ctx->sk->protocol;
+	c.socket->family = (__u16)ctx->sk->family;
+	c.socket->protocol = (__u8)ctx->sk->protocol;
 	c.socket->seen |= REVSK_SEEN_FILE;
 	/* What has a descriptor is no subflow. */
-	fill_one(ctx, ctx->sk, c.request->cookie, &actual, ctx->sk->protocol, false, c.entry);
+	fill_one(ctx, ctx->sk, c.request->cookie, &actual, (__u8)ctx->sk->protocol, false, c.entry);
 	c.request->served++;
 	return 1;
 }

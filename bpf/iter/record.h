@@ -130,7 +130,7 @@ static __always_inline void record_socket(struct revsk_socket *r, struct sock *s
 	r->local_port = c->skc_num;
 	r->peer_port = peer.port;
 	r->table_version = 0;
-	r->family = c->skc_family;
+	r->family = (__u8)c->skc_family;
 	r->state = c->skc_state;
 	r->local = local_address(c);
 	r->peer = peer.addr;
