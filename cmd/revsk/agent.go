@@ -24,37 +24,34 @@ func newAgentCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Keep this node right by itself, until it is stopped",
-		Long: `Does by itself, in a loop, what the other commands do by hand:
+		Long: `Runs until it is stopped, and does what the other commands do, when it is needed:
 
-  load       at its start, with the features that are pinned; again whenever a
-             hook, a pin or a map is not as it has to be
-  takeover   with --takeover: of another agent's hooks, and again within a
-             second of a restart of that agent
-  migrate    what is only in the legacy maps (the hash) moves onto the sockets;
-             in mode mirror, what the hash has lost is put back
-  terminate  when a backend leaves the maps, the sockets are ended that are
-             connected to it through a service, and no others
+  load       when the agent starts, with the features that are saved with the datapath; again when a hook, a pin or a map is missing or replaced
+  takeover   with --takeover: takes over from another agent, and again within a second after that agent has restarted
+  migrate    moves onto the sockets what only the legacy maps (the hash) have; in mode mirror, writes to the hash what it has lost
+  terminate  when a backend leaves the maps, destroys the sockets that are connected to it through a service, and no others
 
-It keeps no state. Killed at any moment, nothing changes for applications; started
-again, it looks and goes on. Without --on-stop=hand-back the datapath runs on when
-the agent has ended. Of two on a node the second waits for the end of the first.
+It keeps no state. You can kill it at any time, and start it again: applications do
+not notice. When it ends, the datapath keeps running, unless you give
+--on-stop=hand-back. If two agents run on a node, the second one waits until the
+first one has ended.
 
 --audit-only loads nothing and changes nothing. It measures how much of the hash is
-leaked, how full it is, and which sockets have lost their entry. Begin with that.
+leaked, how full it is, and which sockets have lost their entry. Begin with it.
 
-Sockets are not ended while the maps may be incomplete: while they have no backends
-at all, until they have been at rest for --terminate-settle after a start of this
-agent or of the one that writes them, and when more than --terminate-max-share
-percent of all backends have gone at once, until nothing has changed for
---terminate-hold.
+The agent destroys no sockets while the maps may be incomplete:
+
+  - while they have no backends
+  - after a start of this agent, or of the one that writes the maps, until they have not changed for --terminate-settle
+  - when more than --terminate-max-share percent of all backends have gone at once, until the maps have not changed for --terminate-hold
 
 Every flag can be set in the environment (REVSK_TERMINATE_GRACE=2s) and in the file
 that --config names, in YAML (terminate-grace: 2s). Flags win over the environment,
 which wins over the file. SIGHUP reads the file again.
 
-It logs one line for each event on standard error, and nothing while nothing
-happens. --listen serves /metrics for Prometheus, /healthz and /readyz. Under
-systemd it tells its readiness and feeds the watchdog.`,
+The agent logs one line for each event on standard error. --listen serves /metrics
+for Prometheus, /healthz and /readyz. Under systemd the agent reports when it is
+ready, and keeps the watchdog informed.`,
 		Example: `  revsk agent --audit-only                          # measure, change nothing
   revsk agent
   revsk agent --takeover --terminate all            # where another agent runs
@@ -83,7 +80,7 @@ func runAgent(ctx context.Context, env *env, given map[string]string) error {
 	if err != nil {
 		return err
 	}
-	// It has little to do, and is to have little: threads that look for work cost more than the work.
+	// One processor is enough. With more of them, the Go scheduler spends more time on looking for work than on the work.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	defer debug.SetGCPercent(debug.SetGCPercent(40))
 	a, err := agent.New(opts)
@@ -145,11 +142,11 @@ func reload(env *env, given map[string]string, a *agent.Agent, s *server) {
 	}
 }
 
-// readyAtLast is after how long the service manager is told that the agent is ready although the node is not right: the agent does
-// what it can, and a restart of it would not help.
+// readyAtLast is the time after which the service manager is told that the agent is ready, even if the node is not right: the
+// agent does what it can, and a restart would not help.
 const readyAtLast = time.Minute
 
-// notify tells the service manager, if there is one, how the agent is.
+// notify reports readiness and status to the service manager, if there is one, and triggers its watchdog.
 func notify(ctx context.Context, a *agent.Agent) {
 	watchdog, _ := daemon.SdWatchdogEnabled(false)
 	begin, ready, status := time.Now(), false, ""

@@ -183,7 +183,7 @@ func TestAgentWithoutOneCapability(t *testing.T) {
 			}
 
 			here := newSocket(t)
-			require.NoError(t, unix.Connect(here.fd, sockaddr(serviceAddr)))
+			require.NoError(t, unix.Connect(here.fd, sockaddrOf(serviceAddr)))
 			there := connectInNewNetNS(t)
 			netNS := heldByAnotherUser(t, connectInNewNetNS(t))
 			p.run("service", "delete", serviceAddr+"/udp").ok()

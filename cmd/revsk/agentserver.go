@@ -19,10 +19,10 @@ type server struct {
 	http    *http.Server
 }
 
-// noListen turns it off.
+// noListen is the address with which nothing is served.
 const noListen = "off"
 
-// listen serves at an address from now on, and nowhere else. After an error it serves where it did.
+// listen changes the address. If it fails, the server stays at the former one.
 func (s *server) listen(address string) error {
 	if address == s.address {
 		return nil
@@ -48,10 +48,10 @@ func listenAt(address string) (net.Listener, error) {
 	if !ok {
 		return net.Listen("tcp", address)
 	}
-	// One that was left behind by an agent that was killed.
+	// An agent that was killed leaves its socket behind: remove it, unless another process listens there.
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, errors.New("somebody listens there")
+		return nil, errors.New("another process listens there")
 	}
 	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
 		if err := os.Remove(path); err != nil {

@@ -22,7 +22,7 @@ import (
 
 // agentSettings are the flags of revsk agent, which can also be set in the environment and in a file.
 type agentSettings struct {
-	flags *pflag.FlagSet // with what was set, wherever
+	flags *pflag.FlagSet // with all settings that were given, wherever
 
 	config, listen, log     string
 	takeover, auditOnly     bool
@@ -59,35 +59,35 @@ func (s *agentSettings) addFlags(flags *pflag.FlagSet) {
 		*value = preset
 		flags.Var(&choice{value, agentChoices[name]}, name, usage)
 	}
-	flags.StringVar(&s.config, "config", "", "`file` with settings, read again on SIGHUP")
-	flags.BoolVar(&s.auditOnly, "audit-only", false, "load nothing, change nothing: measure how the hash is used")
+	flags.StringVar(&s.config, "config", "", "`file` with settings; SIGHUP reads it again")
+	flags.BoolVar(&s.auditOnly, "audit-only", false, "load and change nothing: measure how the hash is used")
 	flags.BoolVar(&s.takeover, "takeover", false, "take over from another agent that runs on the cgroup")
-	flags.StringVar(&s.links, "takeover-links", "", "`directory` in which it pins its links, if not where Cilium does; implies --takeover")
-	choose(&s.owner, "when-owner-leaves", string(agent.OwnerStay), "what to do when that agent is turned off or removed")
+	flags.StringVar(&s.links, "takeover-links", "", "`directory` in which that agent pins its links, if not where Cilium does; implies --takeover")
+	choose(&s.owner, "when-owner-leaves", string(agent.OwnerStay), "what to do when the other agent is turned off or removed")
 	choose(&s.stop, "on-stop", string(agent.StopLeave), "what to do with the datapath when this agent is stopped")
-	choose(&s.to, "to", "", "mode in which migrations end; without it mirror after a takeover, else storage")
-	choose(&s.terminate, "terminate", string(agent.TerminateUDP), "sockets that are ended when their backend is gone")
+	choose(&s.to, "to", "", "mode in which migrations end (default: mirror after a takeover, else storage)")
+	choose(&s.terminate, "terminate", string(agent.TerminateUDP), "which sockets to destroy when their backend is gone")
 	flags.StringVar(&s.terminateOn, "terminate-on", "", "`states` in which a backend counts as gone: terminating, quarantined or maintenance")
-	flags.DurationVar(&s.grace, "terminate-grace", 400*time.Millisecond, "for how long a backend has to be gone")
-	flags.DurationVar(&s.settle, "terminate-settle", 3*time.Second, "for how long the maps have to be at rest after a start")
+	flags.DurationVar(&s.grace, "terminate-grace", 400*time.Millisecond, "how long a backend must be gone")
+	flags.DurationVar(&s.settle, "terminate-settle", 3*time.Second, "how long the maps must not change after a start")
 	flags.IntVar(&s.share, "terminate-max-share", 30, "`percent` of all backends that may go at once")
-	flags.DurationVar(&s.hold, "terminate-hold", 30*time.Second, "for how long the maps have to be at rest when more have gone")
-	flags.IntVar(&s.rate, "terminate-rate", 1000, "how many `sockets` are ended a second at most")
+	flags.DurationVar(&s.hold, "terminate-hold", 30*time.Second, "how long the maps must not change if more have gone")
+	flags.IntVar(&s.rate, "terminate-rate", 1000, "how many `sockets` to destroy per second at most")
 	flags.StringVar(&s.listen, "listen", defaultListen, "`address` of /metrics, /healthz and /readyz: HOST:PORT, unix:PATH, or off")
-	flags.IntVar(&s.services, "metrics-services", 100, "`number` of services, those with the most sockets, with a series each")
-	flags.IntVar(&s.backends, "metrics-backends", 0, "`number` of backends with a series each")
+	flags.IntVar(&s.services, "metrics-services", 100, "`number` of services with metrics of their own: those with the most sockets")
+	flags.IntVar(&s.backends, "metrics-backends", 0, "`number` of backends with metrics of their own")
 	choose(&s.log, "log", "text", "format of the log")
-	flags.DurationVar(&s.look, "look-every", time.Minute, "how often to look at everything though nothing has changed")
+	flags.DurationVar(&s.look, "look-every", time.Minute, "how often to check everything, even if nothing has changed")
 	flags.DurationVar(&s.survey, "survey-every", time.Minute, "how often to visit all sockets, for metrics")
-	flags.DurationVar(&s.audit, "audit-every", 0, "how often to judge the entries of the hash; below 0 never (default 1h, 10m with --audit-only)")
-	flags.DurationVar(&s.refill, "refill-every", 10*time.Minute, "how often mode mirror puts back what the hash has lost")
-	flags.Uint32Var(&s.legacy, "legacy-entries", 0, "`size` of each legacy map, if it has to be created (default 262144)")
-	flags.BoolVar(&s.reset, "reset-features", false, "begin with the default features")
+	flags.DurationVar(&s.audit, "audit-every", 0, "how often to judge the entries of the hash; negative: never (default 1h, 10m with --audit-only)")
+	flags.DurationVar(&s.refill, "refill-every", 10*time.Minute, "how often mode mirror writes to the hash what it has lost")
+	flags.Uint32Var(&s.legacy, "legacy-entries", 0, "`size` of each legacy map that has to be created (default 262144)")
+	flags.BoolVar(&s.reset, "reset-features", false, "start from the default features")
 	s.features = loader.DefaultFeatures()
 	addFeatureFlags(flags, &s.features)
 }
 
-// addPlaces adds the global flags, which can be set elsewhere too.
+// addPlaces adds the global flags, which the environment and the file can set, too.
 func (s *agentSettings) addPlaces(env *env, flags *pflag.FlagSet) {
 	flags.StringVar(&s.cgroup, "cgroup", env.cgroup, "")
 	flags.StringVar(&s.bpffs, "bpffs", env.bpffs, "")
@@ -95,7 +95,7 @@ func (s *agentSettings) addPlaces(env *env, flags *pflag.FlagSet) {
 	flags.StringVar(&s.pins, "pins", env.pins, "")
 }
 
-// givenFlags are the values of those flags that are on the command line.
+// givenFlags returns the values of the flags that are on the command line, by name.
 func givenFlags(flags *pflag.FlagSet) map[string]string {
 	given := make(map[string]string)
 	flags.Visit(func(f *pflag.Flag) { given[f.Name] = f.Value.String() })
@@ -136,7 +136,7 @@ func readSettings(env *env, given map[string]string) (*agentSettings, error) {
 	return s, nil
 }
 
-// readFile sets what the file sets and nothing else has set.
+// readFile applies the settings of a file, except those that a flag or the environment has set.
 func (s *agentSettings) readFile(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {

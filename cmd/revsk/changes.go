@@ -17,7 +17,7 @@ func (c *changes) add(change loader.Change) { *c = append(*c, change) }
 
 func (c changes) has(action string) bool { return len(c.objects(action)) > 0 }
 
-// objects are those of one action.
+// objects returns the objects of one action, in order.
 func (c changes) objects(action string) []string {
 	var objects []string
 	for _, change := range c {
@@ -28,7 +28,7 @@ func (c changes) objects(action string) []string {
 	return objects
 }
 
-// print prints the changes where they are all that is to be printed. Else it returns false.
+// print prints the changes with -o json, and nothing with --quiet. It returns false if the caller has to print its own text.
 func (c changes) print(env *env) (bool, error) {
 	if env.json() {
 		return true, env.printJSON(c.document(false, nil))
@@ -43,7 +43,7 @@ func (c changes) printLeft(env *env) {
 	}
 }
 
-// printPlan says what a command would do.
+// printPlan prints what a command would do.
 func printPlan(env *env, plan func() (changes, error)) error {
 	c, err := plan()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 func newHeader(schema string) api.Header {
-	// Without a name there is no more to say than that.
+	// If the name cannot be read, the document has none.
 	node, _ := os.Hostname()
 	return api.Header{Schema: schema, Time: time.Now().UTC().Truncate(time.Millisecond), Node: node, Version: readVersion().Version}
 }

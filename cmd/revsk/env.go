@@ -23,7 +23,7 @@ const (
 	outputLines = "jsonl" // of list only
 )
 
-// env is what a command gets from its surroundings, so that tests can run commands in this process.
+// env is what a command uses of its process. Tests give it another one, and run commands in theirs.
 type env struct {
 	Stdout, Stderr io.Writer
 
@@ -33,12 +33,12 @@ type env struct {
 	// Where things are; empty means the default.
 	cgroup, bpffs, maps, pins string
 
-	giveUp func(command string) error // the privileges that a command does not need; nil: it keeps them
+	giveUp func(command string) error // gives up the capabilities that the command does not need; nil: keep all
 
-	running bool // a command's own work has begun: its errors are not about its usage
+	running bool // the arguments are valid and the work has begun: errors are not about usage
 }
 
-// logger writes to Stderr what the libraries do: only problems, unless asked for more.
+// logger writes the messages of the libraries to Stderr: warnings and errors; all with --verbose, errors only with --quiet.
 func (e *env) logger() *slog.Logger {
 	level := slog.LevelWarn
 	if e.verbose {
@@ -84,8 +84,8 @@ func (e *env) open() (*loader.Datapath, loader.Options, error) {
 	return dp, opts, err
 }
 
-// openToInspect is open for commands that read the sockets with programs of their own. It says so if what sockets hold may
-// be outdated.
+// openToInspect opens the datapath for commands that read sockets by BPF programs of their own. It prints a warning if what
+// sockets hold may be outdated.
 func (e *env) openToInspect() (*loader.Datapath, error) {
 	dp, _, err := e.open()
 	if err != nil {
@@ -105,7 +105,7 @@ func (e *env) openToInspect() (*loader.Datapath, error) {
 	return dp, nil
 }
 
-// unlimitMemory lets this process make maps: kernels before 5.11 count them as locked memory.
+// unlimitMemory lifts the limit of locked memory, which kernels before 5.11 apply to maps.
 func unlimitMemory() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("%w: %w", loader.ErrPermission, err)
@@ -123,8 +123,7 @@ func (e *env) printJSON(doc any) error {
 	return enc.Encode(doc)
 }
 
-// stickyWriter remembers that a write failed, for output whose errors nobody looks at, and that there was
-// one.
+// stickyWriter remembers the first error, which some callers ignore, and whether anything was written.
 type stickyWriter struct {
 	io.Writer
 	err     error

@@ -25,7 +25,7 @@ const (
 	exitNotSupported = 4
 )
 
-// exitError is an error that says which exit code it deserves. With a nil err nothing is printed.
+// exitError is an error with its exit code. If err is nil, nothing is printed.
 type exitError struct {
 	code int
 	err  error
@@ -42,11 +42,11 @@ func (e exitError) Unwrap() error { return e.err }
 
 func usageError(err error) error { return exitError{exitUsage, err} }
 
-// asRoot is followed by what the command needs.
+// asRoot is a hint to which [explain] adds the capabilities that the command needs.
 const asRoot = "run as root, with "
 
-// advice is what an operator can do about an error of the libraries, and the exit code for it. The
-// first entry that fits counts.
+// advice is what an operator can do about an error of the libraries, and the exit code for it. Of the entries
+// that match, the first one is used.
 var advice = []struct {
 	err  error
 	code int

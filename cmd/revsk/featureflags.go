@@ -12,7 +12,7 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// addFeatureFlags gives every optional feature of the datapath its flag. What f holds is the default.
+// addFeatureFlags adds a flag for every optional feature of the datapath. The defaults are those of f.
 func addFeatureFlags(flags *pflag.FlagSet, f *loader.Features) {
 	for _, feature := range []struct {
 		value *bool
@@ -24,21 +24,21 @@ func addFeatureFlags(flags *pflag.FlagSet, f *loader.Features) {
 		{&f.HostNetnsOnly, "host-netns-only", "translate in the host's network namespace only"},
 		{&f.NodePort, "nodeport", "look up NodePort and HostPort services on this node's addresses"},
 		{&f.ProtocolDifferentiation, "protocol-differentiation", "look services up by protocol first"},
-		{&f.AnyProtocol, "any-protocol", "look for a service of any protocol where there is none of the protocol"},
-		{&f.ExternalIPMitigation, "external-ip-mitigation", "leave external IPs alone that are not this host's"},
-		{&f.RejectNoBackend, "reject-no-backend", "reject what goes to a service without backends, rather than leave it alone"},
-		{&f.SessionAffinity, "session-affinity", "keep the clients of a network namespace to one backend, for services that ask for it"},
+		{&f.AnyProtocol, "any-protocol", "if no service has the protocol, look for one of any protocol"},
+		{&f.ExternalIPMitigation, "external-ip-mitigation", "do not translate external IPs that are not this host's"},
+		{&f.RejectNoBackend, "reject-no-backend", "reject calls to a service without backends, instead of not translating them"},
+		{&f.SessionAffinity, "session-affinity", "keep the clients of a network namespace at one backend, for services with session affinity"},
 		{&f.LocalRedirect, "local-redirect", "honour the skip entries of local-redirect services"},
-		{&f.L7, "l7", "know services of an L7 load balancer"},
-		{&f.HealthCheck, "health-check", "leave health checkers' sockets (SO_MARK 0x0d00) alone"},
+		{&f.L7, "l7", "handle services of an L7 load balancer"},
+		{&f.HealthCheck, "health-check", "do not translate sockets of health checkers (SO_MARK 0x0d00)"},
 	} {
 		flags.BoolVar(feature.value, feature.name, *feature.value, feature.usage)
 	}
 	flags.Var(&portRange{&f.NodePortMin, &f.NodePortMax}, "nodeport-range", "first and last `port` of NodePort services")
 	flags.Uint32Var(&f.AffinityHz, "affinity-hz", f.AffinityHz,
-		"ticks of the kernel per second, if the agent's `clock` is in jiffies; 0: its clock is in seconds")
+		"`ticks` of the kernel per second, if the agent's clock counts jiffies; 0: it counts seconds")
 	flags.Uint64Var(&f.HostNetnsCookie, "host-netns-cookie", f.HostNetnsCookie,
-		"SO_NETNS_COOKIE of the host's network `namespace`; 0: the kernel's first one")
+		"`cookie` (SO_NETNS_COOKIE) of the host's network namespace; 0: the kernel's first one")
 }
 
 // changeFeatures applies the flags that were given to the features.
@@ -47,7 +47,7 @@ func changeFeatures(given *pflag.FlagSet, f *loader.Features) {
 	addFeatureFlags(flags, f)
 	given.Visit(func(flag *pflag.Flag) {
 		if flags.Lookup(flag.Name) != nil {
-			// It was understood once.
+			// The value was parsed before.
 			_ = flags.Set(flag.Name, flag.Value.String())
 		}
 	})
@@ -59,7 +59,7 @@ func saidFeatures(given *pflag.FlagSet) (said []string) {
 	return said
 }
 
-// portRange is a flag like 30000-32767.
+// portRange is the value of a flag, such as 30000-32767.
 type portRange struct {
 	first, last *uint16
 }

@@ -93,7 +93,7 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	if err != nil {
 		return err
 	}
-	// What stays in memory is little, so that collecting garbage often costs little.
+	// The heap is small: frequent garbage collections cost little.
 	defer debug.SetGCPercent(debug.SetGCPercent(50))
 	sockets := ownedBy(reader.Sockets(ctx, filter), only)
 	out := bufio.NewWriterSize(env.Stdout, 64<<10)
@@ -118,7 +118,7 @@ func runList(ctx context.Context, env *env, only listFlags, countBy string) erro
 	return out.Flush()
 }
 
-// ownedBy leaves out what the process of --pid has not open.
+// ownedBy leaves out the sockets that the process of --pid does not have open.
 func ownedBy(sockets iter.Seq2[inspect.Socket, error], only listFlags) iter.Seq2[inspect.Socket, error] {
 	return func(yield func(inspect.Socket, error) bool) {
 		for s, err := range sockets {

@@ -12,7 +12,7 @@ import (
 	"github.com/revsk/revsk/inspect"
 )
 
-// What --count-by counts by.
+// The values of --count-by.
 const (
 	byService = "service"
 	byBackend = "backend"
@@ -22,7 +22,7 @@ const (
 
 var countBys = []string{byService, byBackend, byNetNS, byProcess}
 
-// countSockets counts each socket once for each name that it has.
+// countSockets counts each socket once under each of its names.
 func countSockets(sockets iter.Seq2[inspect.Socket, error], by string, wanted *inspect.Filter) ([]api.SocketCount, error) {
 	counts := make(map[string]*api.SocketCount)
 	for s, err := range sockets {

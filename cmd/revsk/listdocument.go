@@ -15,18 +15,18 @@ import (
 	"github.com/revsk/revsk/revnat"
 )
 
-// writeLines writes a document a line.
+// writeLines writes a document for each socket, on a line of its own.
 func writeLines(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
 	return writeDocuments(out, sockets, now, wanted, "", "", "\n")
 }
 
-// writeSockets writes one document, with one line for each socket, while the sockets are read.
+// writeSockets writes one document with a line for each socket, while it reads the sockets.
 func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter) error {
 	head, err := json.MarshalIndent(newHeader(api.SocketsSchema), "", "  ")
 	if err != nil {
 		return err
 	}
-	// Without the brace at the end.
+	// The header without its closing brace.
 	if _, err := out.WriteString(string(head[:len(head)-2]) + ",\n  \"sockets\": ["); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func writeSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], n
 	return err
 }
 
-// writeDocuments writes each socket with what is to be before it, between two of them, and after it.
+// writeDocuments writes each socket, with the given text before and after each, and between two of them.
 func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, before, between, after string) error {
 	first := true
 	var line []byte
@@ -59,8 +59,8 @@ func writeDocuments(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error],
 	return nil
 }
 
-// appendSocket adds an [api.Socket], with the tuples that are wanted. It is written here, and not by a package for all types,
-// because there are so many of them.
+// appendSocket adds an [api.Socket], with the tuples that are wanted. encoding/json would take several times as long, which
+// matters with hundreds of thousands of sockets.
 func appendSocket(b []byte, s *inspect.Socket, now time.Duration, wanted *inspect.Filter) []byte {
 	b = append(b, `{"protocol":"`...)
 	b = append(b, s.Protocol.String()...)
@@ -157,11 +157,11 @@ func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 	return append(a.AppendTo(append(b, '"')), '"')
 }
 
-// appendText adds what others chose as a string of JSON.
+// appendText adds a text that a process has chosen for itself, as a JSON string.
 func appendText(b []byte, s string) []byte {
 	quoted, err := json.Marshal(printable(s))
 	if err != nil {
-		panic(err) // a string never fails
+		panic(err) // every string can be encoded
 	}
 	return append(b, quoted...)
 }

@@ -32,10 +32,10 @@ func (l *listFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&l.state, "state", "", "only sockets in this `state`, such as established, close-wait or unconnected")
 }
 
-// filter is for the reader of sockets. What it says of tuples is for those of a socket that are listed, too.
+// filter returns the filter for the reader of sockets. It also decides which tuples of a socket are listed.
 func (l *listFlags) filter(ctx context.Context, env *env, reader *inspect.Reader) (f inspect.Filter, err error) {
 	if l.protocol != "" {
-		// An address goes with it, or it is no service.
+		// ParseFrontend reads a protocol only with an address.
 		p, err := lbmap.ParseFrontend("0.0.0.0:1/" + l.protocol)
 		if err != nil {
 			return f, usageError(fmt.Errorf("protocol %q: use tcp or udp", l.protocol))

@@ -16,7 +16,7 @@ import (
 	"github.com/revsk/revsk/revnat"
 )
 
-// age is the time since that of the tuple; false if it is unknown.
+// age returns how long ago the time of the tuple is; false if that is unknown.
 func age(t *revnat.Tuple, now time.Duration) (time.Duration, bool) {
 	return max(0, (now - t.Time).Truncate(time.Second)), t.Time != 0
 }
@@ -28,7 +28,7 @@ func ageText(t *revnat.Tuple, now time.Duration) string {
 	return "-"
 }
 
-// socketColumns are those of the table of sockets.
+// socketColumns are the columns of the table of sockets.
 var socketColumns = []struct {
 	name string
 	wide bool // with -o wide only
@@ -43,14 +43,14 @@ type socketTable struct {
 	now    time.Duration
 	wanted *inspect.Filter
 	widths []int
-	owners map[inspect.Process]string // the text of those that are alone
-	// The line that was made last, and where in it the cells of the columns end.
+	owners map[inspect.Process]string // the texts of processes that are the only owner of a socket
+	// The last line, and where in it the cell of each column ends.
 	line []byte
 	ends []int
 }
 
-// printSockets prints a line for each tuple that is wanted. It goes through the sockets twice: first it sees how wide columns
-// are.
+// printSockets prints a line for each tuple that is wanted. It goes through the sockets twice, the first time to see how wide
+// the columns are.
 func printSockets(out *bufio.Writer, sockets iter.Seq2[inspect.Socket, error], now time.Duration, wanted *inspect.Filter, wide bool) error {
 	t := &socketTable{
 		wide: wide, now: now, wanted: wanted, owners: make(map[inspect.Process]string),
@@ -150,7 +150,7 @@ func (t *socketTable) appendCell(b []byte, column int, s *inspect.Socket, role i
 	return append(b, t.ownersText(s.Owners)...)
 }
 
-// appendKnown adds a number, of which 0 means that it is not known.
+// appendKnown adds a number; nothing for 0, which means that it is unknown.
 func appendKnown(b []byte, n uint64) []byte {
 	if n == 0 {
 		return b
@@ -170,7 +170,7 @@ func (t *socketTable) ownersText(owners []inspect.Process) string {
 	return text
 }
 
-// The columns that share one where a table would be too wide: the service is on a line of its own, below the peer.
+// If the table would be too wide, these share a column: the service is on a line of its own, below the peer.
 const peerColumn, serviceColumn = 3, 4
 
 // isStacked says whether the lines would be wider than a table should be.
@@ -186,8 +186,7 @@ func (t *socketTable) isStacked() bool {
 	return !t.wide && total > tableWidth
 }
 
-// printLine prints the cells of the line in columns. What is beyond the width of a table is cut, unless it is a wide
-// one.
+// printLine prints the cells of the line in columns. Without -o wide it cuts the line at the width of a table.
 func (t *socketTable) printLine(out *bufio.Writer, stacked bool) {
 	w := lineWriter{Writer: out, room: tableWidth}
 	if t.wide {
@@ -266,12 +265,12 @@ func ownersText(owners []inspect.Process, all bool) string {
 
 func processText(p inspect.Process) string { return fmt.Sprintf("%d/%s", p.ID, cell(p.Command)) }
 
-// cell is printable text that does not look like several cells of a table, or several processes.
+// cell is printable, with the characters replaced that separate the cells of a table and processes.
 func cell(s string) string { return cellReplacer.Replace(printable(s)) }
 
 var cellReplacer = strings.NewReplacer(" ", "?", ",", "?")
 
-// printable is for text that a process chose for itself.
+// printable replaces characters that could control a terminal, in a text that a process has chosen for itself.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {

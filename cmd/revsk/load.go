@@ -37,14 +37,13 @@ Without --mode a running datapath keeps its mode. A first load chooses storage,
 or dual if the legacy maps have entries.
 
 load refuses to run beside another agent (Cilium) on the same cgroup. With
---takeover it replaces the agent's programs, each in one atomic step: those in
-its links, wherever these are pinned, and those that are attached without a link.
-It keeps them, and revsk unload --hand-back puts them back. It then migrates, as
-revsk migrate does, and ends in mode mirror. In this mode the hash is kept up to
-date: the agent ends sockets by it, and its programs find live sockets in it when
-the agent restarts. --mode storage ends in mode storage, without these; --mode dual
-does not migrate. Later loads do not need --takeover, unless the agent
-has restarted and taken its hooks back.
+--takeover it replaces the agent's programs, each in one atomic step, whether they
+are attached by a link or without. It keeps them, and revsk unload --hand-back puts
+them back. It then migrates, as revsk migrate does, and ends in mode mirror. In this
+mode the legacy maps have what live sockets hold: the agent destroys sockets by these
+maps, and its programs need them when the agent restarts. --mode storage ends in mode
+storage, in which the maps are empty. --mode dual does not migrate. Later loads do not
+need --takeover, unless the agent has restarted and taken its hooks back.
 
 Sizes apply only to maps that load creates. Features are saved with the datapath:
 a load changes those whose flags you give, and keeps the others.
@@ -90,14 +89,14 @@ a load changes those whose flags you give, and keeps the others.
 	addDryRunFlag(flags, &dryRun)
 	addWaitFlag(flags, &wait)
 	flags.BoolVar(&takeover, "takeover", false, "take over from another agent that runs on the cgroup")
-	flags.StringVar(&links, "takeover-links", "", "the same, with the `directory` in which the agent pins its links, if not the usual one")
-	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of a legacy map that has to be created (default 262144)")
+	flags.StringVar(&links, "takeover-links", "", "`directory` in which that agent pins its links, if not where Cilium does; implies --takeover")
+	flags.Uint32Var(&legacy, "legacy-entries", 0, "`size` of each legacy map that has to be created (default 262144)")
 	flags.BoolVar(&reset, "reset-features", false, "start from the default features")
 	addFeatureFlags(flags, &features)
 	return cmd
 }
 
-// migration is what follows on a takeover: nil if nothing does. The load itself ends in mode dual then.
+// migration returns the migration that follows a takeover, or nil if none does. If one follows, the load ends in mode dual.
 func migration(opts *loader.Options) *migrate.Options {
 	takes := opts.Takeover || opts.TakeoverLinks != ""
 	if !takes || opts.Mode != nil && (*opts.Mode == loader.ModeDual || *opts.Mode == loader.ModeLegacy) {
@@ -111,8 +110,8 @@ func migration(opts *loader.Options) *migrate.Options {
 	return &migrate.Options{To: &to}
 }
 
-// checkMigration finds out before anything is taken over whether the migration could follow: without it, the node would stay in
-// mode dual.
+// checkMigration returns an error if the migration after the takeover would fail. Without the migration the node would stay in
+// mode dual, so this is checked before anything is taken over.
 func checkMigration(then *migrate.Options) error {
 	if then == nil {
 		return nil

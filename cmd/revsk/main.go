@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command revsk puts socket-local reverse NAT on a machine, looks after it and shows what it does.
+// Command revsk loads, manages and shows a socket-level load balancer that keeps its reverse NAT on the sockets.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// From the first signal on a second one has its usual effect.
+	// After the first signal, a second one kills the process.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr, giveUp: giveUp}, os.Args[1:]))
 }
@@ -31,7 +31,7 @@ func run(ctx context.Context, env *env, args []string) int {
 	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil && out.err != nil {
-		// Help does not look at errors.
+		// cobra ignores errors of writing help.
 		err = exitError{exitFailed, fmt.Errorf("writing the output: %w", out.err)}
 		env.running = true
 	}
@@ -47,15 +47,15 @@ func run(ctx context.Context, env *env, args []string) int {
 	if !errors.As(err, &exit) || exit.err != nil {
 		fmt.Fprintf(env.Stderr, "revsk: %s\n", text)
 		if env.json() && out.err == nil && !out.written {
-			// An error of this is on top of one that is printed.
+			// If this fails too, the first error is on stderr already.
 			_ = env.printJSON(api.Error{Header: newHeader(api.ErrorSchema), Error: text, ExitCode: code})
 		}
 	}
 	return code
 }
 
-// markRunning makes every command below cmd say when its arguments are understood and its work
-// begins, and give up before it what it does not need.
+// markRunning wraps the work of cmd and of every command below it: the wrapper sets env.running, so that later errors are not
+// taken for wrong usage, and gives up the capabilities that the command does not need.
 func markRunning(env *env, cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -22,15 +22,16 @@ func newMigrateCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Move the entries of the legacy maps onto their sockets",
-		Long: `Moves the entries of the legacy maps (the hash) onto their sockets, verifies that,
-switches to mode storage, and empties the hash. Applications keep running, and never see a backend address. The hooks must be attached: run revsk
-load first, which starts in mode dual if the hash has entries.
+		Long: `Moves the entries of the legacy maps (the hash) onto their sockets, verifies this,
+switches to mode storage, and empties the hash. Applications keep running, and never
+see a backend address. The hooks must be attached: run revsk load first, which starts
+in mode dual if the hash has entries.
 
 On a node that was taken over from another agent (revsk load --takeover) the mode
 at the end is mirror: the hash keeps the entries of live sockets, and the
-others are deleted. The agent ends sockets by the hash, and its programs need
-it when the agent restarts. In mode mirror the agent also ends sockets that have
-only sent to a deleted backend. --to storage gives all this up.
+others are deleted. The agent destroys sockets by the hash, including those that have
+only sent to a deleted backend, and its programs need the hash when the agent
+restarts. --to storage empties the hash there, too.
 
 --dry-run is an audit. It needs no hooks and works on any node with these maps. It
 counts the entries of live sockets and the leaked ones, shows how full the maps
@@ -69,14 +70,14 @@ Engines, which are ways to reach the sockets:
 		[]string{string(migrate.EngineAuto), string(migrate.EngineIter), string(migrate.EnginePidfd)}, "engine", "", "how to reach the sockets")
 	addChoice(cmd, flags, &to, []string{loader.ModeStorage.String(), loader.ModeMirror.String()}, "to", "",
 		"mode at the end (default: mirror on a node that was taken over, else storage)")
-	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "leave entries in the hash whose service is gone")
+	flags.BoolVar(&opts.KeepStale, "keep-stale", false, "keep entries in the hash whose service is gone")
 	flags.BoolVar(&opts.UnpinSource, "unpin-source", false, "remove the pins of the legacy maps once they are empty")
 	flags.BoolVar(&dryRun, "dry-run", false, "audit: print what would become of every entry, but change nothing")
 	addWaitFlag(flags, &wait)
 	return cmd
 }
 
-// prepare returns what the global flags say, and shows progress until the caller calls stop.
+// prepare returns the options of the global flags, and shows progress until the caller calls stop.
 func (e *env) prepare() (opts loader.Options, progress func(migrate.Progress), stop func(), err error) {
 	if err := unlimitMemory(); err != nil {
 		return opts, nil, nil, err
@@ -131,7 +132,7 @@ func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.D
 	return env.printReport(doc, interrupted(err, report.Mode))
 }
 
-// printReport prints what was done, and returns the error with which that ended, if any.
+// printReport prints a report and returns err, or the error of printing if err is nil.
 func (e *env) printReport(doc interface{ print(*env) error }, err error) error {
 	var printErr error
 	switch {
@@ -147,7 +148,7 @@ func (e *env) printReport(doc interface{ print(*env) error }, err error) error {
 	return err
 }
 
-// interrupted says of an interruption how to go on after it.
+// interrupted replaces the error of an interruption by one that says how to continue.
 func interrupted(err error, mode loader.Mode) error {
 	if !errors.Is(err, context.Canceled) {
 		return err

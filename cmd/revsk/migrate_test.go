@@ -44,7 +44,7 @@ func newNode(t *testing.T) node {
 	n.load("--mode", "legacy").ok()
 	n.run("service", "add", "192.0.2.1:53/udp", "--backend", backend(1, 5353)).ok()
 	n.udp = newSocket(t)
-	require.NoError(t, unix.Connect(n.udp.fd, sockaddr("192.0.2.1:53")))
+	require.NoError(t, unix.Connect(n.udp.fd, sockaddrOf("192.0.2.1:53")))
 	n.sent = newSocket(t)
 	n.sent.sendToServices(t, n.place, 5)
 	l, err := net.Listen("tcp", backend(2, 0))

@@ -17,14 +17,14 @@ import (
 // topRows is how many rows of a long list a table has. JSON has all.
 const topRows = 10
 
-// fullPercent is from where on a map is called full: the LRU begins to evict somewhat before the end.
+// fullPercent is the percentage from which on a map is called full: the LRU evicts before every place is taken.
 const fullPercent = 90
 
-// situation is what of revsk there is already.
+// situation is what is loaded on this node.
 type situation struct {
 	mode     *loader.Mode // nil: not loaded
 	complete bool         // every hook is attached
-	agent    bool         // another agent's programs are on hooks of ours
+	agent    bool         // another agent's programs are on our hooks
 }
 
 // findSituation looks at what is loaded.
@@ -150,7 +150,7 @@ func (d planDocument) print(w io.Writer) error {
 	addTop(&leaks, d.Leaks, func(s api.ServiceCount) { leaks.row(s.Service, s.RevNat, s.Entries) })
 
 	if d.at.is(loader.ModeStorage) {
-		without.rows = nil // they have it themselves
+		without.rows = nil // the sockets themselves hold their services
 	}
 	if err := printSections(w, head, entries, live, fill, without, leaks); err != nil {
 		return err
@@ -159,14 +159,14 @@ func (d planDocument) print(w io.Writer) error {
 	return err
 }
 
-// health says in a sentence what the numbers mean.
+// health says what the numbers mean, in a sentence.
 func (d planDocument) health() string {
 	c := d.Counts
 	if d.at.is(loader.ModeStorage) {
 		if c.Entries == 0 {
 			return "The hash is empty, and the services are on the sockets."
 		}
-		return "In mode storage nobody reads the hash or looks after it: what it holds is outdated."
+		return "In mode storage the hooks neither read nor write the hash: its entries are outdated."
 	}
 	var parts []string
 	switch {
@@ -183,7 +183,7 @@ func (d planDocument) health() string {
 		}
 	}
 	if n := d.WithoutEntrySockets; n > 0 {
-		parts = append(parts, count(n, "socket has", "sockets have")+" no entry: connected to the backend itself, or evicted and without service since")
+		parts = append(parts, count(n, "socket has", "sockets have")+" no entry: connected to the backend directly, or the entry was evicted and the service is lost")
 	}
 	if c.Unknown > 0 {
 		parts = append(parts, count(c.Unknown, "entry", "entries")+" cannot be judged")
@@ -192,14 +192,14 @@ func (d planDocument) health() string {
 	return strings.ToUpper(text[:1]) + text[1:] + "."
 }
 
-// next says what to do.
+// next names the next command.
 func (d planDocument) next() string {
 	c := d.Counts
 	if d.at.is(loader.ModeStorage) && d.at.complete && d.To == loader.ModeStorage {
 		if c.Entries == 0 {
 			return "Nothing to do."
 		}
-		return "Next: revsk migrate, which deletes it."
+		return "Next: revsk migrate, which deletes them."
 	}
 	if d.at.agent {
 		return "Next: revsk load --takeover, which takes over from the agent that runs here, and migrates."
@@ -240,7 +240,7 @@ func addTop[T any](t *table, list []T, add func(T)) {
 	}
 }
 
-// percent has two digits. That of nothing is 0; else 0 and 100 are only what is exactly that.
+// percent is rounded to two digits, but is 0 and 100 only if that is exact. If there is nothing at all it is 0.
 func percent(part, of int) float64 {
 	p := math.Round(10000*float64(part)/float64(max(1, of))) / 100
 	if part > 0 && part < of {
@@ -249,7 +249,7 @@ func percent(part, of int) float64 {
 	return p
 }
 
-// share is a percentage of one digit. 0 and 100 are only what is exactly that.
+// share is rounded to one digit, but is 0 and 100 only if that is exact.
 func share(percent float64) string {
 	if percent > 0 && percent < 100 {
 		percent = min(max(percent, 0.1), 99.9)

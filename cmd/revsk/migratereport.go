@@ -83,7 +83,7 @@ func (d reportDocument) print(env *env) error {
 	return err
 }
 
-// verdict says what it means, and what to do next.
+// verdict says what the result means, and names the next command.
 func (d reportDocument) verdict() string {
 	switch {
 	case d.Complete && d.Mode == loader.ModeMirror:

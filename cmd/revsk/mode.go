@@ -27,8 +27,8 @@ func newModeCommand(env *env) *cobra.Command {
 		Long: `The mode says where the hooks keep the services of sockets:
 
   storage  on the socket; for normal running
-  mirror   on the socket and in the legacy maps; for nodes where another agent ends sockets by the legacy maps, or runs its own programs again when it restarts
-  dual     on the socket and in the legacy maps, and reads both; for upgrades
+  mirror   on the socket and in the legacy maps; for nodes where another agent destroys sockets by the legacy maps, or runs its own programs again when it restarts
+  dual     on the socket and in the legacy maps, which may have entries that no socket holds yet; for upgrades
   legacy   in the legacy maps only
 
 A switch takes effect at once, without a load. When the command returns, no hook

@@ -16,7 +16,7 @@ import (
 type privilege struct {
 	bit  uintptr
 	name string
-	// before is the first kernel that no longer asks for it, "" if all do.
+	// before is the first kernel that no longer requires it; "": all kernels do.
 	before string
 }
 
@@ -27,24 +27,23 @@ var (
 	capPerfmon  = privilege{bit: unix.CAP_PERFMON, name: "CAP_PERFMON"}
 	capPtrace   = privilege{bit: unix.CAP_SYS_PTRACE, name: "CAP_SYS_PTRACE"}
 	capOverride = privilege{bit: unix.CAP_DAC_OVERRIDE, name: "CAP_DAC_OVERRIDE"}
-	// Maps counted as locked memory, whose limit is to be lifted. Not needed where there is none.
+	// Lifts the limit of locked memory, which maps counted as. Not needed if there is no limit.
 	capResource = privilege{unix.CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", "5.11"}
-	// The bpf system call refused even the use of an open map, where unprivileged_bpf_disabled is set.
+	// With unprivileged_bpf_disabled, the bpf system call refused even the use of an open map.
 	capOldBPF = privilege{capBPF.bit, capBPF.name, "5.19"}
-	// Sockets destroyed by sock_diag, where programs cannot.
+	// Destroys sockets by sock_diag, where programs cannot destroy them.
 	capOldDestroy = privilege{capNetAdmin.bit, capNetAdmin.name, "6.5"}
 )
 
-// need is a smallest set of capabilities with which a command works for root; CAP_SYS_ADMIN stands for
-// CAP_BPF and CAP_PERFMON, too, and for CAP_NET_ADMIN where programs are loaded.
+// need is the smallest set of capabilities with which a command works for root. CAP_SYS_ADMIN includes
+// CAP_BPF and CAP_PERFMON, and, for loading programs, CAP_NET_ADMIN.
 type need struct {
 	caps []privilege
 	when string // "": always
 }
 
-// privileges are the needs of each command that does something. Nothing but CAP_SYS_ADMIN finds a
-// program or a type by its id, so whoever opens what is loaded, and checks that it is what it expects,
-// needs that.
+// privileges are the needs of each command. A command that opens the datapath, and checks that it is what it expects, looks
+// programs and types up by their ids: only CAP_SYS_ADMIN allows this.
 var privileges = map[string][]need{
 	"revsk load": {
 		{[]privilege{capBPF, capNetAdmin, capPerfmon, capResource}, "for a first load"},
@@ -65,7 +64,7 @@ var privileges = map[string][]need{
 	},
 	"revsk terminate": {
 		{[]privilege{capAdmin, capOldDestroy, capResource}, ""},
-		{[]privilege{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes that have more capabilities than that"},
+		{[]privilege{capAdmin, capNetAdmin, capResource, capPtrace}, "to reach the network namespaces of processes with more capabilities"},
 	},
 	"revsk migrate":  {{[]privilege{capAdmin, capPtrace, capResource}, ""}},
 	"revsk rollback": {{[]privilege{capAdmin, capPtrace, capResource}, ""}},
@@ -80,14 +79,14 @@ var privileges = map[string][]need{
 	"revsk selftest":       {{[]privilege{capAdmin, capNetAdmin, capOverride, capResource}, ""}},
 }
 
-// used are capabilities that commands do without, and make use of: files of processes of other users, and processes
-// that are hidden.
+// used are capabilities that commands use if they have them, to see hidden processes and the files of other users'
+// processes, and that they do not need.
 var used = map[string][]privilege{
 	"revsk list":   {capPtrace},
 	"revsk status": {capPtrace},
 }
 
-// giveUp takes from the process what the command does not need.
+// giveUp removes from the process the capabilities that the command does not use.
 func giveUp(command string) error {
 	keep := []uintptr{unix.CAP_DAC_READ_SEARCH}
 	for _, n := range append([]need{{caps: used[command]}}, privileges[command]...) {

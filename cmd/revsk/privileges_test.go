@@ -239,7 +239,7 @@ func TestTerminateDestroysWithWhatItNeeds(t *testing.T) {
 	p.load().ok()
 	p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
 	s := newSocket(t)
-	require.NoError(t, unix.Connect(s.fd, sockaddr(serviceAddr)))
+	require.NoError(t, unix.Connect(s.fd, sockaddrOf(serviceAddr)))
 	args := p.args("terminate", "127.0.0.1:5353/udp")
 	caps := neededHere(t, p, privileges["revsk terminate"][0].caps)
 	if slices.Contains(caps, capOldDestroy) {

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -16,24 +15,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/probe"
+	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/internal/sockdiag"
 	"github.com/revsk/revsk/loader"
 )
 
-// feature is something of the kernel that revsk makes use of.
+// feature is a feature of the kernel that revsk uses.
 type feature struct {
 	name      string
 	required  bool
 	neededFor string
 	since     string
-	// probe returns nil if it is there, errMissing or another error that says what is wrong.
+	// probe returns nil if the kernel has the feature, errMissing if not, and another error if there is more to say.
 	probe func() error
 }
 
-// errMissing: there is nothing more to say than that the kernel does not have it.
+// errMissing is returned when the kernel does not have a feature, and there is no more to say.
 var errMissing = errors.New("not available")
 
-// features are in the order in which things build on each other.
+// features are all of them; those that others depend on come first.
 func features(env *env) []feature {
 	const everything = "everything"
 	all := []feature{
@@ -177,8 +177,8 @@ func closeProbe(prog *ebpf.Program, err error) error {
 	return prog.Close()
 }
 
-// probeCgroupLink asks for a link to a descriptor that is not open: a kernel that knows such links
-// finds that out, another does not get so far.
+// probeCgroupLink attaches to a descriptor that is not open. A kernel with cgroup links says so (EBADF); an older one refuses
+// before it looks at the descriptor.
 func probeCgroupLink() error {
 	const hook = ebpf.AttachCGroupInet4Connect
 	prog, err := loadProbe(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: hook}, 1)
@@ -224,15 +224,14 @@ func probeKernelFunction(name string) error {
 	return nil
 }
 
-// probeSockDestroy destroys a socket made for that.
+// probeSockDestroy destroys a socket of its own.
 func probeSockDestroy() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	// Bound to an address of its own, so that nothing that is attached translates it. A bound socket
-	// can be found without being connected.
+	// A bound socket can be found without being connected, and no attached program translates its address.
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return err
 	}
@@ -244,10 +243,9 @@ func probeSockDestroy() error {
 	if err != nil {
 		return err
 	}
-	local := name.(*unix.SockaddrInet4)
 	err = sockdiag.Destroy(sockdiag.Socket{
 		Family: unix.AF_INET, Protocol: unix.IPPROTO_UDP, Cookie: cookie,
-		Local: netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port)),
+		Local: sockaddr.AddrPort(name),
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		return errors.New("the kernel has no socket diagnosis: load the modules inet_diag, tcp_diag and udp_diag")

@@ -21,7 +21,7 @@ const (
 	logInterval  = 5 * time.Second
 )
 
-// progress shows how far work has come, from time to time until it is stopped.
+// progress shows at intervals how far the work has come, until it is stopped.
 type progress struct {
 	show func(text string, p position)
 
@@ -38,8 +38,8 @@ type position struct {
 	elapsed time.Duration
 }
 
-// startProgress returns what is to be called with progress, nil if nobody wants to see it, and what
-// ends it. A terminal gets a line that is written again and again, anything else lines of a log.
+// startProgress begins to show progress: on a terminal in one line that is rewritten, elsewhere in lines of a log. Call report
+// with progress, unless it is nil, and stop at the end.
 func (e *env) startProgress() (report func(migrate.Progress), stop func()) {
 	if e.quiet {
 		return nil, func() {}
@@ -82,7 +82,7 @@ func (p *progress) stop() {
 	<-p.stopped
 }
 
-// report takes note of progress.
+// report notes progress.
 func (p *progress) report(at migrate.Progress) { p.reportAt(at, time.Now()) }
 
 func (p *progress) reportAt(at migrate.Progress, now time.Time) {
@@ -100,7 +100,7 @@ func (p *progress) position(now time.Time) position {
 	return position{p.at, now.Sub(p.since)}
 }
 
-// rate is in entries per second; 0: not known.
+// rate is in entries per second; 0: unknown.
 func (p position) rate() int {
 	if p.elapsed <= 0 {
 		return 0
@@ -108,7 +108,7 @@ func (p position) rate() int {
 	return int(float64(p.Done) / p.elapsed.Seconds())
 }
 
-// left is an estimate; 0: none. It is too high where entries are leaked: those are never met.
+// left is an estimate of the time that is left; 0: unknown. It is too high if entries are leaked: their sockets are never met.
 func (p position) left() time.Duration {
 	if p.Done <= 0 || p.Done >= p.Total {
 		return 0
@@ -148,7 +148,7 @@ func writeLive(w io.Writer, text string, width int) {
 	fmt.Fprintf(w, "\r\x1b[K%s", text)
 }
 
-// terminalWidth is how much fits into a line, without the cell that makes some terminals wrap.
+// terminalWidth is the width of a line in characters, without the last one, after which some terminals wrap.
 func terminalWidth(f *os.File) int {
 	width, _, err := term.GetSize(int(f.Fd()))
 	if err != nil || width <= 1 {

@@ -119,10 +119,10 @@ func (d rollbackDocument) print(env *env) error {
 	return err
 }
 
-// verdict says what it means, and what to do next.
+// verdict says what the result means, and names the next command.
 func (d rollbackDocument) verdict() string {
 	switch {
-	case !d.Complete && len(d.Steps) <= 1: // the first one only looks
+	case !d.Complete && len(d.Steps) <= 1: // the first step only reads
 		return fmt.Sprintf("Nothing was changed, the mode is %v.", d.Mode)
 	case !d.Complete:
 		return fmt.Sprintf("Not finished, in mode %v: no socket has lost its service. Next: revsk rollback, again.", d.Mode)

@@ -15,15 +15,15 @@ func newRootCommand(env *env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "revsk",
 		Short: "Socket-local reverse NAT for socket-level load balancing",
-		Long: `revsk translates connections and datagrams that go to a service: it sends them to
-one of the service's backends, and shows the service's address to the
-application. It does this in BPF programs on the sockets of a cgroup. They keep
-what they need to know of a socket on the socket itself, and not in a global hash:
-nothing leaks, and no socket loses its service because of others.
+		Long: `revsk translates connections and datagrams to a service: it sends them to one of
+the service's backends, and shows the application the address of the service. BPF
+programs on the sockets of a cgroup do this. They remember the service of a socket
+on the socket itself, and not in a global hash. So nothing leaks, and no socket
+loses its service because of others.
 
-All state is in the BPF file system; no daemon is needed, and revsk agent is one
-that does by itself what the other commands do. Commands that read
-(status, list, features) change nothing. Commands that change something have
+All state is in the BPF file system, and no daemon is needed. revsk agent is a
+daemon that runs the other commands by itself when they are needed. Commands that
+read (status, list, features) change nothing. Commands that change something have
 --dry-run, which checks everything and prints the changes without making them.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 4 not supported by
@@ -64,7 +64,7 @@ output has a field "schema" with the name and version of its format.`,
 	return root
 }
 
-// subcommandOnly refuses what is no subcommand, and guesses which one was meant.
+// subcommandOnly refuses arguments that are not subcommands, and suggests similar ones.
 func subcommandOnly(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -96,9 +96,9 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
-// addChoice adds such a flag, with completion.
+// addChoice adds a [choice], with completion.
 func addChoice(cmd *cobra.Command, flags *pflag.FlagSet, value *string, words []string, name, short, usage string) {
 	flags.VarP(&choice{value, words}, name, short, usage)
-	// Fails only for a flag that is not there.
+	// Fails only if there is no such flag.
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 }

@@ -16,7 +16,7 @@ import (
 // inSandboxFlag is given to the process that the selftest starts in a sandbox.
 const inSandboxFlag = "in-sandbox"
 
-// Before main, because it is no command line that the children of the selftest are given.
+// The children of the selftest are run before main: their arguments are not those of a command.
 func init() { selftest.ChildMain() }
 
 func newSelftestCommand(env *env) *cobra.Command {
@@ -24,17 +24,17 @@ func newSelftestCommand(env *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "selftest",
 		Short: "Show what leaks with a global hash and not with storage",
-		Long: `Runs every way for a socket to end on this kernel, with real sockets: first with
-the global hash (mode legacy), then with storage on the socket (mode storage).
-It counts what the maps hold before and after.
+		Long: `Ends real sockets on this kernel in every way that there is: first with the
+global hash (mode legacy), then with storage on the socket (mode storage). It counts
+what the maps hold before and after.
 
 It runs in a cgroup, network namespace and BPF file system of its own,
 whatever else runs on the machine, and leaves nothing behind. Of the global
 flags it uses only --output and --verbose.
 
-It fails if anything is left in mode storage, or if a case in mode legacy does not
-leak on a kernel on which it must, or leaks where it must not. It shows the cases
-that this kernel cannot run, and ignores them. If it can run none, the exit code
+It fails if anything is left in mode storage. It also fails if a case in mode legacy
+leaks although it must not on this kernel, or does not leak although it must. It shows
+the cases that this kernel cannot run, and ignores them. If it can run none, the exit code
 is 4.`,
 		Example: `  revsk selftest
   revsk selftest -o json | jq '.cases[] | select(.legacy.cleaned | not) | .name'`,
@@ -51,7 +51,7 @@ is 4.`,
 	return cmd
 }
 
-// startSelftest runs this command again in a sandbox, which prints for itself.
+// startSelftest runs this command again in a sandbox. That process prints the result.
 func startSelftest(cmd *cobra.Command, env *env) error {
 	args := []string{cmd.Name(), "--" + inSandboxFlag, "--output=" + env.output}
 	if env.verbose {
@@ -79,7 +79,7 @@ func runSelftest(cmd *cobra.Command, env *env) error {
 	}
 	report, err := selftest.Run(cmd.Context(), selftest.Options{Cgroup: sandbox.Cgroup(), Logger: env.logger()})
 	if cmd.Context().Err() != nil {
-		// The process outside says so.
+		// The process outside of the sandbox prints the error.
 		return exitError{exitFailed, nil}
 	}
 	if err != nil {

@@ -35,12 +35,12 @@ finishes the work.`,
 	return cmd
 }
 
-// addServiceWaitFlag adds the flag that says for how long to wait for others who write services.
+// addServiceWaitFlag adds --wait for commands that write services.
 func addServiceWaitFlag(flags *pflag.FlagSet, wait *time.Duration) {
 	flags.DurationVar(wait, "wait", time.Minute, "how long to wait for another process that is writing services")
 }
 
-// openServices opens the services to change them.
+// openServices opens the services for writing.
 func openServices(env *env, wait time.Duration) (*lbmap.Writer, error) {
 	w, err := lbmap.OpenWriter(env.mapsDir())
 	if err != nil {
@@ -54,7 +54,7 @@ func openServices(env *env, wait time.Duration) (*lbmap.Writer, error) {
 	return w, nil
 }
 
-// completeServices offers the services that exist.
+// completeServices completes an argument with the existing services.
 func completeServices(env *env) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {

@@ -18,8 +18,7 @@ import (
 	"github.com/revsk/revsk/lbmap"
 )
 
-// serviceFlags are the flags of a service that have a flag of the command line, of which "service
-// list" shows them too.
+// serviceFlags are the flags of a service that can be set on the command line. "service list" shows all of them.
 var serviceFlags = []struct {
 	bit         lbmap.ServiceFlags
 	name, usage string
@@ -34,11 +33,11 @@ var serviceFlags = []struct {
 	{lbmap.FlagInternalLocal, "internal-traffic-policy-local", "internal traffic policy local"},
 	{lbmap.FlagTwoScopes, "two-scopes", "has an entry in each scope: add both"},
 	{lbmap.FlagLocalRedirect, "local-redirect", "a local-redirect service"},
-	{lbmap.FlagL7Delegate, "l7-delegate", "left to the local L7 proxy as it is; not with --hostport"},
+	{lbmap.FlagL7Delegate, "l7-delegate", "not translated, for the local L7 proxy; not with --hostport"},
 	{lbmap.FlagNAT46x64, "nat-46x64", "backends are of the other address family"},
 	{lbmap.FlagDSR, "dsr", "replies go to the client directly"},
 	{lbmap.FlagSourceRange, "source-range", "clients are checked against source ranges"},
-	{lbmap.FlagSourceRangeDeny, "source-range-deny", "the source ranges are those denied"},
+	{lbmap.FlagSourceRangeDeny, "source-range-deny", "the source ranges are those that are denied"},
 }
 
 var algorithms = []lbmap.Algorithm{lbmap.AlgorithmDefault, lbmap.AlgorithmRandom, lbmap.AlgorithmMaglev}
@@ -47,7 +46,7 @@ var backendStates = []lbmap.BackendState{
 	lbmap.BackendActive, lbmap.BackendTerminating, lbmap.BackendQuarantined, lbmap.BackendMaintenance,
 }
 
-// listNames are flags under the names by which "service list" shows them.
+// listNames are the names of flags by the other names that "service list" prints.
 var listNames = map[string]string{
 	"node-port":        "nodeport",
 	"host-port":        "hostport",
@@ -113,7 +112,7 @@ If anything about the service is wrong or does not fit, nothing is written.`,
 	flags.StringSliceVar(&args.backends, "backend", nil, "backends as `ADDR:PORT`[/STATE], separated by commas or given repeatedly")
 	flags.BoolVar(&args.noBackends, "no-backend", false, "the service has no backends: what goes to it is rejected")
 	flags.Uint32Var(&args.affinity, "affinity", 0, "`seconds` for which a client keeps its backend after its last connection")
-	addChoice(cmd, flags, &args.algorithm, words(algorithms), "algorithm", "", "how packets choose a backend: default, random or maglev; sockets do not look at it")
+	addChoice(cmd, flags, &args.algorithm, words(algorithms), "algorithm", "", "how packets choose a backend: default, random or maglev; sockets ignore it")
 	addChoice(cmd, flags, &args.scope, []string{"external", "internal"}, "scope", "", "external, or internal for clients within the cluster, which implies --two-scopes")
 	flags.Uint16Var(&args.l7Proxy, "l7-proxy", 0, "`port` of the local L7 proxy that the service goes to")
 	flags.Uint16Var(&args.revNat, "rev-nat", 0, "reverse-NAT `index`; 0: keep it, or take a free one")
@@ -129,7 +128,7 @@ If anything about the service is wrong or does not fit, nothing is written.`,
 	return cmd
 }
 
-// service checks what is given and puts it together.
+// service checks the arguments and returns the service that they describe.
 func (a *serviceArgs) service(addr string) (lbmap.Service, error) {
 	frontend, err := lbmap.ParseFrontend(addr)
 	if err != nil {
@@ -156,7 +155,7 @@ func (a *serviceArgs) service(addr string) (lbmap.Service, error) {
 			return s, err
 		}
 		if strings.Count(addr, "/") > 1 && scope != frontend.Scope {
-			return s, usageError(fmt.Errorf("service %v: --scope %v says otherwise", frontend, scope))
+			return s, usageError(fmt.Errorf("service %v: --scope %v contradicts it", frontend, scope))
 		}
 		s.Frontend.Scope = scope
 	}
@@ -203,7 +202,7 @@ func parseBackend(text string, protocol lbmap.Protocol) (lbmap.Backend, error) {
 		return b, usageError(fmt.Errorf("backend %q: v4-mapped address, write it as %v", text, netip.AddrPortFrom(a.Unmap(), b.AddrPort.Port())))
 	}
 	if b.AddrPort.Port() == 0 {
-		return b, usageError(fmt.Errorf("backend %q: port 0 is none", text))
+		return b, usageError(fmt.Errorf("backend %q: port 0 is not valid", text))
 	}
 	if state == "" {
 		return b, nil

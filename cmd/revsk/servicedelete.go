@@ -63,7 +63,7 @@ func runServiceDelete(ctx context.Context, env *env, frontend lbmap.Frontend, dr
 	return reportService(env, dryRun, change)
 }
 
-// reportNoService says that there is no such service, which is all that was asked for.
+// reportNoService prints that there is no such service. This is no error: it is what was asked for.
 func reportNoService(env *env, dryRun bool, frontend lbmap.Frontend) error {
 	if env.json() {
 		return env.printJSON(api.ServiceChange{Header: newHeader(api.ServiceChangeSchema), DryRun: dryRun, Action: lbmap.ActionKeep, Service: newServiceDocument(lbmap.Service{Frontend: frontend})})

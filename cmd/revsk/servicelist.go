@@ -80,8 +80,8 @@ func newServiceDocument(s lbmap.Service) api.Service {
 	return doc
 }
 
-// Where a table of services would be wider than tableWidth, flags are wrapped, and then services that are
-// long have a line of their own.
+// If a table of services would be wider than tableWidth, flags are wrapped. If it still is, long services get a line of their
+// own.
 const (
 	wrappedFlags = 22
 	longService  = 24

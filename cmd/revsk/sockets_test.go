@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/sockaddr"
 )
 
 // serviceAddr is that of the service of connectUDP: reserved for documentation.
@@ -27,7 +29,7 @@ func connectUDP(t *testing.T, p place) socket {
 	t.Helper()
 	p.run("service", "add", serviceAddr+"/udp", "--backend", "127.0.0.1:5353").ok()
 	s := newSocket(t)
-	require.NoError(t, unix.Connect(s.fd, sockaddr(serviceAddr)))
+	require.NoError(t, unix.Connect(s.fd, sockaddrOf(serviceAddr)))
 	require.Equal(t, serviceAddr, s.peer(t))
 	return s
 }
@@ -46,9 +48,8 @@ func (s socket) close(t *testing.T) {
 	s.closed.Do(func() { require.NoError(t, unix.Close(s.fd)) })
 }
 
-func sockaddr(addr string) unix.Sockaddr {
-	ap := netip.MustParseAddrPort(addr)
-	return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
+func sockaddrOf(addr string) unix.Sockaddr {
+	return sockaddr.Of(unix.AF_INET, netip.MustParseAddrPort(addr))
 }
 
 // peer is the address that the application sees.
@@ -56,8 +57,7 @@ func (s socket) peer(t *testing.T) string {
 	t.Helper()
 	sa, err := unix.Getpeername(s.fd)
 	require.NoError(t, err)
-	a := sa.(*unix.SockaddrInet4)
-	return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String()
+	return sockaddr.AddrPort(sa).String()
 }
 
 // sendToServices adds n services and sends a datagram to each.
@@ -66,7 +66,7 @@ func (s socket) sendToServices(t *testing.T, p place, n int) {
 	for i := range n {
 		addr := fmt.Sprintf("192.0.2.%d:53", 10+i)
 		p.run("service", "add", addr+"/udp", "--backend", fmt.Sprintf("127.0.0.%d:5353", 10+i)).ok()
-		require.NoError(t, unix.Sendto(s.fd, []byte("x"), 0, sockaddr(addr)))
+		require.NoError(t, unix.Sendto(s.fd, []byte("x"), 0, sockaddrOf(addr)))
 	}
 }
 

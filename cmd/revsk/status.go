@@ -74,14 +74,14 @@ missing in the legacy maps. In mode mirror there should be none.`,
 		},
 	}
 	addChoice(cmd, cmd.Flags(), &env.output, []string{outputTable, outputWide, outputJSON}, "output", "o", "output format")
-	cmd.Flags().BoolVar(&compare, "compare", false, "look at every socket, and say what of theirs the legacy maps lack")
+	cmd.Flags().BoolVar(&compare, "compare", false, "read every socket, and count the tuples that the legacy maps lack")
 	return cmd
 }
 
 // statusDocument is what status prints.
 type statusDocument struct{ api.Status }
 
-// compare asks the sockets.
+// compare adds how many tuples of live sockets the legacy maps lack.
 func (s *statusDocument) compare(ctx context.Context, dp *loader.Datapath) error {
 	d, problem, err := dp.CompareHash(ctx)
 	s.Hash = &d
@@ -105,7 +105,7 @@ func readStatus(opts loader.Options, dp *loader.Datapath) (statusDocument, error
 	}}, err
 }
 
-// err says what the problems are and what mends them.
+// err is an error with the problems and the commands that mend them; nil if there is none.
 func (s statusDocument) err() error {
 	if len(s.Problems) == 0 {
 		return nil
@@ -123,7 +123,7 @@ func (s statusDocument) err() error {
 	return exitError{exitPartly, errors.New(strings.Join(all, "; "))}
 }
 
-// print fits on a screen, unless it is wide.
+// print prints what fits on a screen, or everything if wide.
 func (s statusDocument) print(w io.Writer, wide bool) error {
 	var general, problems table
 	general.row("mode", s.Mode)
@@ -154,7 +154,7 @@ func (s statusDocument) print(w io.Writer, wide bool) error {
 	return printSections(w, general, problems)
 }
 
-// hooksInALine is how many hooks have what on them, and which ones something wrong.
+// hooksInALine counts the hooks by their state, and names those with a problem.
 func (s statusDocument) hooksInALine() string {
 	var attached, takenOver, off int
 	var back, missing []string
@@ -189,7 +189,7 @@ func (s statusDocument) hooksInALine() string {
 	return line
 }
 
-// fill is how full the legacy maps are, and the fullest of the others.
+// fill has a row for each legacy map, and one for the fullest other map.
 func (s statusDocument) fill() (rows [][]any) {
 	percent := func(m loader.MapStatus) float64 { return 100 * float64(m.Entries) / float64(m.MaxEntries) }
 	var fullest loader.MapStatus
@@ -220,11 +220,10 @@ func (s statusDocument) hooks() (hooks table) {
 	for _, h := range s.Hooks {
 		hooks.row(hookRow(h)...)
 	}
-
 	return hooks
 }
 
-// largeTables begins the names of the maps with the tables of sockets that have very many peers: they differ in nothing.
+// largeTables is the prefix of the maps that tables are split over. They do not differ, so one row stands for all of them.
 const largeTables = "revsk_tab_8k_"
 
 func (s statusDocument) maps() (maps table) {

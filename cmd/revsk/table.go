@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// count writes a number with the word for what it counts.
+// count returns a number with the word for what it counts.
 func count[T int | int64](n T, one, many string) string {
 	if n == 1 {
 		many = one
@@ -19,7 +19,7 @@ func count[T int | int64](n T, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// tableWidth is what a table should not exceed.
+// tableWidth is how wide a table should be at most, in characters.
 const tableWidth = 120
 
 // table collects rows and prints them in columns, without blanks at the end of lines.
@@ -101,7 +101,7 @@ func (t *table) text() (string, error) {
 	return text.String(), nil
 }
 
-// printSections prints tables with an empty line between them. One that has a heading at most is left out.
+// printSections prints tables with an empty line between them. It leaves out those that have no more than a heading.
 func printSections(w io.Writer, sections ...table) error {
 	separator := ""
 	for _, t := range sections {

@@ -20,7 +20,7 @@ import (
 	"github.com/revsk/revsk/lbmap"
 )
 
-// terminateArgs is what the command line asks for.
+// terminateArgs are the arguments and flags.
 type terminateArgs struct {
 	backends []inspect.Backend
 	allGone  bool
@@ -169,7 +169,7 @@ func runTerminate(ctx context.Context, env *env, args terminateArgs) error {
 	return nil
 }
 
-// servicesIfThere returns no services where nothing has made their maps.
+// servicesIfThere returns the services, or none if their maps do not exist.
 func servicesIfThere(ctx context.Context, env *env) ([]lbmap.Service, error) {
 	tables, err := lbmap.OpenTables(env.mapsDir())
 	if errors.Is(err, lbmap.ErrNoMap) {
@@ -182,8 +182,8 @@ func servicesIfThere(ctx context.Context, env *env) ([]lbmap.Service, error) {
 	return tables.Services(ctx)
 }
 
-// serviceFilter is for the connections of a service. One with the address 0.0.0.0 or [::] has every
-// address with its port that no other service has: for it alone the services are read.
+// serviceFilter returns the filter for connections to a service. A service with the address 0.0.0.0 or [::] has every
+// address with its port that no other service has: only then all services are read.
 func serviceFilter(ctx context.Context, env *env, service lbmap.Frontend) (inspect.ServiceFilter, error) {
 	filter := inspect.ServiceFilter{AddrPort: service.AddrPort, Protocol: service.Protocol}
 	if !service.AddrPort.IsValid() || !service.AddrPort.Addr().IsUnspecified() {
@@ -215,13 +215,13 @@ func refuseServices(backends []inspect.Backend, services []lbmap.Service) error 
 	return nil
 }
 
-// connections is a reader or a terminator.
+// connections is an [inspect.Reader] or [inspect.Terminator].
 type connections interface {
 	ConnectedBackends(context.Context) ([]inspect.Backend, error)
 }
 
 func goneBackends(ctx context.Context, env *env, of connections) ([]inspect.Backend, error) {
-	// In this order: a backend may be added meanwhile.
+	// Connections first: a backend that is added meanwhile must not look gone.
 	connected, err := of.ConnectedBackends(ctx)
 	if err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func TestTerminate(t *testing.T) {
 	p.load().ok()
 	connected := connectUDP(t, p)
 	sent := newSocket(t)
-	require.NoError(t, unix.Sendto(sent.fd, []byte("x"), 0, sockaddr(serviceAddr)))
+	require.NoError(t, unix.Sendto(sent.fd, []byte("x"), 0, sockaddrOf(serviceAddr)))
 	before := state(t, p)
 
 	const backend = "127.0.0.1:5353/udp"
@@ -75,7 +75,7 @@ func TestTerminateJSON(t *testing.T) {
 	require.Equal(t, 1, doc.Destroyed)
 	require.Equal(t, []string{"127.0.0.1:5353/any"}, doc.Backends)
 
-	require.NoError(t, unix.Connect(s.fd, sockaddr(serviceAddr)))
+	require.NoError(t, unix.Connect(s.fd, sockaddrOf(serviceAddr)))
 	golden(t, "terminate.json", terminatedJSON(
 		p.run("terminate", "-o", "json", "[::1]:1/tcp", "127.0.0.1:5353/udp", "--service", serviceAddr).ok().stdout))
 	golden(t, "terminate-none.json", p.run("terminate", "-o", "json", "127.0.0.1:5353/udp").ok().stdout)
@@ -92,8 +92,8 @@ func TestTerminateUnderstandsWhatServiceListPrints(t *testing.T) {
 	defer tables.Close()
 	require.NoError(t, tables.UpsertIPCache(netip.MustParsePrefix("192.0.2.50/32"), lbmap.IPCacheValue{Identity: lbmap.IdentityHost}))
 	byNodePort, byOther := newSocket(t), newSocket(t)
-	require.NoError(t, unix.Connect(byNodePort.fd, sockaddr("192.0.2.50:30953")))
-	require.NoError(t, unix.Connect(byOther.fd, sockaddr("192.0.2.3:30953")))
+	require.NoError(t, unix.Connect(byNodePort.fd, sockaddrOf("192.0.2.50:30953")))
+	require.NoError(t, unix.Connect(byOther.fd, sockaddrOf("192.0.2.3:30953")))
 	const backend = "127.0.0.1:5353/udp"
 	for service, n := range map[string]string{
 		"0.0.0.0:30953/tcp": "0 sockets", "[::]:30953/udp": "0 sockets", "0.0.0.0:30954/udp": "0 sockets",
@@ -123,7 +123,7 @@ func TestTerminateAllGone(t *testing.T) {
 	gone := connectUDP(t, p)
 	p.run("service", "add", "192.0.2.2:53/udp", "--backend", "127.0.0.2:5353").ok()
 	kept := newSocket(t)
-	require.NoError(t, unix.Connect(kept.fd, sockaddr("192.0.2.2:53")))
+	require.NoError(t, unix.Connect(kept.fd, sockaddrOf("192.0.2.2:53")))
 
 	require.Equal(t, "would destroy 0 sockets\n", p.run("terminate", "--all-gone", "--dry-run").ok().stdout)
 	p.run("service", "delete", serviceAddr+"/udp").ok()
@@ -182,7 +182,7 @@ func connectInNewNetNS(t *testing.T) (s socket) {
 			return err
 		}
 		s = newSocket(t)
-		return unix.Connect(s.fd, sockaddr(serviceAddr))
+		return unix.Connect(s.fd, sockaddrOf(serviceAddr))
 	})
 	return s
 }

@@ -107,8 +107,8 @@ func runUnload(ctx context.Context, env *env, opts loader.Options, purge, dryRun
 	return err
 }
 
-// liveTuples is how many tuples sockets hold, as far as that can be known: a layout of another
-// release is no reason to keep the maps.
+// liveTuples returns how many tuples live sockets hold, or 0 if the maps have the layout of another release: such maps can be
+// removed, too.
 func liveTuples(opts loader.Options) (int64, error) {
 	dp, err := loader.Open(opts)
 	if errors.Is(err, loader.ErrNotLoaded) || errors.Is(err, loader.ErrLayout) {
