@@ -71,6 +71,28 @@ func TestAReadThatFailsIsMadeGoodForByTheNext(t *testing.T) {
 	require.Equal(t, backendSet{udp(stays4): true, udp(goes6): true}, set)
 }
 
+// When the owner of the maps was restarted they have to come to rest again, however long they were at rest before.
+func TestMapsSettleAfterARestartOfTheirOwner(t *testing.T) {
+	n := newNode(t)
+	n.newOwner()
+	n.services(service(1, lbmap.ProtocolUDP, goes4, stays4))
+	term, opts := n.terminator()
+	opts.Settle, opts.MaxShare = time.Minute, 1
+	term.turn(t.Context(), opts)
+	term.changed, term.settling = term.changed.Add(-time.Hour), term.settling.Add(-time.Hour)
+	term.turn(t.Context(), opts)
+	require.Zero(t, term.settling)
+
+	term.settling = time.Now() // as at a restart
+	n.services(service(1, lbmap.ProtocolUDP, stays4))
+	term.turn(t.Context(), opts)
+	require.Contains(t, term.gone, udp(goes4))
+	require.Equal(t, heldSettling, term.held)
+	term.changed, term.settling = term.changed.Add(-time.Hour), term.settling.Add(-time.Hour)
+	term.turn(t.Context(), opts)
+	require.Empty(t, term.held)
+}
+
 // Without its map nothing says which backends of a family are there: none of them counts as gone, until there is a map again.
 func TestAFamilyWithoutItsMap(t *testing.T) {
 	n := newNode(t)

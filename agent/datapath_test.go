@@ -236,6 +236,23 @@ func TestTheSecondOnANodeWaits(t *testing.T) {
 	require.NoDirExists(t, lockDir(n.loader().PinsDir))
 }
 
+// A migration that fails is tried again, and what the hash has not taken is not forgotten.
+func TestWhatTheHashLacksIsNotForgotten(t *testing.T) {
+	n := newNode(t)
+	a, err := New(n.options())
+	require.NoError(t, err)
+	a.ctx = t.Context()
+	k := newKeeper(a)
+	status := loader.Status{Mode: loader.ModeMirror}
+	require.False(t, k.refillDue(status), "it begins with what is there")
+	status.Counters.HashNotWritten++
+	k.nextRefill = time.Now()
+	require.True(t, k.refillDue(status))
+	more, well := k.migrate(t.Context(), status)
+	require.False(t, more || well, "nothing is loaded")
+	require.True(t, k.refillDue(status))
+}
+
 // An agent that is stopped before it has begun leaves nothing.
 func TestStoppedBeforeItBegins(t *testing.T) {
 	n := newNode(t)

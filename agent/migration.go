@@ -51,8 +51,12 @@ func (k *keeper) migrate(ctx context.Context, s loader.Status) (more, well bool)
 	if ctx.Err() != nil {
 		return false, false
 	}
-	k.notWritten = s.Counters.HashNotWritten
-	k.nextRefill = time.Now().Add(opts.RefillEvery)
+	if err == nil || errors.Is(err, migrate.ErrUnresolved) {
+		k.notWritten = s.Counters.HashNotWritten
+		k.nextRefill = time.Now().Add(opts.RefillEvery)
+	} else {
+		k.nextRefill = time.Now() // in the next turn, again
+	}
 	if report != nil {
 		k.a.count(func(t *tally) { t.migration(report, err) })
 		if err == nil || errors.Is(err, migrate.ErrUnresolved) {

@@ -80,7 +80,6 @@ func (s *surveyor) run(ctx context.Context) {
 	defer runtime.UnlockOSThread()
 	for {
 		begin := time.Now()
-		s.used = 0
 		s.a.beat(loopSurvey)
 		opts := s.a.options()
 		s.survey(ctx, opts)
@@ -128,7 +127,8 @@ func (s *surveyor) pause(ctx context.Context, begin time.Time) bool {
 }
 
 func (s *surveyor) survey(ctx context.Context, opts Options) {
-	begin := time.Now()
+	begin, before := time.Now(), processorTime()
+	defer func() { s.used = processorTime() - before }()
 	found := survey{sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int)}
 	var missing []inspect.Backend
 	var err error
@@ -158,8 +158,6 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	if err := s.open(dp.InspectMaps()); err != nil {
 		return nil, err
 	}
-	before := processorTime()
-	defer func() { s.used = processorTime() - before }()
 	present := s.a.presentBackends()
 	services, backends := make(map[serviceKey]int), make(map[inspect.Backend]int)
 	var suspects []inspect.Backend // those that seem to be gone

@@ -186,31 +186,6 @@ func (r *running) heldFor() string {
 	return r.view.backends.held
 }
 
-// When the owner of the maps was restarted they have to come to rest again, however long they were at rest before.
-func TestMapsSettleAfterARestartOfTheirOwner(t *testing.T) {
-	n := newNode(t)
-	opts := n.options()
-	r := n.start(opts)
-	r.ready()
-	goes, stays := n.backend("127.0.0.1"), n.backend("127.0.0.2")
-	n.services(service(1, lbmap.ProtocolUDP, goes), service(2, lbmap.ProtocolUDP, stays))
-	c := n.client(front(1, lbmap.ProtocolUDP))
-	settled(r)
-	opts.Termination.Settle = time.Minute
-	r.configure(opts)
-	time.Sleep(time.Second)
-	r.count(func(t *tally) { t.ownerRestarts++ })
-	time.Sleep(time.Second)
-	n.services(service(2, lbmap.ProtocolUDP, stays))
-	awaits(t, "held", soon, func() bool { return r.heldFor() == heldSettling })
-	time.Sleep(2 * time.Second)
-	require.NoError(t, c.shows())
-	opts.Termination.Settle = time.Second
-	r.configure(opts)
-	awaits(t, "ended", soon, c.isEnded)
-	awaits(t, "held no longer", soon, func() bool { return r.heldFor() == "" })
-}
-
 // States that count as gone from now on count for the backends that have them already.
 func TestOtherStatesCountAtOnce(t *testing.T) {
 	n := newNode(t)
