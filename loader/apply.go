@@ -88,7 +88,8 @@ func (a *applier) try(steps []step) error {
 	return nil
 }
 
-// finish ends a call. If the call has failed, finish undoes all steps, in reverse order; nothing else does. It is to be deferred.
+// finish ends a call. If the call has failed, finish undoes all steps, in reverse order; nothing else does.
+// It is to be deferred.
 func (a *applier) finish(err *error) {
 	switch {
 	case *err == nil:
@@ -654,7 +655,8 @@ func (s leave) String() string                    { return "leave " + s.object }
 func (s leave) changes() []Change                 { return []Change{{ActionLeave, s.object}} }
 func (s leave) do(*applier) (func() error, error) { return nothing, nil }
 
-// fillHash adds to the hash the tuples of sockets that it lacks. It can also check that none is missing afterwards.
+// fillHash adds to the hash the tuples of sockets that it lacks. It can also check that none is missing
+// afterwards.
 type fillHash struct{ verify bool }
 
 func (fillHash) String() string    { return "fill the hash" }

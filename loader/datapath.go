@@ -108,8 +108,8 @@ func (dp *Datapath) Map(name string) *ebpf.Map {
 	return dp.maps[name]
 }
 
-// InspectMaps returns the maps with which package inspect lists and ends the sockets of this datapath. They belong to the
-// Datapath and must not be closed; those of a nil or closed one are missing.
+// InspectMaps returns the maps with which package inspect lists and ends the sockets of this datapath. They
+// belong to the Datapath and must not be closed; those of a nil or closed one are missing.
 func (dp *Datapath) InspectMaps() inspect.Maps { return inspect.MapsOf(dp.Map) }
 
 // Mode returns the current mode.

@@ -23,8 +23,8 @@ import (
 	"github.com/revsk/revsk/lbmap"
 )
 
-// A takeover finds out the options of the agent's programs, so that ours do the same. The agent compiles some options into its
-// programs, and sets others as constants when it loads them.
+// A takeover finds out the options of the agent's programs, so that ours do the same. The agent compiles some
+// options into its programs, and sets others as constants when it loads them.
 
 // agentFacts is what was found out.
 type agentFacts struct {
@@ -78,7 +78,8 @@ func (s *mapState) usedBy(p program) bool {
 	return slices.ContainsFunc(s.used, func(use mapUse) bool { return slices.Contains(p.maps, use.id) })
 }
 
-// lookAtOwnFeatures finds out with which features programs of ours were loaded, where that is not kept because its pin was removed.
+// lookAtOwnFeatures finds out with which features programs of ours were loaded, where that is not kept
+// because its pin was removed.
 func (o *observation) lookAtOwnFeatures() error {
 	if o.kept != nil || o.keptErr != nil {
 		return nil
@@ -111,7 +112,8 @@ func (o *observation) lookAtOwnFeatures() error {
 	return nil
 }
 
-// addConstants adds the constants in a map, if it is one that holds those of a program, by their names without a prefix.
+// addConstants adds the constants in a map, if it is one that holds those of a program, by their names
+// without a prefix.
 func addConstants(id ebpf.MapID, prefix string, all map[string]uint64) error {
 	m, err := openMapID(id)
 	if m == nil {
@@ -210,8 +212,8 @@ func (f *agentFacts) apply(o *observation, to *Features) {
 	}
 }
 
-// check returns an error wrapping [ErrFeaturesUnknown] if a feature that applications would notice could not be found out, and the
-// options do not say it.
+// check returns an error wrapping [ErrFeaturesUnknown] if a feature that applications would notice could not
+// be found out, and the options do not say it.
 func (f *agentFacts) check(said []string) error {
 	if !f.real || f.hostOnly != nil || slices.Contains(said, "host_netns_only") {
 		return nil
@@ -219,9 +221,10 @@ func (f *agentFacts) check(said []string) error {
 	return fmt.Errorf("%w: whether they translate in the host's network namespace only", ErrFeaturesUnknown)
 }
 
-// tryHostOnly finds out with sockets of this process whether the agent's programs translate in its own network namespace
-// only: it connects a UDP socket to a service, which sends nothing, in this namespace and in a new one, and looks for what the
-// programs have noted in the hash. It returns nil if there is no service to try, or neither socket is translated.
+// tryHostOnly finds out with sockets of this process whether the agent's programs translate in its own
+// network namespace only: it connects a UDP socket to a service, which sends nothing, in this namespace and
+// in a new one, and looks for what the programs have noted in the hash. It returns nil if there is no service
+// to try, or neither socket is translated.
 func (o *observation) tryHostOnly(ctx context.Context) (*bool, error) {
 	list, err := lbmap.OpenTables(o.opts.MapsDir)
 	if errors.Is(err, lbmap.ErrNoMap) {

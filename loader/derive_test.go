@@ -75,8 +75,8 @@ func TestATakeoverFindsOutHowTheAgentIsConfigured(t *testing.T) {
 	}
 }
 
-// An agent that is configured to leave getpeername alone does not have programs there. Ours are in links of their own, stay there
-// when the agent starts again, and go when it has its hooks back.
+// An agent that is configured to leave getpeername alone does not have programs there. Ours are in links of
+// their own, stay there when the agent starts again, and go when it has its hooks back.
 func TestAnAgentWithoutGetpeername(t *testing.T) {
 	cleanUp(t)
 	a := configured(t, func(*loader.Features) {}, "cil_sock4_getpeername", "cil_sock6_getpeername")

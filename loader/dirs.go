@@ -60,8 +60,8 @@ func isMountRoot(dir string) (bool, error) {
 	return st.Dev != parent.Dev || dir == filepath.Dir(dir), nil
 }
 
-// mkdirAll creates a directory and its parents, for the owner only. It returns those that it has made; after an error
-// there are none.
+// mkdirAll creates a directory and its parents, for the owner only. It returns those that it has made; after
+// an error there are none.
 func mkdirAll(dir string) (made []string, err error) {
 	for d := dir; !exists(d); d = filepath.Dir(d) {
 		made = append(made, d)

@@ -7,8 +7,8 @@
 // All state lives in bpffs; there is no daemon. An agent calls [Load] at its start, as often as it
 // starts. A call that fails leaves what ran before running.
 //
-// Each call observes what there is (observe.go), plans steps (plan.go) and applies them (apply.go). [PlanLoad], [PlanUnload], [PlanHandBack] and
-// [Datapath.PlanMode] end with the plan.
+// Each call observes what there is (observe.go), plans steps (plan.go) and applies them (apply.go).
+// [PlanLoad], [PlanUnload], [PlanHandBack] and [Datapath.PlanMode] end with the plan.
 //
 // A node that runs a reference agent (Cilium) is taken over in place ([Options.Takeover]) and
 // given back ([HandBack]).

@@ -9,11 +9,13 @@ import (
 	"github.com/revsk/revsk/internal/cgroup2"
 )
 
-// Errors that callers can tell apart with errors.Is. What wraps them says where; what an operator can do about it, the command line adds.
+// Errors that callers can tell apart with errors.Is. What wraps them says where; what an operator can do
+// about it, the command line adds.
 var (
 	// ErrNotLoaded: there is no datapath behind these pins.
 	ErrNotLoaded = errors.New("not loaded")
-	// ErrLoading: there is only a part of a datapath, on which another process is at work. It wraps [ErrNotLoaded].
+	// ErrLoading: there is only a part of a datapath, on which another process is at work. It wraps
+	// [ErrNotLoaded].
 	ErrLoading = fmt.Errorf("%w completely: another process is loading or unloading it", ErrNotLoaded)
 	// ErrLocked: another process is changing the same datapath.
 	ErrLocked = errors.New("locked by another process")
@@ -42,8 +44,8 @@ var (
 	ErrForeignProgram = errors.New("program cannot be taken over")
 	// ErrNothingToTakeOver: a takeover was asked for, but there is no other agent.
 	ErrNothingToTakeOver = errors.New("nothing to take over")
-	// ErrFeaturesUnknown: applications would notice how another agent's programs are configured, and that could not be found out
-	// ([Options.Said]).
+	// ErrFeaturesUnknown: applications would notice how another agent's programs are configured, and that
+	// could not be found out ([Options.Said]).
 	ErrFeaturesUnknown = errors.New("cannot find out how the agent's programs are configured")
 	// ErrTakenOver: another agent's hooks were taken over, and wait to be handed back.
 	ErrTakenOver = errors.New("hooks were taken over from another agent")

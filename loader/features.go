@@ -88,8 +88,8 @@ func (f Features) check() error {
 	return nil
 }
 
-// keptState is what is kept with the datapath beside its maps: as JSON in the only entry of an array. Another array takes
-// its place with every change, so that nobody reads half of one.
+// keptState is what is kept with the datapath beside its maps: as JSON in the only entry of an array. Another
+// array takes its place with every change, so that nobody reads half of one.
 type keptState struct {
 	Features
 	// AgentLinks is the directory in which another agent had pinned its links when they were taken over.

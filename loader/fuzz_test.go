@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Features that are pinned are read by any release: what is read passes the checks or is refused, and is written as it was.
+// Features that are pinned are read by any release: what is read passes the checks or is refused, and is
+// written as it was.
 func FuzzFeatures(f *testing.F) {
 	usual, err := json.Marshal(DefaultFeatures())
 	require.NoError(f, err)

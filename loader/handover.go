@@ -13,12 +13,13 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Hooks are replaced one by one, and programs of two layouts cannot share what a socket holds. So where the layout
-// changes, each hook first gets a switch: a program that goes on with the former program or with the new one, as
-// one map says for all hooks. Then that map is changed, and after it the switches are replaced by the new programs.
+// Hooks are replaced one by one, and programs of two layouts cannot share what a socket holds. So where the
+// layout changes, each hook first gets a switch: a program that goes on with the former program or with the
+// new one, as one map says for all hooks. Then that map is changed, and after it the switches are replaced by
+// the new programs.
 //
-// The programs of each switch are in a map that is pinned (the kernel empties it when nobody has it open or pinned), so a
-// process can be killed at any point: the next call settles what the switches have come to.
+// The programs of each switch are in a map that is pinned (the kernel empties it when nobody has it open or
+// pinned), so a process can be killed at any point: the next call settles what the switches have come to.
 
 // The positions of a switch.
 const (
@@ -28,7 +29,8 @@ const (
 
 func (o Options) switchesDir() string { return filepath.Join(o.PinsDir, "switches") }
 
-// positionPath is where the map with the position of all switches is pinned. It is there as long as one of them is.
+// positionPath is where the map with the position of all switches is pinned. It is there as long as one of
+// them is.
 func (o Options) positionPath() string { return filepath.Join(o.switchesDir(), "position") }
 
 func (o Options) switchPath(h hook) string { return filepath.Join(o.switchesDir(), h.program) }
@@ -124,8 +126,8 @@ func (s putSwitch) do(a *applier) (func() error, error) {
 	return func() error { return errors.Join(back(), os.Remove(path)) }, nil
 }
 
-// turnSwitches makes all hooks use the new programs, and waits until the last former one has ended. From then on sockets
-// hold what the former programs would not find.
+// turnSwitches makes all hooks use the new programs, and waits until the last former one has ended. From then
+// on sockets hold what the former programs would not find.
 type turnSwitches struct{}
 
 func (turnSwitches) String() string    { return "turn switches" }

@@ -17,8 +17,9 @@ import (
 	"github.com/revsk/revsk/internal/bpfiter"
 )
 
-// What sockets hold is in maps whose names end with the version of their layout; a name without one is version 1. Programs
-// that have maps of two versions read what is in the older ones, and write the newer ones only (docs/design.md).
+// What sockets hold is in maps whose names end with the version of their layout; a name without one is
+// version 1. Programs that have maps of two versions read what is in the older ones, and write the newer ones
+// only (docs/design.md).
 
 // constantOlder tells the programs that maps of the layout before may have values.
 const constantOlder = "cfg_older_layout"
@@ -86,8 +87,8 @@ func (o *observation) findOtherMaps() error {
 	return nil
 }
 
-// checkVersions makes sure that sockets remember nothing in maps of another release, which ours would not read. In mode
-// legacy they remember nothing.
+// checkVersions makes sure that sockets remember nothing in maps of another release, which ours would not
+// read. In mode legacy they remember nothing.
 func (o *observation) checkVersions() error {
 	i := slices.IndexFunc(o.others, func(m otherMap) bool { return m.needed })
 	if i < 0 || o.loaded && o.mode == ModeLegacy {
@@ -96,8 +97,8 @@ func (o *observation) checkVersions() error {
 	return fmt.Errorf("%s: %w: it is of another release; in mode legacy, after a rollback by that release, no socket needs it", o.others[i].pin, ErrLayout)
 }
 
-// planVersions removes the maps of other layouts that no program uses any more: the values of those that ours do not know would
-// be outdated for the next release that knows them.
+// planVersions removes the maps of other layouts that no program uses any more: the values of those that ours
+// do not know would be outdated for the next release that knows them.
 func (o *observation) planVersions() (steps []step) {
 	for _, m := range o.others {
 		steps = append(steps, unpin{path: m.pin, kind: aMap, said: true})
@@ -124,8 +125,8 @@ func (o *observation) changesLayout() bool {
 	})
 }
 
-// lookAtOlderMaps finds out whether those of the layout before are done with: no program writes them, and no socket has
-// a value in them.
+// lookAtOlderMaps finds out whether those of the layout before are done with: no program writes them, and no
+// socket has a value in them.
 func (o *observation) lookAtOlderMaps() error {
 	for i := range o.maps {
 		s := &o.maps[i]
@@ -146,8 +147,8 @@ func (o *observation) lookAtOlderMaps() error {
 	return nil
 }
 
-// prepareOlder tells the programs whether there are maps of the layout before. Where there are none, the programs get some of their own, which they
-// do not look at.
+// prepareOlder tells the programs whether there are maps of the layout before. Where there are none, the
+// programs get some of their own, which they do not look at.
 func (a *applier) prepareOlder(o *observation) error {
 	have, known := false, false
 	for name := range a.spec.Maps {

@@ -42,7 +42,8 @@ var layoutKinds = []layoutKind{
 	{"v4-mapped", unix.AF_INET6, "127.0.0.1", func(i int) netip.AddrPort { return netip.MustParseAddrPort(fmt.Sprintf("10.96.1.%d:80", i)) }},
 }
 
-// layoutServices is how many services there are in each family: more than a socket has slots, so that it needs a table.
+// layoutServices is how many services there are in each family: more than a socket has slots, so that it
+// needs a table.
 const layoutServices = 12
 
 // layoutScene has sockets that rely on what they hold.
@@ -380,8 +381,8 @@ func mustBePinned(t *testing.T, one, two bool) {
 	require.NoDirExists(t, pinsDir+"/switches")
 }
 
-// A build with the next layout takes over what sockets hold in the one before, and the build before is back by way of
-// the hash, while sockets ask without pause.
+// A build with the next layout takes over what sockets hold in the one before, and the build before is back
+// by way of the hash, while sockets ask without pause.
 func TestTheLayoutChangesUnderTraffic(t *testing.T) {
 	for _, mode := range []loader.Mode{loader.ModeStorage, loader.ModeMirror} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -426,7 +427,8 @@ func TestMapsOfTheLayoutBeforeGoWithTheirLastValue(t *testing.T) {
 // ofSwitches tells the steps by which a layout changes.
 func ofSwitches(step string) bool { return strings.Contains(step, "switch") }
 
-// Killed at any step, a load of another layout leaves sockets that get right answers, and any build that can be loaded then goes on.
+// Killed at any step, a load of another layout leaves sockets that get right answers, and any build that can
+// be loaded then goes on.
 func TestKilledAtAnyStepOfAChangeOfTheLayout(t *testing.T) {
 	load(t, options())
 	s := newLayoutScene(t)

@@ -21,8 +21,9 @@ import (
 // Close the Datapath when done with it; the hooks stay.
 //
 // Errors wrap [ErrLayout], [ErrLocked], [ErrNoBPFFS], [ErrNoCgroup2], [ErrPermission],
-// [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver], [ErrTakenBack],
-// [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrFeaturesUnknown], [ErrUnsafeDir], [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
+// [ErrNotSupported], [ErrForeignLink], [ErrForeignProgram], [ErrAgentRuns], [ErrNothingToTakeOver],
+// [ErrTakenBack], [ErrExclusive], [ErrOverrides], [ErrOtherDatapath], [ErrFeaturesUnknown], [ErrUnsafeDir],
+// [ErrMapsReplaced], [ErrInvalid], [ErrNotAPin], [ErrNoProc] or [ErrUnsafeMode].
 func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	opts, err = opts.checked()
 	if err != nil {
@@ -135,8 +136,8 @@ func (a *applier) close() {
 // Hooks that were taken over from another agent are for [HandBack]. With [Options.Force] they are
 // detached, too: the agent's links are dead then, and its programs gone.
 //
-// If it fails, what it has detached is attached again. That cannot be done with the agent's links, and those to a cgroup that was
-// removed: then the error wraps [ErrPartlyDone], and another call goes on.
+// If it fails, what it has detached is attached again. That cannot be done with the agent's links, and those
+// to a cgroup that was removed: then the error wraps [ErrPartlyDone], and another call goes on.
 //
 // Returns an error wrapping [ErrNotLoaded], [ErrTakenOver], [ErrForeignLink] or [ErrLocked].
 func Unload(ctx context.Context, opts Options, purge bool) error {
@@ -152,10 +153,11 @@ func PlanUnload(ctx context.Context, opts Options, purge bool) ([]Change, error)
 // in one atomic step, and removes this datapath with all its pins: the maps, too, since nobody keeps up
 // to date any more what sockets remember. The load balancer's maps stay.
 //
-// The agent's programs know the hash only. So HandBack first adds the tuples of live sockets that the hash lacks, and switches to
-// mode legacy. If the hash still lacks something, or says something else than the sockets after mode storage, in which
-// nothing writes it, HandBack changes nothing and returns an error wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has
-// put a program of its own meanwhile stays as it is, and is reported as [ActionLeave].
+// The agent's programs know the hash only. So HandBack first adds the tuples of live sockets that the hash
+// lacks, and switches to mode legacy. If the hash still lacks something, or says something else than the
+// sockets after mode storage, in which nothing writes it, HandBack changes nothing and returns an error
+// wrapping [ErrHashIncomplete], unless [Options.Force] is set. A hook on which the other agent has put a
+// program of its own meanwhile stays as it is, and is reported as [ActionLeave].
 //
 // If it fails, everything is put back as it was, as far as with [Unload]. After the death of the
 // process at any point, another call goes on. Returns an error wrapping [ErrNotLoaded],

@@ -40,8 +40,8 @@ func (dp *Datapath) Lock(ctx context.Context) (*Locked, error) {
 	return &Locked{dp, ctx, unlock}, nil
 }
 
-// OpenLocked is [Open] for the one who changes the datapath next. It takes the lock first: while another process loads, it waits
-// as [Options.Wait] says. Close what it returns after Unlock.
+// OpenLocked is [Open] for the one who changes the datapath next. It takes the lock first: while another
+// process loads, it waits as [Options.Wait] says. Close what it returns after Unlock.
 //
 // Returns the errors of Open, or one wrapping [ErrLocked].
 func OpenLocked(ctx context.Context, opts Options) (*Locked, error) {

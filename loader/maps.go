@@ -52,14 +52,15 @@ func (o Options) pinPath(name string) string {
 	return filepath.Join(o.MapsDir, name)
 }
 
-// mapNames are those of the maps that are pinned: not of the constants of the programs, which are maps of each load.
+// mapNames are those of the maps that are pinned: not of the constants of the programs, which are maps of
+// each load.
 func mapNames(specs map[string]*ebpf.MapSpec) []string {
 	names := slices.Sorted(maps.Keys(specs))
 	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, ".") })
 }
 
-// compiledMaps returns the maps of the compiled programs, which are not to be changed. To read the programs takes longer
-// than to look at what runs.
+// compiledMaps returns the maps of the compiled programs, which are not to be changed. To read the programs
+// takes longer than to look at what runs.
 var compiledMaps = sync.OnceValues(Options{}.readMaps)
 
 func (o Options) compiledMaps() (map[string]*ebpf.MapSpec, error) {

@@ -38,8 +38,8 @@ type observation struct {
 	keptErr error // why it cannot be read
 	// modeFor is how long the mode has been what it is.
 	modeFor time.Duration
-	// changing: another process is changing the datapath. namespaced: its cgroup is the root of a cgroup namespace, and not
-	// of the hierarchy.
+	// changing: another process is changing the datapath. namespaced: its cgroup is the root of a cgroup
+	// namespace, and not of the hierarchy.
 	changing, namespaced bool
 	// dirs are the directories of the pins that exist, each with the names in it.
 	dirs map[string][]string
@@ -50,9 +50,11 @@ type observation struct {
 	// elsewhere is where the maps of programs of ours on the cgroup are pinned, which are not this datapath's.
 	elsewhere string
 
-	// running are the features of our programs where none are kept, because the pin was removed; nil: they are not known.
+	// running are the features of our programs where none are kept, because the pin was removed; nil: they
+	// are not known.
 	running *Features
-	// agent is what was found out about another agent's programs that are to be taken over; nil: nobody has looked.
+	// agent is what was found out about another agent's programs that are to be taken over; nil: nobody has
+	// looked.
 	agent *agentFacts
 	// others are the pinned maps of layouts that the programs do not know.
 	others []otherMap
@@ -73,10 +75,11 @@ type hookState struct {
 	// pin is the link that is pinned under the name of the hook, saved what a takeover has replaced.
 	pin   linkState
 	saved program
-	// on are the programs of the cgroup, in the order in which they run, and around are those of load balancers for
-	// sockets on cgroups above and below that share a map with this datapath.
+	// on are the programs of the cgroup, in the order in which they run, and around are those of load
+	// balancers for sockets on cgroups above and below that share a map with this datapath.
 	on, around []attachment
-	// orphan is a program of this datapath's whose link is not pinned where it should be, cannot be opened, or never was.
+	// orphan is a program of this datapath's whose link is not pinned where it should be, cannot be opened,
+	// or never was.
 	orphan attachment
 	// agentPin is the link in the agent's directory.
 	agentPin linkState
@@ -84,8 +87,8 @@ type hookState struct {
 	blocked error
 }
 
-// linkState is a link to a cgroup. At most one of live and removed is set; without either it is dead: detached, by
-// an unload that was cut short, or with its cgroup.
+// linkState is a link to a cgroup. At most one of live and removed is set; without either it is dead:
+// detached, by an unload that was cut short, or with its cgroup.
 type linkState struct {
 	path    string // where it is pinned
 	id      link.ID
@@ -152,8 +155,8 @@ func (h hook) isReference(p program) bool {
 	return p.name == h.reference || p.name == kept(h.reference)
 }
 
-// own is the program where this datapath is attached: one of ours, or one of another agent that has taken the hook back. If
-// there is none, the result is not live.
+// own is the program where this datapath is attached: one of ours, or one of another agent that has taken the
+// hook back. If there is none, the result is not live.
 func (h *hookState) own() attachment {
 	if h.pin.live {
 		return h.byID(h.pin.program, h.pin.id)
@@ -184,8 +187,8 @@ func (h *hookState) byID(id ebpf.ProgramID, l link.ID) attachment {
 	return attachment{program: program{id: id}, link: l}
 }
 
-// agent is where another agent has its program: the link that is pinned in its directory, or else one that is pinned
-// elsewhere or nowhere, or without a link.
+// agent is where another agent has its program: the link that is pinned in its directory, or else one that is
+// pinned elsewhere or nowhere, or without a link.
 func (h *hookState) agent() attachment {
 	if h.agentPin.live {
 		if there := h.byID(h.agentPin.program, h.agentPin.id); !there.isOurs() {
@@ -202,7 +205,8 @@ func (h *hookState) agent() attachment {
 	return attachment{}
 }
 
-// theirs is the reference's program: the one on the hook, or the one that a takeover has replaced, even if that was interrupted.
+// theirs is the reference's program: the one on the hook, or the one that a takeover has replaced, even if
+// that was interrupted.
 func (h *hookState) theirs() program {
 	if h.saved.id != 0 {
 		return h.saved
@@ -225,8 +229,8 @@ func (h *hookState) takenBack() bool {
 	return own.live() && !h.ours() && own.id != h.saved.id
 }
 
-// beside is a second program of the reference on the hook. Both would run, and each would see the addresses that the other
-// has translated.
+// beside is a second program of the reference on the hook. Both would run, and each would see the addresses
+// that the other has translated.
 func (h *hookState) beside(place attachment) (attachment, bool) {
 	for _, a := range h.on {
 		if a.id != place.id && h.isReference(a.program) {
@@ -270,7 +274,8 @@ func observe(opts Options) (*observation, error) {
 	return o, err
 }
 
-// observeWhatOneMay is observe, but finds only what is pinned if the process lacks CAP_SYS_ADMIN or the cgroup has been removed.
+// observeWhatOneMay is observe, but finds only what is pinned if the process lacks CAP_SYS_ADMIN or the
+// cgroup has been removed.
 func observeWhatOneMay(opts Options) (*observation, error) {
 	o, err := observe(opts)
 	if errors.Is(err, ErrPermission) || errors.Is(err, os.ErrNotExist) {
@@ -490,8 +495,9 @@ func age(pin string) (time.Duration, error) {
 	return time.Since(info.ModTime()), nil
 }
 
-// findOrphans looks for programs of this datapath whose pins were removed. They use the map of the mode that is pinned, or that a
-// program in a pinned link uses. If there is no such map, any map of the mode counts that is pinned nowhere.
+// findOrphans looks for programs of this datapath whose pins were removed. They use the map of the mode that
+// is pinned, or that a program in a pinned link uses. If there is no such map, any map of the mode counts
+// that is pinned nowhere.
 func (o *observation) findOrphans() error {
 	config := o.mapNamed(mapConfig).pinned
 	type candidate struct {
@@ -562,7 +568,8 @@ func (o *observation) configOf(p program) (ebpf.MapID, error) {
 	return 0, nil
 }
 
-// findPinOfMap looks for a map in the BPF file system of a directory. It returns the empty string if it is not there.
+// findPinOfMap looks for a map in the BPF file system of a directory. It returns the empty string if it is
+// not there.
 func findPinOfMap(dir string, id ebpf.MapID) (found string, err error) {
 	for {
 		if !exists(dir) {
@@ -671,8 +678,9 @@ func (o *observation) noteMap(id ebpf.MapID, own bool) error {
 	return nil
 }
 
-// lookAround looks for what is on the cgroups above and below: programs that share a map with this datapath, since each
-// would see the addresses that the other has translated, and those beside which no link can be attached.
+// lookAround looks for what is on the cgroups above and below: programs that share a map with this datapath,
+// since each would see the addresses that the other has translated, and those beside which no link can be
+// attached.
 func (o *observation) lookAround() error {
 	above, below, err := cgroupsAround(o.opts.Cgroup)
 	if err != nil {
@@ -717,10 +725,11 @@ func (o *observation) isPinned(id ebpf.MapID) bool {
 	return slices.ContainsFunc(o.maps, func(s mapState) bool { return s.pinned == id })
 }
 
-// blockedBy returns why no link may be attached to a cgroup; nil: one may. The programs are those on the cgroup and above it, the
-// nearest first. The kernel refuses a link beside programs without BPF_F_ALLOW_MULTI on the same cgroup, and below a program that is
-// attached without any flag: the error wraps [ErrExclusive]. Below a program with BPF_F_ALLOW_OVERRIDE it accepts the link, but
-// then stops running that program, perhaps a policy, for the sockets of our cgroup: the error wraps [ErrOverrides].
+// blockedBy returns why no link may be attached to a cgroup; nil: one may. The programs are those on the
+// cgroup and above it, the nearest first. The kernel refuses a link beside programs without BPF_F_ALLOW_MULTI
+// on the same cgroup, and below a program that is attached without any flag: the error wraps [ErrExclusive].
+// Below a program with BPF_F_ALLOW_OVERRIDE it accepts the link, but then stops running that program, perhaps
+// a policy, for the sockets of our cgroup: the error wraps [ErrOverrides].
 func (h hook) blockedBy(cgroup string, onPath []attachment) error {
 	if len(onPath) == 0 || onPath[0].flags&unix.BPF_F_ALLOW_MULTI != 0 {
 		return nil
@@ -785,8 +794,8 @@ func aboutProgram(prog *ebpf.Program) (program, error) {
 	return p, nil
 }
 
-// AgentRuns tells whether a reference agent's programs are on the cgroup, in whose place [Options.Takeover] would put
-// ours. Returns an error wrapping [ErrPermission] or [ErrNoCgroup2].
+// AgentRuns tells whether a reference agent's programs are on the cgroup, in whose place [Options.Takeover]
+// would put ours. Returns an error wrapping [ErrPermission] or [ErrNoCgroup2].
 func AgentRuns(opts Options) (bool, error) {
 	opts, err := opts.WithDefaults()
 	if err != nil {

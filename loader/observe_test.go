@@ -233,7 +233,8 @@ func TestACgroupThatWasRemovedAndMadeAgain(t *testing.T) {
 	require.DirExists(t, pinsDir+"/removed_cgroups")
 
 	require.NoError(t, conn.Close())
-	// The kernel frees the socket, and with it the cgroup, some time later: then a load has no use for the pins any more.
+	// The kernel frees the socket, and with it the cgroup, some time later: then a load has no use for the
+	// pins any more.
 	for tries := 0; ; tries++ {
 		mustLoad(t, opts)
 		if _, err := os.Stat(pinsDir + "/removed_cgroups"); errors.Is(err, os.ErrNotExist) {

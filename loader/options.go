@@ -34,9 +34,9 @@ type Options struct {
 
 	// Takeover makes [Load] replace, in place, the programs of a reference agent that runs on the cgroup: those
 	// of its names (cil_sock4_connect and so on) in links, wherever these are pinned, if anywhere, and
-	// those that are attached without a link. What they were is kept, and [HandBack] puts it back. The mode is dual
-	// afterwards unless Mode says otherwise. Later loads find the hooks again, with or without this option.
-	// Default: take nothing over; with such programs on the cgroup Load then fails.
+	// those that are attached without a link. What they were is kept, and [HandBack] puts it back. The mode
+	// is dual afterwards unless Mode says otherwise. Later loads find the hooks again, with or without this
+	// option. Default: take nothing over; with such programs on the cgroup Load then fails.
 	Takeover bool
 	// TakeoverLinks is the directory where the agent pins its links, and implies Takeover.
 	// Default: cilium/socketlb/links/cgroup beside PinsDir.
@@ -50,11 +50,12 @@ type Options struct {
 	Features *Features
 	// ChangeFeatures, if not nil, changes some of them. It is called when nobody else can.
 	ChangeFeatures func(*Features)
-	// Said are the features, by their names in JSON, about which the caller is sure. The first takeover finds out how the
-	// agent's programs are configured; what it cannot find out must be said here, and set by ChangeFeatures if it is not the default.
-	// Features, if given, says everything.
+	// Said are the features, by their names in JSON, about which the caller is sure. The first takeover finds
+	// out how the agent's programs are configured; what it cannot find out must be said here, and set by
+	// ChangeFeatures if it is not the default. Features, if given, says everything.
 	Said []string
-	// AgentState is where the agent keeps the header with which it compiled its programs. Default: /var/run/cilium/state.
+	// AgentState is where the agent keeps the header with which it compiled its programs. Default:
+	// /var/run/cilium/state.
 	AgentState string
 
 	// Version is that of the program which calls: a load keeps it with the datapath ([Status.LoadedBy]).

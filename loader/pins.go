@@ -35,8 +35,9 @@ func kindOfFile(mode os.FileMode) string {
 	return "a special file"
 }
 
-// openPin opens what is pinned at a path; where the file system is read-only, for reading, which the kernel does not do with
-// links. Its error wraps [os.ErrNotExist] only if nothing exists at that path: what opening fails with can have other reasons to say so.
+// openPin opens what is pinned at a path; where the file system is read-only, for reading, which the kernel
+// does not do with links. Its error wraps [os.ErrNotExist] only if nothing exists at that path: what opening
+// fails with can have other reasons to say so.
 func openPin[T any](path string, open func(string, *ebpf.LoadPinOptions) (T, error)) (T, error) {
 	var none T
 	if err := checkPin(path); err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/revsk/revsk/bpf/sock"
 )
 
-// What a call does is decided here, from an observation and the options, and from nothing else. A plan is a list of steps, or an
-// error that says why there is none.
+// What a call does is decided here, from an observation and the options, and from nothing else. A plan is a
+// list of steps, or an error that says why there is none.
 
 // planLoad makes the datapath run as the options say. It returns the features, too, that it is to have.
 //
@@ -64,8 +64,9 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	for _, p := range places {
 		steps = append(steps, o.planKeep(p)...)
 	}
-	// While other programs ran, or none, applications may have gone elsewhere, and the tuples of their sockets are out of date.
-	// So the hooks look at the service of each tuple again until the application uses it.
+	// While other programs ran, or none, applications may have gone elsewhere, and the tuples of their
+	// sockets are out of date. So the hooks look at the service of each tuple again until the application
+	// uses it.
 	if o.loaded && slices.ContainsFunc(places, func(p *place) bool { return p.remembers() && !p.oursRuns() }) {
 		steps = append(steps, setMark{})
 	}
@@ -97,8 +98,8 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	}), f, nil
 }
 
-// wantedFeatures are those of the datapath, or the defaults, or on the first takeover the agent's, with what the options
-// change of them.
+// wantedFeatures are those of the datapath, or the defaults, or on the first takeover the agent's, with what
+// the options change of them.
 func (o *observation) wantedFeatures() (Features, error) {
 	f := DefaultFeatures()
 	switch {
@@ -151,8 +152,8 @@ func (o *observation) checkLoad(f Features) error {
 	return o.checkVersions()
 }
 
-// checkPin returns why a map can neither be used nor made. None is made in the place of one that attached programs use
-// and that has entries: they would be without them from then on.
+// checkPin returns why a map can neither be used nor made. None is made in the place of one that attached
+// programs use and that has entries: they would be without them from then on.
 func (s *mapState) checkPin() error {
 	if s.err != nil {
 		return s.err
@@ -258,8 +259,8 @@ func (o *observation) checkTakeover(places []*place) error {
 	return nil
 }
 
-// sharesHash tells whether a program uses the hash that is pinned. Returns an error wrapping [ErrForeignProgram] if
-// it uses another.
+// sharesHash tells whether a program uses the hash that is pinned. Returns an error wrapping
+// [ErrForeignProgram] if it uses another.
 func (o *observation) sharesHash(p program) (uses bool, err error) {
 	for _, id := range p.maps {
 		name, isHash := o.hashes[id]
@@ -278,8 +279,8 @@ func (o *observation) mapNamed(name string) *mapState {
 	return &o.maps[slices.IndexFunc(o.maps, func(s mapState) bool { return s.name == name })]
 }
 
-// planDirsAndMaps makes the directories and maps that are missing. The map that holds the mode is pinned only when it is
-// set: a load that is killed before leaves no mode, and the next one decides anew.
+// planDirsAndMaps makes the directories and maps that are missing. The map that holds the mode is pinned only
+// when it is set: a load that is killed before leaves no mode, and the next one decides anew.
 func (o *observation) planDirsAndMaps(f *Features) []step {
 	steps := slices.Concat(o.planDir(o.opts.PinsDir), o.planDir(o.opts.MapsDir), o.planDir(o.opts.linksDir()))
 	for _, s := range o.maps {
@@ -303,8 +304,8 @@ func (o *observation) planDir(dir string) []step {
 // planModes are the steps before the first hook is attached, and those after the last one.
 //
 // A takeover begins in a mode that reads what the other agent's writers write, and in which sockets know
-// when the hash has something newer: dual, also where it is one of many. The mode that is asked for follows when the
-// last writer is replaced.
+// when the hash has something newer: dual, also where it is one of many. The mode that is asked for follows
+// when the last writer is replaced.
 func (o *observation) planModes(places []*place) (before, after []step, err error) {
 	takes := slices.ContainsFunc(places, (*place).takesOver)
 	mode := o.mode
@@ -384,8 +385,8 @@ func (o *observation) checkHashEmpty() error {
 	return nil
 }
 
-// planKeep pins what is needed to give a place back, before it is taken over: its program, and the agent's link, which
-// stays then if the agent removes its pin. A link of ours whose pin was removed is pinned again.
+// planKeep pins what is needed to give a place back, before it is taken over: its program, and the agent's
+// link, which stays then if the agent removes its pin. A link of ours whose pin was removed is pinned again.
 func (o *observation) planKeep(p *place) []step {
 	var steps []step
 	if p.takesOver() && (p.foreign || p.now.id != p.saved.id) {
@@ -404,7 +405,8 @@ func (o *observation) planKeep(p *place) []step {
 	return steps
 }
 
-// planClearPin frees the name of a pin for a new link. A link to a removed cgroup is moved away and kept; any other is dead.
+// planClearPin frees the name of a pin for a new link. A link to a removed cgroup is moved away and kept; any
+// other is dead.
 func (o *observation) planClearPin(h *hookState) []step {
 	switch {
 	case h.pin.id == 0:
@@ -483,7 +485,8 @@ func giveBack(h *hookState) step {
 // planFree takes our program off a hook, if it was not given back, and removes the pins. What another agent
 // has put there is left alone.
 //
-// The pin of the link goes first, so that a link whose former program is not known never looks like one of our own.
+// The pin of the link goes first, so that a link whose former program is not known never looks like one of
+// our own.
 func (o *observation) planFree(h *hookState, back bool) []step {
 	var steps []step
 	own := h.own()
@@ -521,8 +524,8 @@ func (o *observation) takenOver() bool {
 	return slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.saved.id != 0 })
 }
 
-// planRemove detaches what is not back already, and removes the pins. Writers go first, the reverse of attaching: what
-// is written is read to the last.
+// planRemove detaches what is not back already, and removes the pins. Writers go first, the reverse of
+// attaching: what is written is read to the last.
 func (o *observation) planRemove(back map[string]bool, purge bool) ([]step, error) {
 	var steps []step
 	removed := make(map[string]bool) // paths
@@ -572,8 +575,8 @@ func (o *observation) planRemove(back map[string]bool, purge bool) ([]step, erro
 			}
 		}
 	}
-	// After the maps: as long as it is there, a hand-back that was cut short can go on. What such a call has left in
-	// it goes, too.
+	// After the maps: as long as it is there, a hand-back that was cut short can go on. What such a call has
+	// left in it goes, too.
 	for _, name := range o.dirs[o.opts.formerDir()] {
 		if path := filepath.Join(o.opts.formerDir(), name); strings.HasSuffix(name, next) {
 			steps = append(steps, unpin{path: path, kind: aProgram})
@@ -630,8 +633,8 @@ func planHandBack(o *observation) ([]step, error) {
 
 // checkHandBack makes sure that the programs which come back, or are back, find in the hash what sockets
 // remember: nobody else will remember it. Returns an error wrapping [ErrHashIncomplete]. In mode
-// legacy the hash is all there is. In the modes mirror and dual what it lacks is put back into it. While programs of ours
-// run in mode storage, nobody looks after the hash: what it has is right only if sockets say so.
+// legacy the hash is all there is. In the modes mirror and dual what it lacks is put back into it. While
+// programs of ours run in mode storage, nobody looks after the hash: what it has is right only if sockets say so.
 func (o *observation) checkHandBack(ours []*hookState) error {
 	for i := range o.maps {
 		s := &o.maps[i]

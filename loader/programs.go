@@ -12,8 +12,8 @@ import (
 )
 
 // Programs keeps the programs of a [Load], so that a later one by the same process which needs the same
-// programs, on the same maps, does not have the kernel verify them again. That takes a second and more. The zero value is
-// ready for use, by one call at a time.
+// programs, on the same maps, does not have the kernel verify them again. That takes a second and more. The
+// zero value is ready for use, by one call at a time.
 type Programs struct {
 	key  string
 	coll *ebpf.Collection

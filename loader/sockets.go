@@ -15,10 +15,11 @@ import (
 	"github.com/revsk/revsk/revnat"
 )
 
-// What sockets and hash hold is read from them, not from counters, which also count what no socket can reach any more.
+// What sockets and hash hold is read from them, not from counters, which also count what no socket can reach
+// any more.
 
-// looks is how often sockets and hash are compared before a difference counts. A single look may find differences that are none:
-// the hooks write one after the other, and sockets are closed meanwhile.
+// looks is how often sockets and hash are compared before a difference counts. A single look may find
+// differences that are none: the hooks write one after the other, and sockets are closed meanwhile.
 const looks = 3
 
 // sockets lists the sockets that hold tuples.
@@ -56,8 +57,8 @@ func countTuples(sockets []inspect.Socket) (n int) {
 	return n
 }
 
-// tuples are the tuples of a socket that the hash should have. Those of one peer are in the order in which they were written, since
-// the hash has only one entry for it.
+// tuples are the tuples of a socket that the hash should have. Those of one peer are in the order in which
+// they were written, since the hash has only one entry for it.
 func tuples(s *inspect.Socket) []revnat.Tuple {
 	var all []revnat.Tuple
 	for _, t := range []*revnat.Tuple{s.Former, s.Conn} {
@@ -75,14 +76,15 @@ type entries map[lbmap.ReverseSKKey]lbmap.ReverseSKValue
 type difference struct {
 	held    int // tuples of sockets
 	missing entries
-	// others are entries with another service for the same peer. Programs that know only the hash write such entries.
+	// others are entries with another service for the same peer. Programs that know only the hash write such
+	// entries.
 	others entries
 	// unreachable is how many could not be found by their socket.
 	unreachable int
 }
 
-// check returns an error wrapping [ErrHashIncomplete] if the hash lacks something. With exactly, its entries must also have the same
-// service. With refill, what can be added does not count.
+// check returns an error wrapping [ErrHashIncomplete] if the hash lacks something. With exactly, its entries
+// must also have the same service. With refill, what can be added does not count.
 func (d difference) check(exactly, refill bool) error {
 	n := len(d.missing)
 	if refill {
@@ -135,8 +137,9 @@ type HashDifference struct {
 	Others  int `json:"others"`
 }
 
-// CompareHash finds out what the hash lacks of what sockets hold, which takes a look at every socket. In mode mirror that should be
-// nothing; if it is something, there is a problem with the code [ProblemHashLacks]. Returns an error wrapping [ErrPermission] or [ErrClosed].
+// CompareHash finds out what the hash lacks of what sockets hold, which takes a look at every socket. In mode
+// mirror that should be nothing; if it is something, there is a problem with the code [ProblemHashLacks].
+// Returns an error wrapping [ErrPermission] or [ErrClosed].
 func (dp *Datapath) CompareHash(ctx context.Context) (HashDifference, *Problem, error) {
 	mode, err := dp.Mode()
 	if err != nil {
@@ -165,7 +168,8 @@ func (e entries) keep(other entries) {
 	})
 }
 
-// refill adds to the hash the tuples of sockets that it lacks, since it may have evicted them. Entries that differ stay.
+// refill adds to the hash the tuples of sockets that it lacks, since it may have evicted them. Entries that
+// differ stay.
 func (dp *Datapath) refill(ctx context.Context) error {
 	lacking, err := dp.lackedByHash(ctx)
 	if err != nil || len(lacking.missing) == 0 {

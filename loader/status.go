@@ -80,8 +80,8 @@ func (dp *Datapath) Status() (Status, error) {
 	return dp.status(ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie)
 }
 
-// Health is [Datapath.Status] without the numbers of entries that say nothing of problems: only maps that evict entries are
-// counted.
+// Health is [Datapath.Status] without the numbers of entries that say nothing of problems: only maps that
+// evict entries are counted.
 func (dp *Datapath) Health() (Status, error) { return dp.status(ebpf.LRUHash) }
 
 // status counts the entries of some types of maps.
@@ -156,8 +156,8 @@ func (dp *Datapath) Hooks() ([]HookStatus, error) {
 	return o.hookStatus()
 }
 
-// TakenBack is on how many hooks another agent has put its programs back. They keep the hash only: what sockets hold is
-// not what their applications did last. Returns an error wrapping [ErrPermission] or [ErrClosed].
+// TakenBack is on how many hooks another agent has put its programs back. They keep the hash only: what
+// sockets hold is not what their applications did last. Returns an error wrapping [ErrPermission] or [ErrClosed].
 func (dp *Datapath) TakenBack() (n int, err error) {
 	if err := dp.checkOpen(); err != nil {
 		return 0, err
@@ -229,8 +229,8 @@ const (
 	someEntries = 64
 )
 
-// countEntries walks the keys: entries added or removed meanwhile may be missed or counted. Where there are many it has the
-// kernel count them, if it can.
+// countEntries walks the keys: entries added or removed meanwhile may be missed or counted. Where there are
+// many it has the kernel count them, if it can.
 func countEntries(m *ebpf.Map) (int, error) {
 	var key any
 	n := 0

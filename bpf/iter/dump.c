@@ -68,8 +68,8 @@ static const struct revsk_tuple no_tuple = {};
 	} while (0)
 
 /*
- * Sockets whose tables are of the largest class. To walk all maps of those takes the verifier 30 times as long as the rest,
- * and they are few: user space loads dump_large when there is one.
+ * Sockets whose tables are of the largest class. To walk all maps of those takes the verifier 30
+ * times as long as the rest, and they are few: user space loads dump_large when there is one.
  */
 __u64 revsk_large_tables = 0;
 
@@ -269,8 +269,9 @@ static __always_inline __u64 copy_tuple(struct revsk_tuple *to, const struct rev
 }
 
 /*
- * Over one map. A socket has a record for each of its maps, which user space puts together; that tuples have moved
- * from one table to another in between is noticed by who reads revsk_peers before and after.
+ * Over one map. A socket has a record for each of its maps, which user space puts together; that
+ * tuples have moved from one table to another in between is noticed by who reads revsk_peers before
+ * and after.
  */
 #define DUMP_UNLOCKED(name, type, first, n, version)                                               \
 	SEC("iter/bpf_sk_storage_map") int name(struct bpf_iter__bpf_sk_storage_map *ctx)          \

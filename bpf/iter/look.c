@@ -2,10 +2,11 @@
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Which of the sockets that have entries in the hash there are, and what they are connected to. Nothing is changed.
+ * Which of the sockets that have entries in the hash there are, and what they are connected to.
+ * Nothing is changed.
  *
- * look_tcp and look_udp find those in the protocols' tables of one network namespace; look_files finds those in
- * the file table of a process, whatever their namespace.
+ * look_tcp and look_udp find those in the protocols' tables of one network namespace; look_files
+ * finds those in the file table of a process, whatever their namespace.
  */
 #include "kernel_iter.h"
 

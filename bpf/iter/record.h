@@ -67,8 +67,9 @@ volatile const __u64 cfg_buffer_size = sizeof(struct revsk_buffer);
 __u64 revsk_position = 0;
 
 /*
- * How many more bytes records would have needed, at most, for which the buffer had no room; and how many records changed
- * while they were made. User space reads that part of the sockets again, in smaller parts or with a larger buffer.
+ * How many more bytes records would have needed, at most, for which the buffer had no room; and how
+ * many records changed while they were made. User space reads that part of the sockets again, in
+ * smaller parts or with a larger buffer.
  */
 __u64 revsk_bytes_lost = 0;
 __u64 revsk_records_torn = 0;
@@ -80,8 +81,8 @@ __u32 revsk_part_last = 0;
 __u64 revsk_scratch = 0;
 
 /*
- * A number of which the verifier knows nothing: what it knows of a position would be another thing on each way
- * there, and it would walk what follows once for each of them.
+ * A number of which the verifier knows nothing: what it knows of a position would be another thing
+ * on each way there, and it would walk what follows once for each of them.
  */
 static __always_inline __u64 unknown(__u64 number)
 {

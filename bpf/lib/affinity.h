@@ -9,8 +9,8 @@
 #define AFFINITY_JIFFIES_SHIFT 8
 
 /*
- * The clock of the entries, which the agent's other programs share: seconds of CLOCK_MONOTONIC, or 256 jiffies
- * where the agent was told to use the kernel's ticks.
+ * The clock of the entries, which the agent's other programs share: seconds of CLOCK_MONOTONIC, or
+ * 256 jiffies where the agent was told to use the kernel's ticks.
  */
 static __always_inline __u64 affinity_now(void)
 {

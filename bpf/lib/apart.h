@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Steps as global functions: the verifier walks such a function once, for all its callers, and knows nothing of
- * the arguments. So these are numbers, which is also all that Linux 5.10 takes beside the context, and what a
- * function needs it reads from the socket again.
+ * Steps as global functions: the verifier walks such a function once, for all its callers, and
+ * knows nothing of the arguments. So these are numbers, which is also all that Linux 5.10 takes
+ * beside the context, and what a function needs it reads from the socket again.
  *
  * The program that includes this defines APART_CTX, its context, and how to come from that to the socket:
  * apart_socket(ctx), and apart_done(sk) when it is no longer used.

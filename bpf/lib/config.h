@@ -105,8 +105,8 @@ volatile const bool cfg_l7 = true;
 /* Leave the sockets of the health checker (SO_MARK 0x0d00) alone. */
 volatile const bool cfg_health_check = false;
 /*
- * The kernel has bpf_set_retval and bpf_get_retval (5.18): rejected calls report what went wrong, and what another
- * program has rejected is known.
+ * The kernel has bpf_set_retval and bpf_get_retval (5.18): rejected calls report what went wrong,
+ * and what another program has rejected is known.
  */
 volatile const bool cfg_set_retval = false;
 /* The kernel has bpf_skc_to_mptcp_sock (5.19) and MPTCP: connections of MPTCP sockets are known. */

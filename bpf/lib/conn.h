@@ -23,7 +23,10 @@ static __always_inline struct revsk_conn_value *conn_get(struct sock_ref *s)
 	return bpf_sk_storage_get(&revsk_conn, s->sk, NULL, 0);
 }
 
-/* Counts what has become of a tuple, if tuples of its socket are counted. Out of line, for the stack on Linux 5.10. */
+/*
+ * Counts what has become of a tuple, if tuples of its socket are counted. Out of line, for the
+ * stack on Linux 5.10.
+ */
 static __noinline void count_tuple(const struct revsk_tuple *t, enum revsk_metric metric)
 {
 	if (!(t->flags & REVSK_TUPLE_SUBFLOW))
@@ -67,9 +70,10 @@ static __always_inline struct revsk_tuple *connection_find(struct sock_ref *s,
 }
 
 /*
- * Whether to believe the hash, and not the socket, about the service of @peer. Until the mark, programs may have run that write the hash
- * only. So its entry is newer if it differs from every tuple that the socket has for that peer: there can be
- * several, and the hash has one entry for them. To be asked about tuples up to the mark; later ones were written to both.
+ * Whether to believe the hash, and not the socket, about the service of @peer. Until the mark,
+ * programs may have run that write the hash only. So its entry is newer if it differs from every
+ * tuple that the socket has for that peer: there can be several, and the hash has one entry for
+ * them. To be asked about tuples up to the mark; later ones were written to both.
  */
 static __always_inline bool legacy_is_newer(struct sock_ref *s, const struct endpoint *peer)
 {
@@ -106,9 +110,10 @@ static __always_inline __u32 ended_bit(const struct endpoint *peer)
 }
 
 /*
- * Mode dual: notes on the socket that the application has used @peer without a service, so that its entry was deleted from the hash. A
- * migrator that has read the entry before would otherwise take it for one that the LRU has evicted, and
- * move it to the socket. Nothing else depends on the note, so no call is rejected if there is no memory for it.
+ * Mode dual: notes on the socket that the application has used @peer without a service, so that its
+ * entry was deleted from the hash. A migrator that has read the entry before would otherwise take
+ * it for one that the LRU has evicted, and move it to the socket. Nothing else depends on the note,
+ * so no call is rejected if there is no memory for it.
  */
 static __always_inline int conn_note_ended(struct sock_ref *s, const struct endpoint *peer)
 {
@@ -188,7 +193,10 @@ static __always_inline bool former_drop(struct sock_ref *s, const struct endpoin
 	return true;
 }
 
-/* Marks what the socket has sent to @peer as what it may be connected by, too. Returns false if it has sent nothing. */
+/*
+ * Marks what the socket has sent to @peer as what it may be connected by, too. Returns false if it
+ * has sent nothing.
+ */
 static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_peers_value *p,
 					    const struct endpoint *peer)
 {
@@ -200,9 +208,10 @@ static __always_inline bool peers_overtaken(struct sock_ref *s, struct revsk_pee
 }
 
 /*
- * Stores @t, what the socket was connected to, as the former connection, with this time. The one that is stored there moves to the
- * peers: datagrams from it may still be in the queue. It goes if the socket has sent to its peer
- * since, or is about to be connected to it: that is @next. Returns 0, or -ENOMEM with nothing changed.
+ * Stores @t, what the socket was connected to, as the former connection, with this time. The one
+ * that is stored there moves to the peers: datagrams from it may still be in the queue. It goes if
+ * the socket has sent to its peer since, or is about to be connected to it: that is @next. Returns
+ * 0, or -ENOMEM with nothing changed.
  */
 static __always_inline int former_store(struct sock_ref *s, struct revsk_conn_value *conn,
 					struct revsk_peers_value *p, const struct revsk_tuple *t,

@@ -36,8 +36,9 @@ struct revsk_import_entry {
 _Static_assert(sizeof(struct revsk_import_entry) == 40, "revsk_import_entry is 40 bytes");
 
 /*
- * Makes @e what the hash says of the peer now: programs may have written it since it was read. If it says nothing, the
- * LRU has evicted the entry, and @e counts as it is; or a hook of ours has removed it: then false.
+ * Makes @e what the hash says of the peer now: programs may have written it since it was read. If
+ * it says nothing, the LRU has evicted the entry, and @e counts as it is; or a hook of ours has
+ * removed it: then false.
  */
 static __noinline bool import_refresh(struct sock_ref *s, struct revsk_import_entry *e,
 				      const struct endpoint *peer)

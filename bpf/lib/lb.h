@@ -8,9 +8,9 @@
 #include "tuple.h"
 
 /*
- * What is chosen for a destination, in one number, which is what a global function can return: the backend's id in the
- * high half, then the index of the service, then, if the backend is a proxy on this host, which has no id, its
- * port. Or one of these.
+ * What is chosen for a destination, in one number, which is what a global function can return: the
+ * backend's id in the high half, then the index of the service, then, if the backend is a proxy on
+ * this host, which has no id, its port. Or one of these.
  */
 #define LB_UNTRANSLATED 0ULL
 #define LB_UNREACHABLE (~0ULL) /* the call is to be rejected */
@@ -72,8 +72,9 @@ struct lb_found {
 };
 
 /*
- * The id of one of the service's active backends, 0 if there is none: by random for TCP; by socket cookie otherwise,
- * so that one socket keeps to one backend. Quarantined slots follow the active ones and are never chosen.
+ * The id of one of the service's active backends, 0 if there is none: by random for TCP; by socket
+ * cookie otherwise, so that one socket keeps to one backend. Quarantined slots follow the active
+ * ones and are never chosen.
  */
 static __always_inline __u32 select_backend(struct sock_ref *s, const struct service_key *key,
 					    __u32 backends, __u8 protocol)
@@ -112,7 +113,8 @@ static __always_inline struct service_key found_key(const struct lb_found *f)
  *
  * Out of line: most connects go to no service, and need none of the stack and the registers.
  *
- * The address is read again at each step (forget_memory), or the verifier would walk each step once for each family.
+ * The address is read again at each step (forget_memory), or the verifier would walk each step once
+ * for each family.
  */
 static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_found *f)
 {
@@ -165,7 +167,8 @@ static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_fo
 #define LB_FOUND_NOTHING (1 << 8)
 
 /*
- * The choice for a destination: LB_UNTRANSLATED if no service answers for it. @protocol may have LB_FOUND_NOTHING.
+ * The choice for a destination: LB_UNTRANSLATED if no service answers for it. @protocol may have
+ * LB_FOUND_NOTHING.
  */
 static __always_inline __u64 lb_choose_any(struct sock_ref *s, const struct endpoint *dst,
 					   __u32 protocol)
@@ -238,8 +241,8 @@ static __always_inline __u64 lb_choose(struct sock_ref *s, const struct endpoint
 }
 
 /*
- * Fills @t with the tuple to remember of a choice; false if the backend does not exist. The service recorded is what
- * the application asked for, not the wildcard address that the service was found under.
+ * Fills @t with the tuple to remember of a choice; false if the backend does not exist. The service
+ * recorded is what the application asked for, not the wildcard address that the service was found under.
  */
 static __always_inline bool lb_tuple(__u64 choice, const struct endpoint *dst,
 				     struct revsk_tuple *t)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The network namespace that a program's socket is in. As in sock_ref.h, the program that includes the library
- * defines the functions declared here.
+ * The network namespace that a program's socket is in. As in sock_ref.h, the program that includes
+ * the library defines the functions declared here.
  */
 #pragma once
 

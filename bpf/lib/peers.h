@@ -16,8 +16,8 @@
 #include "table.h"
 
 /*
- * Steps that are functions of their own for the verifier (apart.h), each of NAME below as ctx_NAME: what they do
- * with a table it would walk in every place where it is wanted, for each of the maps.
+ * Steps that are functions of their own for the verifier (apart.h), each of NAME below as ctx_NAME:
+ * what they do with a table it would walk in every place where it is wanted, for each of the maps.
  */
 static __always_inline int ctx_table_position(struct sock_ref *s, const struct endpoint *peer);
 static __always_inline int ctx_table_remove(struct sock_ref *s, const struct endpoint *peer);
@@ -152,7 +152,10 @@ peers_find(struct sock_ref *s, struct revsk_peers_value *p, const struct endpoin
 	return table_find(s, p, peer);
 }
 
-/* Whether there is a tuple for @peer. Cheaper for the verifier than to find it: there is no pointer, into a slot or one of many tables. */
+/*
+ * Whether there is a tuple for @peer. Cheaper for the verifier than to find it: there is no
+ * pointer, into a slot or one of many tables.
+ */
 static __always_inline bool peers_has(struct sock_ref *s, struct revsk_peers_value *p,
 				      const struct endpoint *peer)
 {
@@ -184,8 +187,8 @@ static __always_inline void peers_replace(struct sock_ref *s, struct revsk_peers
 }
 
 /*
- * @t is about to be evicted: counts it, and deletes its entry from the hash. No connection needs that entry: it would be to the socket's
- * actual peer, and a tuple of that is not evicted.
+ * @t is about to be evicted: counts it, and deletes its entry from the hash. No connection needs
+ * that entry: it would be to the socket's actual peer, and a tuple of that is not evicted.
  */
 static __always_inline void tuple_evicted(struct sock_ref *s, const struct revsk_tuple *t)
 {
@@ -280,7 +283,10 @@ static __always_inline int table_make_room(struct sock_ref *s, __u32 hash)
 /* How often a table may grow for one tuple; more than once is rare. */
 #define TABLE_ATTEMPTS 8
 
-/* The place for a new tuple: a free one, for which the table grows if need be; else that of the tuple to evict. */
+/*
+ * The place for a new tuple: a free one, for which the table grows if need be; else that of the
+ * tuple to evict.
+ */
 static __always_inline __u64 table_place(struct sock_ref *s, const struct revsk_peers_value *p,
 					 __u32 hash)
 {

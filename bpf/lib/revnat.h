@@ -66,8 +66,8 @@ static __always_inline void ctx_legacy_end(struct sock_ref *s, const struct endp
 					   bool was_in_storage);
 
 /*
- * What storage has dropped leaves the hash; in mode dual also what only the hash knew. In mode mirror there is no such
- * thing, and the hash is not asked.
+ * What storage has dropped leaves the hash; in mode dual also what only the hash knew. In mode
+ * mirror there is no such thing, and the hash is not asked.
  */
 static __always_inline void legacy_drop_direct(struct sock_ref *s, const struct endpoint *dst,
 					       bool was_in_storage, enum revsk_mode mode)
@@ -87,13 +87,19 @@ static __always_inline __u32 time_now(void)
 	return now > mark ? now : mark + 1;
 }
 
-/* The time of @old as a former connection: now, unless it is from up to the mark and not confirmed. Then it stays so. */
+/*
+ * The time of @old as a former connection: now, unless it is from up to the mark and not confirmed.
+ * Then it stays so.
+ */
 static __always_inline __u32 time_of_former(const struct revsk_tuple *old)
 {
 	return old->time > current_mark() ? time_now() : old->time;
 }
 
-/* Writes to the hash the connection to @peer, or the former one to it; without either, @peer has no entry any more. */
+/*
+ * Writes to the hash the connection to @peer, or the former one to it; without either, @peer has no
+ * entry any more.
+ */
 static __noinline int legacy_restore_connection(struct sock_ref *s, const struct endpoint *peer)
 {
 	struct revsk_tuple *t;
@@ -117,9 +123,10 @@ static __always_inline bool former_is_actual(struct sock_ref *s,
 }
 
 /*
- * A datagram socket connects to @next: its connection becomes the former one. But if the kernel has the socket connected to the peer of the
- * former one, that stays. The kernel has then rejected the connection, or another thread was faster and the
- * kernel has not come to it yet: so it is kept among the peers, and marked.
+ * A datagram socket connects to @next: its connection becomes the former one. But if the kernel has
+ * the socket connected to the peer of the former one, that stays. The kernel has then rejected the
+ * connection, or another thread was faster and the kernel has not come to it yet: so it is kept
+ * among the peers, and marked.
  */
 static __always_inline int conn_retire(struct sock_ref *s, const struct endpoint *next)
 {
@@ -197,7 +204,10 @@ static __always_inline int conn_store(struct sock_ref *s, struct revsk_conn_valu
 	return conn_replace(s, conn, &new->tuple, p, datagram, mode);
 }
 
-/* Whether a connection belongs in the hash. That of an MPTCP socket would leak: as with the reference, in mode legacy. */
+/*
+ * Whether a connection belongs in the hash. That of an MPTCP socket would leak: as with the
+ * reference, in mode legacy.
+ */
 static __always_inline bool connection_is_hashed(const struct revsk_tuple *t, enum revsk_mode mode)
 {
 	if (t->flags & REVSK_TUPLE_SUBFLOW)
@@ -301,7 +311,8 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
  * sendmsg to no service: drop what the socket remembers of the very address now sent to. A connection
  * to that address is not a send's to end: then only what another send has left goes. (For a v4-mapped
  * socket the kernel runs the hook for sends without an address, too, with that of the peer; which it reads
- * without the lock, so that a connect by another thread in between makes the two the same. See docs/design.md.)
+ * without the lock, so that a connect by another thread in between makes the two the same. See
+ * docs/design.md.)
  */
 static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
 {
@@ -379,8 +390,8 @@ static __always_inline bool legacy_service(struct sock_ref *s, const struct endp
 }
 
 /*
- * Of what a socket was connected to: it is its connection after all, as the kernel has rejected the connect after it, or has come to
- * it last.
+ * Of what a socket was connected to: it is its connection after all, as the kernel has rejected the
+ * connect after it, or has come to it last.
  */
 static __always_inline bool is_still_connection(struct sock_ref *s, const struct revsk_tuple *t,
 						const struct endpoint *peer)
@@ -445,8 +456,8 @@ static __always_inline bool revnat_source(struct sock_ref *s, const struct endpo
 }
 
 /*
- * The service of a connect that was overtaken, but is the one by which the socket is connected; false if there is none. @time is
- * that of the tuple for @peer, if there is one.
+ * The service of a connect that was overtaken, but is the one by which the socket is connected;
+ * false if there is none. @time is that of the tuple for @peer, if there is one.
  */
 static __noinline bool overtaken_service(struct sock_ref *s, const struct endpoint *peer,
 					 __u32 protocol, struct endpoint *service, __u32 *time)

@@ -355,8 +355,9 @@ static __always_inline bool wildcard_serves(const struct lb_service *svc,
 
 /*
  * The NodePort or HostPort service that serves this port on addresses of the node, when no service
- * has the address itself. Both have to be so, the service and the address. The service is asked for first: most
- * ports have none, and the trie of a large cluster takes longer to answer than the hash of the services.
+ * has the address itself. Both have to be so, the service and the address. The service is asked for
+ * first: most ports have none, and the trie of a large cluster takes longer to answer than the hash
+ * of the services.
  */
 static __always_inline struct lb_service *
 service_lookup_wildcard(struct sock_ref *s, struct service_key *k, __u8 protocol)
@@ -441,8 +442,8 @@ static __always_inline struct lb_service *service_lookup(struct sock_ref *s, str
 }
 
 /*
- * The same, going on from what service_lookup_first has found, where most frontends are no service's: all inline,
- * which is too much for the verifiers of old kernels.
+ * The same, going on from what service_lookup_first has found, where most frontends are no
+ * service's: all inline, which is too much for the verifiers of old kernels.
  */
 static __always_inline struct lb_service *
 service_lookup_ordinary(struct sock_ref *s, struct service_key *k, struct lb_service *svc)

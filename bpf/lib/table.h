@@ -281,9 +281,10 @@ static __always_inline int position_in(struct table_ref r, __u64 hash, const str
 }
 
 /*
- * A new tuple goes to the place with the smallest key of those in its two buckets. A free place has a key below TABLE_TAKEN, the smaller the
- * emptier the bucket is. If none is free, a tuple is evicted: the one of the greatest age, of several the one that was
- * sent to longest ago, and last of all that of @actual, the peer that the kernel has the socket connected to.
+ * A new tuple goes to the place with the smallest key of those in its two buckets. A free place has
+ * a key below TABLE_TAKEN, the smaller the emptier the bucket is. If none is free, a tuple is
+ * evicted: the one of the greatest age, of several the one that was sent to longest ago, and last
+ * of all that of @actual, the peer that the kernel has the socket connected to.
  */
 #define TABLE_TAKEN (1ULL << 50)
 #define TABLE_ACTUAL (1ULL << 51)
@@ -365,9 +366,9 @@ static __always_inline void table_changes(struct revsk_peers_value *p)
 }
 
 /*
- * Whether the tuple at @position can move to its other bucket. Returns a free position there in bits 0 to 7, @position in bits 8 to 15, and
- * from bit 16 on how many tuples that bucket has, so that the smallest number is the best way; or TABLE_TAKEN and
- * more if it is full.
+ * Whether the tuple at @position can move to its other bucket. Returns a free position there in
+ * bits 0 to 7, @position in bits 8 to 15, and from bit 16 on how many tuples that bucket has, so
+ * that the smallest number is the best way; or TABLE_TAKEN and more if it is full.
  */
 static __always_inline __u64 table_way_out(void *sk, __u32 number, __u64 position)
 {

@@ -21,13 +21,14 @@ enum {
 	/* Brought from the hash by the migrator. */
 	REVSK_TUPLE_MIGRATED = 1 << 0,
 	/*
-	 * Among the peers: of a connect that another has overtaken. The kernel may have rejected it; or threads
-	 * connect the socket without waiting for each other, and it is the one that the kernel comes to last.
+	 * Among the peers: of a connect that another has overtaken. The kernel may have rejected
+	 * it; or threads connect the socket without waiting for each other, and it is the one that
+	 * the kernel comes to last.
 	 */
 	REVSK_TUPLE_OVERTAKEN = 1 << 1,
 	/*
-	 * Of a TCP connection of an MPTCP socket, whose release no hook sees: it is not counted, and not in the hash, from which nobody
-	 * would remove it. Termination finds it by the tuple.
+	 * Of a TCP connection of an MPTCP socket, whose release no hook sees: it is not counted,
+	 * and not in the hash, from which nobody would remove it. Termination finds it by the tuple.
 	 */
 	REVSK_TUPLE_SUBFLOW = 1 << 2,
 };
@@ -55,8 +56,8 @@ enum {
 	/* The socket has a revsk_former. */
 	REVSK_CONN_HAS_FORMER = 1 << 0,
 	/*
-	 * From this bit on, for peers by their hash: in mode dual the application has turned to the peer itself, and
-	 * its entry was removed from the hash.
+	 * From this bit on, for peers by their hash: in mode dual the application has turned to the
+	 * peer itself, and its entry was removed from the hash.
 	 */
 	REVSK_CONN_ENDED = 1 << 1,
 };

@@ -87,10 +87,11 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 }
 
 /*
- * A send() without an address, of a connected socket: for an IPv4 address on an IPv6 socket the kernel runs the
- * hook then, too, with the address of the peer. That is the backend that a connect has chosen, or what the
- * application connected to before there was a service: in neither case is it to be translated, as it is not on
- * an IPv4 socket. (An application that gives that very address itself looks the same.)
+ * A send() without an address, of a connected socket: for an IPv4 address on an IPv6 socket the
+ * kernel runs the hook then, too, with the address of the peer. That is the backend that a connect
+ * has chosen, or what the application connected to before there was a service: in neither case is
+ * it to be translated, as it is not on an IPv4 socket. (An application that gives that very address
+ * itself looks the same.)
  */
 static __always_inline bool sends_to_own_peer(struct bpf_sock_addr *ctx, const struct endpoint *dst)
 {
