@@ -128,11 +128,11 @@ func (s *surveyor) pause(ctx context.Context, begin time.Time) bool {
 
 func (s *surveyor) survey(ctx context.Context, opts Options) {
 	begin, before := time.Now(), processorTime()
-	defer func() { s.used = processorTime() - before }()
 	found := survey{sockets: make(map[socketKind]int), tuples: make(map[inspect.Role]int)}
 	var missing []inspect.Backend
 	var err error
 	found.fill, err = countEntries(ctx, opts.Loader.MapsDir)
+	s.used = processorTime() - before
 	if err == nil && !opts.AuditOnly {
 		if missing, err = s.visit(ctx, opts, &found); errors.Is(err, loader.ErrNotLoaded) {
 			err = nil
@@ -158,6 +158,8 @@ func (s *surveyor) visit(ctx context.Context, opts Options, found *survey) ([]in
 	if err := s.open(dp.InspectMaps()); err != nil {
 		return nil, err
 	}
+	before := processorTime() // what is opened is opened once
+	defer func() { s.used += processorTime() - before }()
 	present := s.a.presentBackends()
 	services, backends := make(map[serviceKey]int), make(map[inspect.Backend]int)
 	var suspects []inspect.Backend // those that seem to be gone
