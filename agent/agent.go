@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
@@ -24,6 +25,7 @@ type Agent struct {
 	eventLock sync.Mutex      // events come one after the other
 	ctx       context.Context // of Run
 	began     time.Time
+	ran       atomic.Bool
 
 	mu       sync.Mutex
 	opts     Options
@@ -69,11 +71,14 @@ func Run(ctx context.Context, opts Options) error {
 	return a.Run(ctx)
 }
 
-// Run works until the context ends. What fails is tried again, and no error of Run. Run may be called once.
+// Run works until the context ends. What fails is tried again, and is no error of Run. Run may be called once.
 //
-// Returns an error wrapping [loader.ErrPermission] without CAP_SYS_ADMIN, one if the lock of the agents cannot be taken, or one
-// if [StopHandBack] fails.
+// Returns an error wrapping [ErrClosed], [loader.ErrPermission] without CAP_SYS_ADMIN, one if the lock of the agents cannot be
+// taken, or one if [StopHandBack] fails.
 func (a *Agent) Run(ctx context.Context) error {
+	if a == nil || a.ran.Swap(true) {
+		return ErrClosed
+	}
 	a.ctx = ctx
 	opts := a.options()
 	if missing := capability.Missing(unix.CAP_SYS_ADMIN); missing != "" {
@@ -118,8 +123,12 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // Configure changes the options of an agent that runs. What is not about the datapath counts from then on; what is makes it
-// load the datapath anew. Returns an error wrapping [ErrInvalid] if they are about another datapath, or make an audit of an agent.
+// load the datapath anew. Returns an error wrapping [ErrClosed], or [ErrInvalid] if they are about another datapath, or make an
+// audit of an agent.
 func (a *Agent) Configure(opts Options) error {
+	if a == nil {
+		return ErrClosed
+	}
 	opts, err := opts.WithDefaults()
 	if err != nil {
 		return err
@@ -174,6 +183,9 @@ func (a *Agent) beat(loop string) {
 
 // Alive returns an error if a part of the agent is stuck, so that it is to be started again.
 func (a *Agent) Alive() error {
+	if a == nil {
+		return ErrClosed
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for loop, last := range a.beats {
@@ -187,6 +199,9 @@ func (a *Agent) Alive() error {
 // Ready returns nil if the node is right: the datapath is complete and nothing is wrong that keeps applications from their
 // services. For an agent that only audits: if the first audit is done.
 func (a *Agent) Ready() error {
+	if a == nil {
+		return ErrClosed
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v := &a.view

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -165,7 +166,16 @@ func TestIdleCost(t *testing.T) {
 	reaction := awaits(t, "the socket ends", soon, c.isEnded)
 	t.Logf("a socket ended %v after its backend went", reaction.Round(time.Millisecond))
 	require.Less(t, share, 3.0) // on a machine that is busy
-	require.Less(t, resident, 48)
+	if !withRaceDetector() {
+		require.Less(t, resident, 48)
+	}
+}
+
+// withRaceDetector says whether this test, and with it the agent that it starts, was built with the race detector, which takes
+// memory for itself.
+func withRaceDetector() bool {
+	build, _ := debug.ReadBuildInfo()
+	return slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // A scrape reads what is known, whatever there is on the node.

@@ -17,6 +17,9 @@ import (
 // ErrInvalid is returned for an option, or a combination of them, that has no meaning.
 var ErrInvalid = errors.New("invalid option")
 
+// ErrClosed is returned by methods of an [Agent] that is nil, and by [Agent.Run] if it was called before.
+var ErrClosed = errors.New("agent is closed")
+
 // OwnerPolicy is what to do when the agent whose hooks were taken over is turned off or removed.
 type OwnerPolicy string
 

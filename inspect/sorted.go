@@ -48,12 +48,22 @@ func (r *Reader) Sorted(ctx context.Context, f Filter) (*Sorted, error) {
 	return s, nil
 }
 
-// Close lets others use the reader.
-func (s *Sorted) Close() { s.reader.inUse.Store(false) }
+// Close lets others use the reader. Closing nil, or twice, does nothing.
+func (s *Sorted) Close() {
+	if s != nil && s.reader != nil {
+		s.reader.inUse.Store(false)
+		s.reader = nil // whose buffer may change from now on
+	}
+}
 
-// Sockets returns the sockets, as often as one likes. Like [Reader.Sockets] it ends after an error.
+// Sockets returns the sockets, as often as one likes. Like [Reader.Sockets] it ends after an error, which is [ErrInUse] if s
+// is nil or closed.
 func (s *Sorted) Sockets(ctx context.Context) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
+		if s == nil || s.reader == nil {
+			yield(Socket{}, ErrInUse)
+			return
+		}
 		for i := range s.sockets {
 			if !yield(s.sockets[i], nil) {
 				return

@@ -35,6 +35,14 @@ func assertSorted(t *testing.T, maps Maps, opts Options, v variant, want []Socke
 	}
 	s.Close()
 	require.NoError(t, r.Close())
+	// A second time it does not give the reader, which is closed, to others.
+	s.Close()
+	assert.ErrorIs(t, r.Close(), ErrInUse)
+	for _, s := range []*Sorted{nil, s} {
+		for _, err := range s.Sockets(t.Context()) {
+			assert.ErrorIs(t, err, ErrInUse)
+		}
+	}
 }
 
 // randomRecords have few values in each field, so that many differ in one of them only.

@@ -15,21 +15,21 @@ import (
 
 // Errors that callers can tell apart with errors.Is, besides those of package loader.
 var (
-	// ErrInvalid: an option has a value that does not exist, or that is not for this function.
+	// ErrInvalid is returned for the value of an option that does not exist, or that is not for this function.
 	ErrInvalid = errors.New("invalid option")
-	// ErrNoHash: a legacy map that is needed is not pinned.
+	// ErrNoHash is returned when a legacy map that is needed is not pinned.
 	ErrNoHash = errors.New("legacy map is not there")
-	// ErrLayout: a pinned legacy map has another layout. Nothing is read from it.
+	// ErrLayout is returned when a pinned legacy map has another layout. Nothing is read from it.
 	ErrLayout = errors.New("legacy map has another layout")
-	// ErrIncomplete: not every hook is attached, so live sockets would change behind the migrator's back.
+	// ErrIncomplete is returned when not every hook is attached: live sockets would change unnoticed.
 	ErrIncomplete = errors.New("hooks are missing")
-	// ErrEngine: the kernel cannot run the engine asked for.
+	// ErrEngine is returned when the kernel cannot run the engine that was asked for.
 	ErrEngine = errors.New("engine is not supported by this kernel")
-	// ErrProcesses: the process lacks CAP_SYS_PTRACE, so sockets of other processes would not be seen.
+	// ErrProcesses is returned when the process lacks CAP_SYS_PTRACE: it would not see the sockets of other processes.
 	ErrProcesses = errors.New("other processes cannot be looked into")
-	// ErrUnresolved: entries or tuples could not be moved; they are where they were, and still read.
+	// ErrUnresolved is returned when entries or tuples could not be moved. They are where they were, and the hooks still read them.
 	ErrUnresolved = errors.New("not everything could be moved")
-	// ErrDoesNotFit: the legacy maps have no room for what sockets hold.
+	// ErrDoesNotFit is returned when the legacy maps have no room for what sockets hold.
 	ErrDoesNotFit = errors.New("does not fit into the legacy map")
 )
 
