@@ -33,7 +33,7 @@ type Plan struct {
 	// Maps are the legacy maps.
 	Maps []MapFill
 	// WithoutEntry are sockets that are connected to a backend of a service and have no entry for it:
-	// connected to the backend itself, or evicted from the hash; sorted by number.
+	// connected to the backend itself, evicted from the hash, or connected after the hash was read; sorted by number.
 	WithoutEntry []BackendCount
 	// Leaks are the services of the leaked entries, sorted by number.
 	Leaks []ServiceCount
