@@ -222,7 +222,7 @@ func ownPlaceFirst(a, b string) int {
 }
 
 const (
-	toReachNamespaces = "revsk terminate to reach the network namespaces of processes that have more capabilities than that"
+	toReachNamespaces = "revsk terminate to reach the network namespaces of processes with more capabilities"
 )
 
 func TestListNamesProcessesThatHaveMoreCapabilities(t *testing.T) {
