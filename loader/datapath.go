@@ -125,7 +125,7 @@ func (dp *Datapath) Mode() (Mode, error) {
 // refuses, with an error wrapping [ErrUnsafeMode], to stop reading a state that sockets rely on, or to
 // read again a hash that nobody has kept up to date: migrating or rolling back moves it first.
 //
-// Other errors wrap [ErrInvalid], [ErrLocked], [ErrStale] or [ErrClosed].
+// Other errors wrap [ErrInvalid], [ErrLocked], [ErrFrozen], [ErrStale] or [ErrClosed].
 func (dp *Datapath) SetMode(ctx context.Context, mode Mode, force bool) error {
 	locked, err := dp.Lock(ctx)
 	if err != nil {

@@ -31,6 +31,8 @@ var (
 	ErrNoSuchCgroup = errors.New("no such cgroup")
 	// ErrPermission is returned when the process lacks a capability.
 	ErrPermission = errors.New("missing capability")
+	// ErrFrozen is returned when another process has frozen a map with BPF_MAP_FREEZE: nobody can write to it any more.
+	ErrFrozen = errors.New("map is frozen")
 	// ErrNotSupported is returned when the kernel lacks something that is needed.
 	ErrNotSupported = errors.New("not supported by this kernel")
 	// ErrForeignLink is returned when a pinned link is not what its name says.

@@ -735,6 +735,14 @@ func TestModeIsSwitchedOnlyWhereNothingIsForgotten(t *testing.T) {
 }
 
 // On a node whose hash holds entries the first load must not forget them.
+func TestAFrozenMapIsNotTakenForAMissingCapability(t *testing.T) {
+	dp := load(t, options())
+	require.NoError(t, dp.Map("revsk_config").Freeze())
+	err := dp.SetMode(t.Context(), loader.ModeLegacy, false)
+	require.ErrorIs(t, err, loader.ErrFrozen)
+	require.NotErrorIs(t, err, loader.ErrPermission)
+}
+
 func TestFirstLoadOverEntriesIsDual(t *testing.T) {
 	cleanUp(t)
 	pinMap(t, mapsDir+"/cilium_lb4_reverse_sk", &ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 16, ValueSize: 8, MaxEntries: 16,

@@ -35,7 +35,11 @@ func (dp *Datapath) changeConfig(change func(*sock.SockRevskConfigValue)) error 
 		return err
 	}
 	change(&cfg)
-	if err := dp.maps[mapConfig].Put(uint32(0), cfg); err != nil {
+	m := dp.maps[mapConfig]
+	if err := m.Put(uint32(0), cfg); err != nil {
+		if info, infoErr := m.Info(); infoErr == nil && info.Frozen() {
+			err = ErrFrozen // the kernel says EPERM, as where a capability is missing
+		}
 		return fmt.Errorf("writing %s: %w", mapConfig, err)
 	}
 	return nil

@@ -59,6 +59,7 @@ var advice = []struct {
 	{loader.ErrNotLoaded, exitFailed, "run revsk load first, or name the place with --bpffs or --pins"},
 	{loader.ErrLocked, exitFailed, "wait for the other revsk or agent to finish, or use --wait"},
 	{loader.ErrLayout, exitFailed, "use the release that made it, or unpin it once no socket needs it"},
+	{loader.ErrFrozen, exitFailed, "run revsk unload --purge and revsk load, which make it anew, once no socket needs what it remembers"},
 	{loader.ErrNoBPFFS, exitFailed, "mount one (mount -t bpf bpf /sys/fs/bpf), or name one with --bpffs"},
 	{loader.ErrNoCgroup2, exitFailed, "mount one (mount -t cgroup2 none /sys/fs/cgroup/unified), or name a directory of one with --cgroup"},
 	{loader.ErrNoSuchCgroup, exitFailed, "make it, or name another with --cgroup"},

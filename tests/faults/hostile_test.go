@@ -133,7 +133,7 @@ func hostileProcess(t *testing.T, mode string, owner *memoryGroup) {
 	assert.Less(t, closed.Longest, tooLong)
 	if owner.dir != "" {
 		assert.Greater(t, charged, taken.Sockets*100<<10, "bytes charged to the group of who has loaded")
-		require.Eventually(t, func() bool { return owner.memory() < atRest+ownerTolerance }, time.Minute, 100*time.Millisecond,
+		require.Eventually(t, func() bool { return owner.memory() < atRest+ownerTolerance }, 3*time.Minute, 100*time.Millisecond,
 			"the memory does not come back")
 	}
 	require.NoError(t, stdin.Close())

@@ -531,7 +531,7 @@ const memoryTolerance = 8 << 20
 func (r resources) assertBack(t *testing.T) {
 	t.Helper()
 	var now resources
-	for range 600 { // the kernel frees much of it later
+	for range 1800 { // the kernel frees much of it later
 		runtime.GC() // closes the pipes by which Go copies from one connection to another
 		now = resourcesOf(t)
 		if now.files <= r.files && now.pins <= r.pins && now.memory <= r.memory+memoryTolerance {
