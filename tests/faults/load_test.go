@@ -426,36 +426,34 @@ func (c *crew) end(t *testing.T) {
 // listed are the cookies of the sockets that hold tuples.
 func (n *node) listed() []uint64 {
 	n.Helper()
-	var cookies []uint64
-	// The kernel frees sockets some time after they were closed.
-	for range 300 {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		o := n.run("list", "-o", "json")
 		require.Equal(n, 0, o.code, o)
 		var document struct {
-			Sockets []struct {
-				Cookie    json.RawMessage `json:"cookie"`
-				Processes []struct {
-					PID int `json:"pid"`
-				} `json:"processes"`
-			} `json:"sockets"`
+			Sockets []json.RawMessage `json:"sockets"`
 		}
 		require.NoError(n, json.Unmarshal([]byte(o.stdout), &document), o.stdout)
-		cookies = nil
-		orphans := 0
-		for _, s := range document.Sockets {
+		var cookies []uint64
+		var orphans []string
+		for _, text := range document.Sockets {
+			var s struct {
+				Cookie    json.RawMessage `json:"cookie"`
+				Processes []struct{}      `json:"processes"`
+			}
+			require.NoError(n, json.Unmarshal(text, &s))
 			cookie, err := strconv.ParseUint(strings.Trim(string(s.Cookie), `"`), 0, 64)
 			require.NoError(n, err)
 			cookies = append(cookies, cookie)
 			if len(s.Processes) == 0 {
-				orphans++
+				orphans = append(orphans, string(text))
 			}
 		}
-		if orphans == 0 {
-			break
+		// The kernel frees sockets some time after they were closed.
+		if len(orphans) == 0 || time.Now().After(deadline) {
+			assert.Empty(n, orphans, "sockets that no process has open")
+			return cookies
 		}
-		time.Sleep(200 * time.Millisecond)
 	}
-	return cookies
 }
 
 func (n *node) counters() loader.Counters {
