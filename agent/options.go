@@ -70,7 +70,7 @@ type Options struct {
 	Termination Termination
 
 	// Poll is how often it is looked whether programs or pins have changed, or backends have gone; after a change of programs
-	// or pins, five times as often. Default: 500 ms.
+	// or pins, five times as often. Default: 450 ms.
 	Poll time.Duration
 	// LookEvery is how often everything is looked at although nothing has changed. Default: 1 minute.
 	LookEvery time.Duration
@@ -130,7 +130,7 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	setDefault(&o.WhenOwnerLeaves, OwnerStay)
 	setDefault(&o.OnStop, StopLeave)
-	setDefault(&o.Poll, 500*time.Millisecond)
+	setDefault(&o.Poll, 450*time.Millisecond)
 	setDefault(&o.LookEvery, time.Minute)
 	setDefault(&o.SurveyEvery, time.Minute)
 	setDefault(&o.patience, 10*time.Second)

@@ -58,8 +58,9 @@ const (
 	// leftToSurveys is after how long a backend whose sockets cannot be ended is forgotten. Where nothing is loaded all that ever
 	// leave would else be remembered, and held against those that leave later.
 	leftToSurveys = time.Minute
-	// mostRest is the longest time between two looks at the maps.
-	mostRest = time.Second
+	// mostRest is the longest time between two looks at the maps: twice the default of Options.Poll, and with the grace period little
+	// enough for sockets to end within 1.5 s.
+	mostRest = 900 * time.Millisecond
 )
 
 func (t *terminator) run(ctx context.Context) {
