@@ -179,20 +179,20 @@ func (s *scene) neighbours() {
 // A peer that only answers keeps its service, while the socket sends to a thousand others, which its table has no room for.
 func TestAPeerThatOnlyAnswers(t *testing.T) {
 	hold(t, udp, rule{name: "keeps its service", notLegacy: storesNothing, play: func(s *scene) {
-		const others, rounds = 1000, 3
+		const others = 1000
 		s.Cleanup(setOptmem(s.T, "20480"))
 		server := s.socket()
 		server.bind(netip.AddrPortFrom(sandbox.Numbered(s.backends, 900), 7900))
 		quiet := s.serviceTo(server.sockname())
-		all := s.publishMany(scaled(others))
+		all := s.publishMany(others)
 		x := s.socket()
 		for _, svc := range all[:4] {
 			s.asksService(x, svc) // the slots are taken
 		}
 		x.sendTo(quiet.front, "the only question")
 		_, asker := server.receive()
-		for i := range rounds * len(all) {
-			s.asksService(x, all[i%len(all)])
+		for i := range others + scaled(2*others) {
+			s.asksService(x, all[i%others])
 			q := s.question()
 			server.sendTo(asker, q)
 			answer, from := x.receive()
