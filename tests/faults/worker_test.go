@@ -119,13 +119,16 @@ func runWorker() error {
 	for i := range 3 {
 		group.Go(func() { w.churn(uint64(i)) })
 	}
-	group.Go(w.receivePassed)
+	over, received := make(chan struct{}), make(chan struct{})
+	go func() { defer close(received); w.receivePassed(over) }()
 	group.Go(w.namespaces)
 	group.Go(w.waitForTheEnd)
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Scan()
 	w.stop.Store(true)
 	group.Wait()
+	close(over)
+	<-received
 	w.keep()
 	s := seen{Lives: w.lives, Answers: int(w.answers.Load()), Ended: int(w.ended.Load()), Wrong: w.wrong}
 	for _, fd := range w.kept {
@@ -417,16 +420,24 @@ func (l *life) pass() error {
 	return uninterrupted(func() error { return unix.Sendmsg(exchangeFD, []byte(message), unix.UnixRights(l.fd), nil, 0) })
 }
 
-// receivePassed receives what workers pass.
-func (w *worker) receivePassed() {
-	for !w.stop.Load() {
+// receivePassed receives what workers pass, until this one passes nothing more and nothing is left: of several workers the last
+// to end leaves no socket in flight.
+func (w *worker) receivePassed(over <-chan struct{}) {
+	for {
 		fds := []unix.PollFd{{Fd: exchangeFD + 1, Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n <= 0 {
+		n, err := unix.Poll(fds, 100)
+		if n > 0 {
+			w.receiveOne()
 			continue
 		}
-		w.receiveOne()
+		select {
+		case <-over:
+			if err == nil {
+				return
+			}
+		default:
+		}
 	}
-	w.receiveOne()
 }
 
 func (w *worker) receiveOne() {
