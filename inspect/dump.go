@@ -208,6 +208,8 @@ func (p *dumpPrograms) close() error {
 // part is some of the sockets: those whose address has a hash from first to last.
 type part struct{ first, last uint32 }
 
+func (p part) width() uint64 { return uint64(p.last-p.first) + 1 }
+
 // set sets variables of the programs.
 func (p *dumpPrograms) set(values map[string]any) error {
 	for name, value := range values {
@@ -239,11 +241,14 @@ func (p *dumpPrograms) dump(ctx context.Context, sockets part) (all []dumped, mo
 		return nil, 0, err
 	}
 	for _, pass := range p.passes {
-		d, more, err := p.run(ctx, pass)
-		if err != nil || more > 0 {
-			return nil, more, err
+		var d dumped
+		if d, more, err = p.run(ctx, pass); err != nil {
+			return nil, 0, err
 		}
 		all = append(all, d)
+	}
+	if more > 0 {
+		return nil, more, nil
 	}
 	var large uint64
 	if err := p.Variables[programs.DumpVarRevskLargeTables].Get(&large); err != nil {

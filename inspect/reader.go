@@ -38,7 +38,7 @@ type Reader struct {
 	opts     Options
 	programs *dumpPrograms
 	room     *room  // nil: each socket has its own
-	width    uint64 // of the parts that have fitted into the buffer last
+	width    uint64 // of the parts that have fitted into the buffer last; 0: none has yet
 	inUse    atomic.Bool
 }
 
@@ -65,7 +65,7 @@ func openReader(maps Maps, opts Options, variants []variant) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{opts: opts, programs: p, width: math.MaxUint32 + 1}
+	r := &Reader{opts: opts, programs: p}
 	if opts.Reuse {
 		r.room = new(room)
 	}
@@ -125,6 +125,25 @@ func (r *Reader) ConnectedBackends(ctx context.Context) ([]Backend, error) {
 	return slices.Collect(maps.Keys(found)), nil
 }
 
+// wholeRange is the width of a part that has all sockets.
+const wholeRange = math.MaxUint32 + 1
+
+// fitting is how wide a part can be if the records of p need so many bytes. It leaves some room for other sockets.
+func (r *Reader) fitting(p part, bytes int) uint64 {
+	room := uint64(len(r.programs.buffer) / 10 * 9)
+	return min(max(1, p.width()*room/uint64(max(1, bytes))), wholeRange)
+}
+
+// firstWidth is that of the first part. If the machine has so many files open that all sockets may not fit by far, it is a smaller
+// one, lest the kernel go through them in vain: how many of the files are sockets with tuples shows in that part.
+func (r *Reader) firstWidth(f *Filter) uint64 {
+	const record = leastRecord * 5 / 4 // some have sent
+	if bytes := openFiles() * record; !f.asks() && bytes > 2*len(r.programs.buffer) {
+		return r.fitting(part{0, math.MaxUint32}, bytes)
+	}
+	return wholeRange
+}
+
 // maxAttempts is how often a part is read anew, each time a smaller one.
 const maxAttempts = 40
 
@@ -138,6 +157,9 @@ func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func
 		return err
 	}
 	var owners ownerTable
+	if r.width == 0 {
+		r.width = r.firstWidth(&f)
+	}
 	next, attempts := uint64(0), 0
 	for next <= math.MaxUint32 {
 		now := part{uint32(next), uint32(min(next+r.width, math.MaxUint32+1) - 1)}
@@ -156,11 +178,15 @@ func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func
 			if attempts++; attempts > maxAttempts {
 				return ErrIncomplete
 			}
-			r.width = max(1, (uint64(now.last-now.first)+1)/(1+max(1, more/uint64(len(r.programs.buffer)))))
+			if more < uint64(leastRecord) {
+				r.width = max(1, now.width()/2) // records have changed while they were written
+			} else {
+				r.width = r.fitting(now, len(r.programs.buffer)+int(more))
+			}
 			continue
 		}
-		if attempts == 0 && dumped[len(dumped)-1].end < len(r.programs.buffer)/4 {
-			r.width = min(2*r.width, math.MaxUint32+1)
+		if attempts == 0 {
+			r.width = max(r.width, r.fitting(now, dumped[len(dumped)-1].end))
 		}
 		attempts = 0
 		next = uint64(now.last) + 1

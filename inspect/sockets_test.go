@@ -270,6 +270,13 @@ func TestABufferThatIsTooSmallLosesNothing(t *testing.T) {
 		_, more, err := p.dump(t.Context(), part{0, math.MaxUint32})
 		require.NoError(t, err)
 		assert.NotZero(t, more)
+		// How many bytes are missing tells how wide a part can be.
+		r := &Reader{programs: p}
+		width := r.fitting(part{0, math.MaxUint32}, len(p.buffer)+int(more))
+		assert.Greater(t, width, uint64(wholeRange/16))
+		_, more, err = p.dump(t.Context(), part{0, uint32(width / 4 * 3)})
+		require.NoError(t, err)
+		assert.Zero(t, more, "missing of %d bytes", len(p.buffer))
 	})
 }
 
