@@ -55,6 +55,30 @@ func BenchmarkMatchTuples(b *testing.B) {
 	perEntry(b)
 }
 
+// Of a hundred tuples the hash lacks one, and has another service for one.
+func BenchmarkCompare(b *testing.B) {
+	entries := someEntries()
+	for b.Loop() {
+		c := newComparison(len(entries))
+		for _, e := range entries {
+			c.held(e.key, e.value)
+		}
+		for i, e := range entries {
+			switch i % 100 {
+			case 0:
+			case 1:
+				c.says(e.key, hashValue{})
+			default:
+				c.says(e.key, e.value)
+			}
+		}
+		if c.tuples != benchEntries || len(c.missing) != benchEntries/100 || len(c.differs) != benchEntries/100 {
+			b.Fatal("another comparison")
+		}
+	}
+	perEntry(b)
+}
+
 func BenchmarkPlan(b *testing.B) {
 	entries := someEntries()
 	seen := []sighting{

@@ -226,6 +226,31 @@ type comparison struct {
 	differs map[hashKey]difference
 }
 
+// newComparison is with a hash that says nothing yet of about n tuples.
+func newComparison(n int) comparison {
+	return comparison{missing: make(map[hashKey]hashValue, n), differs: make(map[hashKey]difference)}
+}
+
+// held adds what a socket holds.
+func (c *comparison) held(key hashKey, value hashValue) {
+	c.missing[key] = value
+	c.tuples = len(c.missing)
+}
+
+// says compares an entry of the hash with what sockets hold, all of which was added before.
+func (c *comparison) says(key hashKey, says hashValue) {
+	value, ok := c.missing[key]
+	if !ok {
+		return
+	}
+	delete(c.missing, key)
+	if value == says {
+		c.agree++
+	} else {
+		c.differs[key] = difference{says, value}
+	}
+}
+
 // compare lists what sockets hold, and reads the hash then: what hooks have written to the socket is in the hash by
 // that time.
 func (r *rollback) compare(ctx context.Context) (c comparison, err error) {
@@ -234,9 +259,9 @@ func (r *rollback) compare(ctx context.Context) (c comparison, err error) {
 			return c, err
 		}
 	}
-	held := make(map[hashKey]hashValue, r.report.Tuples)
+	c = newComparison(r.report.Tuples)
 	err = r.dp.eachForHash(ctx, func(key hashKey, value hashValue) error {
-		held[key] = value
+		c.held(key, value)
 		if mine, ok := r.written[key]; ok {
 			r.written[key] = written{mine.value, r.report.Passes}
 		}
@@ -245,19 +270,7 @@ func (r *rollback) compare(ctx context.Context) (c comparison, err error) {
 	if err != nil {
 		return c, err
 	}
-	c = comparison{tuples: len(held), missing: held, differs: make(map[hashKey]difference)}
-	err = r.dp.hash.each(func(key hashKey, says hashValue) {
-		value, ok := held[key]
-		if !ok {
-			return
-		}
-		delete(held, key)
-		if value == says {
-			c.agree++
-		} else {
-			c.differs[key] = difference{says, value}
-		}
-	})
+	err = r.dp.hash.each(c.says)
 	return c, err
 }
 
