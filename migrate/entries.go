@@ -15,17 +15,17 @@ import (
 type entry struct {
 	key   hashKey
 	value hashValue
+	place uint32 // among those that the migration has read, in the order of the hash
 	stale bool
 	held  bool // its socket holds a tuple for the backend
 
 	result Result
-	why    string // of an entry that is kept: for the report
-
-	origin *entry // of a second look
-
 	// Of the socket, if it was seen.
-	family   uint16
 	protocol lbmap.Protocol
+	family   uint16
+
+	why    string // of an entry that is kept: for the report
+	origin *entry // of a second look
 }
 
 // sighting is what the kernel says of a socket that was seen, but not visited by a program.
@@ -38,16 +38,16 @@ type sighting struct {
 
 // socketEntries are entries by socket.
 type socketEntries struct {
-	entries []*entry // by cookie, address and port
-	cookies []uint64 // ascending
-	first   []uint32 // by the number of a cookie: its first entry; and one more
-	seen    []sighting
+	entries []*entry   // by cookie, address and port
+	cookies []uint64   // ascending
+	first   []uint32   // by the number of a cookie: its first entry; and one more
+	seen    []sighting // by number, see sightings
 }
 
 // bySocket sorts entries by socket.
 func bySocket(entries []*entry) *socketEntries {
 	slices.SortFunc(entries, func(a, b *entry) int { return compareKeys(&a.key, &b.key) })
-	x := &socketEntries{entries: entries}
+	x := &socketEntries{entries: entries, cookies: make([]uint64, 0, len(entries)), first: make([]uint32, 0, len(entries)+1)}
 	for i, e := range entries {
 		if n := len(x.cookies); n == 0 || x.cookies[n-1] != e.key.Cookie {
 			x.cookies = append(x.cookies, e.key.Cookie)
@@ -55,8 +55,15 @@ func bySocket(entries []*entry) *socketEntries {
 		}
 	}
 	x.first = append(x.first, uint32(len(entries)))
-	x.seen = make([]sighting, len(x.cookies))
 	return x
+}
+
+// sightings are where sockets were seen, by number. Mostly nobody asks.
+func (x *socketEntries) sightings() []sighting {
+	if x.seen == nil {
+		x.seen = make([]sighting, len(x.cookies))
+	}
+	return x.seen
 }
 
 func compareKeys(a, b *hashKey) int {

@@ -83,7 +83,7 @@ func (l *lister) note(s sockdiag.Socket) {
 	number, hasEntries := l.sockets.number(s.Cookie)
 	l.known[uint64(s.Inode)] = true
 	if hasEntries {
-		l.sockets.seen[number] = sighting{true, uint16(s.Family), at.protocol, at.addr}
+		l.sockets.sightings()[number] = sighting{true, uint16(s.Family), at.protocol, at.addr}
 	} else {
 		l.without[uint64(s.Inode)] = true
 	}
@@ -105,7 +105,7 @@ func (l *lister) sightIfWanted(fd int) error {
 // sight notes a socket by its descriptor. If the kernel does not list it, not even in the namespace that
 // only the socket itself may keep, it is connected to nobody.
 func (l *lister) sight(fd, number int) error {
-	seen := &l.sockets.seen[number]
+	seen := &l.sockets.sightings()[number]
 	if seen.seen {
 		return nil
 	}

@@ -46,7 +46,7 @@ func (l *looker) look(ctx context.Context, entries []*entry) error {
 			return err
 		}
 		unseen := 0
-		for _, s := range x.seen {
+		for _, s := range x.sightings() {
 			if !s.seen {
 				unseen++
 			}
@@ -60,7 +60,7 @@ func (l *looker) look(ctx context.Context, entries []*entry) error {
 			return fmt.Errorf("looking for sockets in flight: %w", err)
 		}
 	}
-	for number, seen := range x.seen {
+	for number, seen := range x.sightings() {
 		for _, e := range x.of(number) {
 			e.judgeSeen(seen)
 		}
@@ -116,7 +116,7 @@ func (l *looker) load(x *socketEntries) (*ebpf.Collection, error) {
 
 // passInKernel runs the programs and reads what they have found.
 func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socketEntries) error {
-	err := runInNamespaces(ctx, p.Programs[iter.LookProgLookTcp], p.Programs[iter.LookProgLookUdp])
+	err := runInNamespaces(ctx, never, p.Programs[iter.LookProgLookTcp], p.Programs[iter.LookProgLookUdp])
 	if err != nil {
 		return fmt.Errorf("looking at the sockets of network namespaces: %w", err)
 	}
@@ -153,7 +153,7 @@ func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socket
 		if first && known[at] && !x.has(number, at.addr) {
 			l.withoutEntry[at]++
 		}
-		x.seen[number] = seen
+		x.sightings()[number] = seen
 	})
 }
 

@@ -75,7 +75,8 @@ type migration struct {
 	stale   *staleCache
 	visitor visitor
 	entries []*entry
-	known   map[hashKey]struct{}
+	inOrder []*entry       // the same, in the order of the hash; of entries that were added later after the others
+	index   *socketEntries // of entries, as far as they are in it
 	rounds  int
 	deleted int
 	filled  RollbackReport // of the hash, for mode mirror
@@ -114,7 +115,6 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		dp:     dp,
 		to:     target(opts.To, dp.takenOver),
 		stale:  svcs.cached(),
-		known:  make(map[hashKey]struct{}),
 		visitor: visitor{
 			engine:    engine,
 			mayChange: opts.Engine != EngineIter,
@@ -207,25 +207,39 @@ func (m *migration) move(ctx context.Context) error {
 	return nil
 }
 
+// known are all entries by socket.
+func (m *migration) known() *socketEntries {
+	if m.index == nil || len(m.index.entries) < len(m.entries) {
+		m.index = bySocket(m.entries)
+	}
+	return m.index
+}
+
 // snapshot returns the entries that have come into the hash since the last one. Those that a hook has
 // ended already need no visit.
 func (m *migration) snapshot() ([]*entry, error) {
 	m.rounds++
 	var fresh []*entry
 	var room []entry
+	next := 0 // the place of the entry that comes next if nothing has changed: the hash is read in the same order
 	err := m.dp.hash.each(func(key hashKey, value hashValue) {
-		if _, known := m.known[key]; known {
+		if next < len(m.inOrder) && m.inOrder[next].key == key {
+			next++
 			return
 		}
-		m.known[key] = struct{}{}
+		if e := m.known().find(&key); e != nil {
+			next = int(e.place) + 1
+			return
+		}
 		if len(room) == 0 {
 			room = make([]entry, entriesAtOnce)
 		}
 		e := &room[0]
 		room = room[1:]
-		*e = entry{key: key, value: value, stale: m.stale.stale(value)}
+		*e = entry{key: key, value: value, stale: m.stale.stale(value), place: uint32(len(m.inOrder) + len(fresh))}
 		fresh = append(fresh, e)
 	})
+	m.inOrder = append(m.inOrder, fresh...)
 	return fresh, err
 }
 
@@ -234,7 +248,7 @@ const entriesAtOnce = 512
 
 // verify looks for what was moved by another way than it was moved.
 func (m *migration) verify(ctx context.Context) error {
-	var open []*entry
+	open := make([]*entry, 0, len(m.entries))
 	for _, e := range m.entries {
 		if e.isMoved() {
 			open = append(open, e)
@@ -244,7 +258,7 @@ func (m *migration) verify(ctx context.Context) error {
 		if len(open) == 0 {
 			return nil
 		}
-		if err := m.markHeld(ctx, open); err != nil {
+		if err := m.markHeld(ctx, m.known()); err != nil {
 			return err
 		}
 		var missing []*entry
@@ -271,9 +285,8 @@ func (m *migration) verify(ctx context.Context) error {
 }
 
 // markHeld finds out which of the entries are on their sockets.
-func (m *migration) markHeld(ctx context.Context, entries []*entry) error {
-	x := bySocket(entries)
-	for _, e := range entries {
+func (m *migration) markHeld(ctx context.Context, x *socketEntries) error {
+	for _, e := range x.entries {
 		e.held = false
 	}
 	return m.dp.eachTuple(ctx, func(key hashKey, _ hashValue) error {
@@ -291,7 +304,7 @@ func (m *migration) outdated(ctx context.Context) error {
 	if err != nil || len(fresh) == 0 {
 		return err
 	}
-	if err := m.markHeld(ctx, fresh); err != nil {
+	if err := m.markHeld(ctx, bySocket(fresh)); err != nil {
 		return err
 	}
 	if err := (&looker{engine: m.visitor.engine}).look(ctx, fresh); err != nil {

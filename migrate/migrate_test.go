@@ -65,6 +65,50 @@ func TestHashLayouts(t *testing.T) {
 	}
 }
 
+// What has come and gone since is found however much of the hash is as it was.
+func TestEachReadingOfTheHashFindsWhatIsNew(t *testing.T) {
+	var maps [2]*ebpf.Map
+	for i, name := range []string{lbmap.ReverseSK4Map, lbmap.ReverseSK6Map} {
+		var err error
+		maps[i], err = ebpf.NewMap(lbmap.MapSpec(name))
+		require.NoError(t, err, "these tests need root")
+		defer maps[i].Close()
+	}
+	h := hash{v4: maps[0], v6: maps[1]}
+	m := &migration{dp: &datapath{hash: h}, stale: services{}.cached()}
+	added := func(from, to int) map[hashKey]bool {
+		all := make(map[hashKey]bool)
+		for i := from; i < to; i++ {
+			at := []netip.AddrPort{backend, netip.MustParseAddrPort("[fd00::1]:5353")}[i%2]
+			all[keyOf(uint64(i), at)] = true
+			require.NoError(t, h.write([]hashKey{keyOf(uint64(i), at)}, []hashValue{valueOf(at, 1)}))
+		}
+		return all
+	}
+	for round, change := range []struct{ gone, first, end int }{{0, 1, 3000}, {0, 0, 0}, {3, 3000, 4000}, {2, 4000, 4010}, {1, 4010, 4020}} {
+		if change.gone > 0 {
+			var keys []hashKey
+			for i, e := range m.entries {
+				if i%change.gone == 0 {
+					keys = append(keys, e.key)
+				}
+			}
+			require.NoError(t, h.delete(keys))
+		}
+		want := added(change.first, change.end)
+		fresh, err := m.snapshot()
+		require.NoError(t, err)
+		got := make(map[hashKey]bool)
+		for _, e := range fresh {
+			assert.False(t, got[e.key], "found twice")
+			got[e.key] = true
+		}
+		assert.Equal(t, want, got, "reading %d", round)
+		bySocket(fresh) // as a visit does it
+		m.entries = append(m.entries, fresh...)
+	}
+}
+
 func TestStale(t *testing.T) {
 	service := func(at string, revNat uint16, backends int, flags lbmap.ServiceFlags) lbmap.Service {
 		return lbmap.Service{

@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/batch"
 	"github.com/revsk/revsk/internal/bpfiter"
-	"github.com/revsk/revsk/lbmap"
 )
 
 // programs are those of bpf/iter/fill.c, and the entries that they are to move.
@@ -26,6 +27,8 @@ type programs struct {
 	// maps are those of the entries, which both have, and the datapath's.
 	maps map[string]*ebpf.Map
 	own  []*ebpf.Map
+	// handed is the array of entries, which this process shares with the programs.
+	handed []iter.FillRevskImportEntry
 	// states are what the programs say of the sockets, by number.
 	states []iter.FillRevskImportSocket
 	// unreached is why programs have not reached sockets, if that is known.
@@ -57,6 +60,9 @@ func loadPrograms(engine Engine, datapath map[string]*ebpf.Map, room int) (_ *pr
 	for _, name := range []string{iter.FillMapRevskImport, iter.FillMapRevskImportSockets} {
 		s := spec.Maps[name]
 		s.MaxEntries = uint32(max(1, room))
+		if name == iter.FillMapRevskImport {
+			s.Flags |= unix.BPF_F_MMAPABLE
+		}
 		m, err := ebpf.NewMap(s)
 		if err != nil {
 			return nil, fmt.Errorf("making a map for entries: %w", err)
@@ -64,11 +70,33 @@ func loadPrograms(engine Engine, datapath map[string]*ebpf.Map, room int) (_ *pr
 		p.maps[name] = m
 		p.own = append(p.own, m)
 	}
+	if p.handed, err = mapEntries(p.maps[iter.FillMapRevskImport]); err != nil {
+		return nil, fmt.Errorf("mapping the entries: %w", err)
+	}
 	if engine == EngineIter {
 		p.iterators, err = p.load(spec, iteratorPrograms)
 		return p, err
 	}
 	return p, p.loadDescriptors()
+}
+
+// entrySize is that of struct revsk_import_entry.
+const entrySize = int(unsafe.Sizeof(iter.FillRevskImportEntry{}))
+
+// mapEntries makes the entries of an array memory of this process.
+func mapEntries(m *ebpf.Map) ([]iter.FillRevskImportEntry, error) {
+	n := int(m.MaxEntries())
+	b, err := unix.Mmap(m.FD(), 0, n*entrySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*iter.FillRevskImportEntry)(unsafe.Pointer(&b[0])), n), nil
+}
+
+func unmapEntries(entries []iter.FillRevskImportEntry) {
+	if entries != nil {
+		_ = unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(&entries[0])), len(entries)*entrySize))
+	}
 }
 
 // loadDescriptors loads the programs that visit sockets by descriptor, unless they are.
@@ -112,13 +140,14 @@ func (p *programs) close() {
 			c.Close()
 		}
 	}
+	unmapEntries(p.handed)
 	for _, m := range p.own {
 		m.Close()
 	}
 }
 
 // room is for how many entries there is room.
-func (p *programs) room() int { return int(p.maps[iter.FillMapRevskImport].MaxEntries()) }
+func (p *programs) room() int { return len(p.handed) }
 
 // keepUsed drops the maps of the datapath that none of the programs uses.
 func keepUsed(spec *ebpf.CollectionSpec) {
@@ -151,26 +180,15 @@ func (p *programs) take(entries []*entry) error {
 	for i := range p.states {
 		p.states[i].First, p.states[i].Count = p.first[i], p.first[i+1]-p.first[i]
 	}
-	err := batch.Write(sockets, p.cookies, p.states)
-	index := make([]uint32, 0, handedAtOnce)
-	wire := make([]iter.FillRevskImportEntry, 0, handedAtOnce)
 	for i, e := range p.entries {
-		if err != nil {
-			break
-		}
-		w := iter.FillRevskImportEntry{
-			PeerPort: e.key.Port, ServicePort: e.value.Port, RevNatIndex: e.value.RevNat,
-		}
+		w := &p.handed[i]
+		*w = iter.FillRevskImportEntry{PeerPort: e.key.Port, ServicePort: e.value.Port, RevNatIndex: e.value.RevNat}
 		w.Peer.Bytes, w.Service.Bytes = e.key.Addr, e.value.Addr
 		if e.stale {
 			w.Stale = 1
 		}
-		index, wire = append(index, uint32(i)), append(wire, w)
-		if len(index) == handedAtOnce || i+1 == len(p.entries) {
-			err = batch.Write(p.maps[iter.FillMapRevskImport], index, wire)
-			index, wire = index[:0], wire[:0]
-		}
 	}
+	err := batch.Write(sockets, p.cookies, p.states)
 	for _, c := range []*ebpf.Collection{p.iterators, p.descriptors} {
 		if c != nil && err == nil {
 			err = errors.Join(c.Variables[iter.FillVarRevskJudged].Set(uint64(0)), c.Variables[iter.FillVarRevskWithoutRoom].Set(uint64(0)))
@@ -194,9 +212,6 @@ func (p *programs) allJudged() (bool, error) {
 	return int(judged) == len(p.entries) && withoutRoom == 0, nil
 }
 
-// handedAtOnce is how many entries are put together for the programs at once.
-const handedAtOnce = 8192
-
 // readStates reads what the programs say of the sockets.
 func (p *programs) readStates() error {
 	err := batch.Each(p.maps[iter.FillMapRevskImportSockets], func(cookie uint64, s iter.FillRevskImportSocket) {
@@ -213,39 +228,26 @@ func (p *programs) readStates() error {
 // judge reads what has become of the entries. Of those that no program has visited it decides by where
 // else their sockets were seen; open is how many they are.
 func (p *programs) judge() (open int, err error) {
-	if err := p.readStates(); err != nil {
-		return 0, err
-	}
-	number := 0
-	err = batch.Each(p.maps[iter.FillMapRevskImport], func(i uint32, w iter.FillRevskImportEntry) {
-		if int(i) >= len(p.entries) {
-			return
-		}
-		// They come in order.
-		for p.first[number+1] <= i {
-			number++
-		}
-		e, seen := p.entries[i], p.seen[number]
-		if s := &p.states[number]; s.Seen != 0 {
-			seen = sighting{seen: true, family: s.Family, protocol: lbmap.Protocol(s.Protocol)}
-		}
-		if seen.seen {
-			e.family, e.protocol = seen.family, seen.protocol
-		}
-		result := iter.FillRevskResult(w.Result)
-		if result == iter.FillRevskResultREVSK_RESULT_NOT_MET && p.withoutRoom[number] {
-			result = iter.FillRevskResultREVSK_RESULT_NO_ROOM
-		}
-		if !e.judge(result) {
-			e.judgeUnvisited(seen.seen)
+	for number := range p.cookies {
+		for i := p.first[number]; i < p.first[number+1]; i++ {
+			e, result := p.entries[i], iter.FillRevskResult(p.handed[i].Result)
+			if result == iter.FillRevskResultREVSK_RESULT_NOT_MET && p.withoutRoom[number] {
+				result = iter.FillRevskResultREVSK_RESULT_NO_ROOM
+			}
+			if e.judge(result) {
+				continue
+			}
+			if open == 0 {
+				if err := p.readStates(); err != nil {
+					return 0, err
+				}
+			}
+			e.judgeUnvisited(p.sightings()[number].seen || p.states[number].Seen != 0)
 			if e.result == ResultUnknown && p.unreached != nil {
 				e.why += ": " + p.unreached.Error()
 			}
 			open++
 		}
-	})
-	if err != nil {
-		return 0, fmt.Errorf("reading what has become of entries: %w", err)
 	}
 	return open, nil
 }

@@ -33,7 +33,7 @@ func (x *socketEntries) seeQueued(ctx context.Context) error {
 		return err
 	}
 	defer it.Close()
-	return eachNamespace(ctx, func() error {
+	return eachNamespace(ctx, never, func() error {
 		const size = 16 // struct revsk_queued_socket
 		for r, err := range bpfiter.Records(ctx, it, size) {
 			if err != nil {
@@ -43,8 +43,8 @@ func (x *socketEntries) seeQueued(ctx context.Context) error {
 			family := binary.NativeEndian.Uint16(r[8:10])
 			protocol := lbmap.Protocol(binary.NativeEndian.Uint16(r[10:12]))
 			number, ok := x.number(cookie)
-			if ok && !x.seen[number].seen && protocol != lbmap.ProtocolTCP {
-				x.seen[number] = sighting{seen: true, family: family, protocol: protocol}
+			if ok && !x.sightings()[number].seen && protocol != lbmap.ProtocolTCP {
+				x.sightings()[number] = sighting{seen: true, family: family, protocol: protocol}
 			}
 		}
 		return nil

@@ -125,12 +125,17 @@ func (s *visitor) pass(ctx context.Context, p *programs) error {
 	if s.engine == EnginePidfd {
 		return s.passByDescriptor(ctx, p)
 	}
-	err := runInNamespaces(ctx, p.iterators.Programs[iter.FillProgFillTcp], p.iterators.Programs[iter.FillProgFillUdp])
+	all := false
+	enough := func() (_ bool, err error) {
+		all, err = p.allJudged()
+		return all, err
+	}
+	err := runInNamespaces(ctx, enough, p.iterators.Programs[iter.FillProgFillTcp], p.iterators.Programs[iter.FillProgFillUdp])
 	if err != nil {
 		return fmt.Errorf("visiting the sockets of network namespaces: %w", err)
 	}
-	if all, err := p.allJudged(); err != nil || all {
-		return err
+	if all {
+		return nil
 	}
 	if _, err := bpfiter.RunProgram(ctx, p.iterators.Programs[iter.FillProgFindFiles], nil); err != nil {
 		return fmt.Errorf("visiting the sockets of processes: %w", err)
@@ -138,8 +143,8 @@ func (s *visitor) pass(ctx context.Context, p *programs) error {
 	return s.visitFilesOnly(ctx, p)
 }
 
-// runInNamespaces runs iterators over the protocols' tables, in each network namespace.
-func runInNamespaces(ctx context.Context, programs ...*ebpf.Program) error {
+// runInNamespaces runs iterators over the protocols' tables, in each network namespace until enough says so.
+func runInNamespaces(ctx context.Context, enough func() (bool, error), programs ...*ebpf.Program) error {
 	var iterators []*link.Iter
 	for _, program := range programs {
 		it, err := bpfiter.Attach(program, nil)
@@ -149,7 +154,7 @@ func runInNamespaces(ctx context.Context, programs ...*ebpf.Program) error {
 		defer it.Close()
 		iterators = append(iterators, it)
 	}
-	return eachNamespace(ctx, func() error {
+	return eachNamespace(ctx, enough, func() error {
 		for _, it := range iterators {
 			if _, err := bpfiter.Run(ctx, it); err != nil {
 				return err
@@ -159,20 +164,24 @@ func runInNamespaces(ctx context.Context, programs ...*ebpf.Program) error {
 	})
 }
 
-// eachNamespace calls f on a thread that is in the namespace, for each network namespace.
-func eachNamespace(ctx context.Context, f func() error) error {
-	namespaces, err := netns.All(ctx)
-	if err != nil {
-		return err
-	}
-	defer namespaces.Close()
-	for _, ns := range namespaces {
+// eachNamespace calls f on a thread that is in the namespace, for each network namespace until enough says so.
+func eachNamespace(ctx context.Context, enough func() (bool, error), f func() error) error {
+	for ns, err := range netns.Each(ctx) {
+		if err != nil {
+			return err
+		}
 		if err := ns.Do(f); err != nil {
 			return fmt.Errorf("network namespace %d: %w", ns.Inode, err)
+		}
+		if done, err := enough(); err != nil || done {
+			return err
 		}
 	}
 	return nil
 }
+
+// never is enough.
+func never() (bool, error) { return false, nil }
 
 // visitFilesOnly visits by descriptor the sockets that are in a file table but in no protocol table, and those
 // whose table has to grow.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -123,6 +124,8 @@ func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.D
 		return err
 	}
 	opts.Loader.Wait = wait
+	// Most of what is taken stays until the end, so that collecting garbage often gains little.
+	defer debug.SetGCPercent(debug.SetGCPercent(200))
 	report, err := migrate.Run(ctx, opts)
 	stop()
 	if report == nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
@@ -24,12 +25,31 @@ import (
 // It does not find a namespace that only sockets keep: see [OfSocket]. Namespaces of processes that the caller
 // may not look at, or that come and go meanwhile, may be missing.
 func All(ctx context.Context) (List, error) {
-	f := finder{byInode: make(map[uint64]*Namespace), mounts: make(map[string]bool)}
-	if err := f.find(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("looking for network namespaces: %w", err), f.found.Close())
+	f := newFinder()
+	for range f.each(ctx) {
+	}
+	if f.err != nil {
+		return nil, errors.Join(f.err, f.found.Close())
 	}
 	slices.SortFunc(f.found, func(a, b *Namespace) int { return cmp.Compare(a.Inode, b.Inode) })
 	return f.found, nil
+}
+
+// Each returns the namespaces of [All] one after the other, those that only open files keep last: the search for these takes
+// long, and is not made if the caller wants no more. They are closed at the end of the sequence, which ends after an error.
+func Each(ctx context.Context) iter.Seq2[*Namespace, error] {
+	return func(yield func(*Namespace, error) bool) {
+		f := newFinder()
+		defer func() { _ = f.found.Close() }()
+		for n := range f.each(ctx) {
+			if !yield(n, nil) {
+				return
+			}
+		}
+		if f.err != nil {
+			yield(nil, f.err)
+		}
+	}
 }
 
 // finder collects namespaces, and remembers where it has looked.
@@ -37,22 +57,38 @@ type finder struct {
 	found   List
 	byInode map[uint64]*Namespace
 	mounts  map[string]bool // tables of mounts that have been read
+	err     error
 }
 
-func (f *finder) find(ctx context.Context) error {
+func newFinder() *finder {
+	return &finder{byInode: make(map[uint64]*Namespace), mounts: make(map[string]bool)}
+}
+
+// each finds namespaces. An error that ends the search is in err.
+func (f *finder) each(ctx context.Context) iter.Seq[*Namespace] {
+	return func(yield func(*Namespace) bool) {
+		for _, search := range []func(context.Context) error{f.ofProcesses, f.ofFiles} {
+			known := len(f.found)
+			if err := search(ctx); err != nil {
+				f.err = fmt.Errorf("looking for network namespaces: %w", err)
+				return
+			}
+			for _, n := range f.found[known:] {
+				if !yield(n) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// ofProcesses looks at threads and mounts.
+func (f *finder) ofProcesses(ctx context.Context) error {
 	pids, err := proc.Processes()
 	if err != nil {
 		return err
 	}
 	f.add("/proc/thread-self/ns/net")
-	for file, err := range openfiles.NetworkNamespaces(ctx) {
-		if err != nil {
-			return err
-		}
-		if f.byInode[file.Inode] == nil {
-			f.add(proc.Path(file.PID, "fd", strconv.Itoa(file.FD)))
-		}
-	}
 	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -61,6 +97,18 @@ func (f *finder) find(ctx context.Context) error {
 			f.add(proc.Path(pid, "task", strconv.Itoa(tid), "ns", "net"))
 		}
 		f.addMounts(pid)
+	}
+	return nil
+}
+
+func (f *finder) ofFiles(ctx context.Context) error {
+	for file, err := range openfiles.NetworkNamespaces(ctx) {
+		if err != nil {
+			return err
+		}
+		if f.byInode[file.Inode] == nil {
+			f.add(proc.Path(file.PID, "fd", strconv.Itoa(file.FD)))
+		}
 	}
 	return nil
 }

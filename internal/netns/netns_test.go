@@ -63,6 +63,37 @@ func TestFindsNamespacesHowverTheyAreHeld(t *testing.T) {
 	}
 }
 
+// Who has found what he looks for need not wait for the search of open files.
+func TestNamespacesOfFilesComeLast(t *testing.T) {
+	held := make(map[string]uint64)
+	for _, how := range []string{"file", "thread", "mount elsewhere"} {
+		_, held[how] = startHolder(t, how)
+	}
+	place := make(map[uint64]int)
+	var last *Namespace
+	for n, err := range Each(t.Context()) {
+		require.NoError(t, err)
+		require.NotContains(t, place, n.Inode, "found twice")
+		place[n.Inode], last = len(place), n
+	}
+	assert.Error(t, last.Do(func() error { return nil }), "closed")
+	for how, inode := range held {
+		assert.Contains(t, place, inode, "a namespace held by %s", how)
+		assert.LessOrEqual(t, place[inode], place[held["file"]], how)
+	}
+	for n, err := range Each(t.Context()) {
+		require.NoError(t, err)
+		last = n
+		break
+	}
+	assert.Error(t, last.Do(func() error { return nil }), "closed")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range Each(ctx) {
+		assert.ErrorIs(t, err, context.Canceled)
+	}
+}
+
 func TestANamespaceThatOnlyASocketHoldsIsThatOfTheSocket(t *testing.T) {
 	pid, inode := startHolder(t, "socket")
 	assert.NotContains(t, all(t), inode)
