@@ -97,9 +97,11 @@ func (d *datapath) empty(t testing.TB) {
 	require.NoError(t, err)
 }
 
-// detach takes the hooks away, while sockets and maps stay.
+// detach takes the hooks away, while sockets and maps stay. A link that is only closed may be open in another process that looks at
+// all links just now, and is then detached later.
 func (d *datapath) detach() {
 	for _, l := range d.links {
+		_ = l.Detach()
 		l.Close()
 	}
 	d.links = nil

@@ -243,7 +243,7 @@ func cookieAsHooksSeeIt(t *testing.T, x *socket) uint64 {
 		Path: sandbox.Cgroup(), Attach: ebpf.AttachCGroupInetSockCreate, Program: prog,
 	})
 	require.NoError(t, err)
-	defer l.Close()
+	defer func() { assert.NoError(t, errors.Join(l.Detach(), l.Close())) }()
 	ns, err := netns.OfSocket(x.fd)
 	require.NoError(t, err)
 	defer ns.Close()

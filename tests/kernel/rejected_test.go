@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -97,7 +98,7 @@ func rejectBefore(t *testing.T, to netip.AddrPort) {
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: dir, Attach: hook, Program: prog})
 		prog.Close()
 		require.NoError(t, err)
-		t.Cleanup(func() { l.Close() })
+		t.Cleanup(func() { assert.NoError(t, errors.Join(l.Detach(), l.Close())) })
 	}
 	enter := func(cgroup string) {
 		require.NoError(t, os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0))
