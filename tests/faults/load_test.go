@@ -522,9 +522,10 @@ func openFiles() map[string]int {
 	return open
 }
 
-// memoryTolerance is what memory may differ by: per-CPU caches, and pages of slab that are not full. 2 MB were seen; a leak
-// of 32 bytes by each of 300,000 sockets is 9.6 MB.
-const memoryTolerance = 8 << 20
+// memoryTolerance is what memory may differ by: per-CPU caches, pages of slab that are not full, and what the kernel allocates
+// once. 0.2 to 3 MB were seen, and once 11 MB, as much as in another run had come before the load. The least that a socket can
+// leave is a storage in a bucket of 128 bytes: 25 MB of 200,000 sockets.
+const memoryTolerance = 16 << 20
 
 func (r resources) assertBack(t *testing.T) {
 	t.Helper()

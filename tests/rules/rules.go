@@ -179,8 +179,8 @@ var rules = []rule{
 	{
 		name: "what was sent to answers before the connection",
 		file: "lib/revnat.h",
-		old:  "		if (sent_answers(s, &sent, protocol))\n			return true;\n	}\n",
-		new:  "		if (sent_answers(s, &sent, protocol) && !conn_is(conn_get(s), src))\n			return true;\n	}\n",
+		old:  "		if (sent_answers(s, &sent, protocol) ||",
+		new:  "		if ((sent_answers(s, &sent, protocol) && !conn_is(conn_get(s), src)) ||",
 		pkg:  "tests/prog", test: "TestReceive/looks at the peers before conn",
 	},
 	{
@@ -228,8 +228,8 @@ var rules = []rule{
 	{
 		name: "a tuple that does not answer hides none that does",
 		file: "lib/revnat.h",
-		old:  "		if (sent_answers(s, &sent, protocol))\n			return true;\n	}\n",
-		new:  "		return sent_answers(s, &sent, protocol);\n	}\n",
+		old:  "is_still_connection(s, &sent, src)))\n			return true;\n",
+		new:  "is_still_connection(s, &sent, src)))\n			return true;\n		return false;\n",
 		pkg:  "tests/prog", test: "TestWhatWasSentIsTrueForAsLongAsAnAnswerCanBeExpected",
 	},
 	{
