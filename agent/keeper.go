@@ -177,12 +177,11 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 			return k.load(ctx, status)
 		}
 	}
-	if !slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == loader.ProblemAgentOff }) {
+	if !hasProblem(status.Problems, loader.ProblemAgentOff) {
 		k.ownerLeft = time.Time{}
 	}
 	// When nothing else is to be mended: a hash that is full of live sockets stays so.
-	full := slices.ContainsFunc(status.Problems, func(p loader.Problem) bool { return p.Code == loader.ProblemHashFull })
-	if full || status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
+	if hasProblem(status.Problems, loader.ProblemHashFull) || status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
 		return k.migrate(ctx, status)
 	}
 	return false, len(status.Problems) == 0
@@ -218,30 +217,32 @@ func (k *keeper) see(f func(*view)) {
 	k.a.update(func(v *view) { v.looked = true; f(v) })
 }
 
+// hasProblem tells whether one of the problems is of this kind.
+func hasProblem(all []loader.Problem, code string) bool {
+	return slices.ContainsFunc(all, func(p loader.Problem) bool { return p.Code == code })
+}
+
 // tell tells of the problems that were not there when it was looked last, and of those that are gone.
 func (k *keeper) tell(now []loader.Problem) {
 	before := k.told
-	has := func(all []loader.Problem, code string) bool {
-		return slices.ContainsFunc(all, func(p loader.Problem) bool { return p.Code == code })
-	}
-	if back := has(now, loader.ProblemTakenBack); back && !has(before, loader.ProblemTakenBack) {
+	if back := hasProblem(now, loader.ProblemTakenBack); back && !hasProblem(before, loader.ProblemTakenBack) {
 		k.ownerRuns = k.movedAt
 		k.a.count(func(t *tally) { t.ownerRestarts++ })
 		k.a.happen(OwnerReturned{now[slices.IndexFunc(now, func(p loader.Problem) bool { return p.Code == loader.ProblemTakenBack })]})
 	}
-	if has(now, loader.ProblemTakenBack) {
+	if hasProblem(now, loader.ProblemTakenBack) {
 		// Others may be for its sake.
 		now = slices.DeleteFunc(slices.Clone(now), func(p loader.Problem) bool {
-			return p.Code != loader.ProblemTakenBack && !has(before, p.Code)
+			return p.Code != loader.ProblemTakenBack && !hasProblem(before, p.Code)
 		})
 	}
 	for i, p := range now {
-		if p.Code != loader.ProblemTakenBack && !has(before, p.Code) && !has(now[:i], p.Code) {
+		if p.Code != loader.ProblemTakenBack && !hasProblem(before, p.Code) && !hasProblem(now[:i], p.Code) {
 			k.a.happen(ProblemFound{p})
 		}
 	}
 	for i, p := range before {
-		if p.Code != loader.ProblemTakenBack && !has(now, p.Code) && !has(before[:i], p.Code) {
+		if p.Code != loader.ProblemTakenBack && !hasProblem(now, p.Code) && !hasProblem(before[:i], p.Code) {
 			k.a.happen(ProblemMended{p})
 		}
 	}
