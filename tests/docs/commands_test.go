@@ -14,18 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// pages are the documents for people, relative to the root.
-func pages(t *testing.T) (all []string) {
-	t.Helper()
-	found, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	require.NoError(t, err)
-	require.NotEmpty(t, found)
-	for _, page := range found {
-		all = append(all, filepath.Join("docs", filepath.Base(page)))
-	}
-	return append(all, "README.md")
-}
-
 // commandLines are what a page shows to be typed, by its first word: the lines of its blocks, without their comments, and what it quotes.
 func commandLines(t *testing.T, page, program string) (lines []string) {
 	t.Helper()

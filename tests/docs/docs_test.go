@@ -128,6 +128,18 @@ func readAll(t *testing.T, patterns ...string) string {
 	return all.String()
 }
 
+// pages are the documents for people, relative to the root.
+func pages(t *testing.T) (all []string) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	require.NotEmpty(t, found)
+	for _, page := range found {
+		all = append(all, filepath.Join("docs", filepath.Base(page)))
+	}
+	return append(all, "README.md")
+}
+
 // Every test that docs/differences.md names exists, and every test of a difference is named.
 func TestDifferencesList(t *testing.T) {
 	functions := testFunctions(t, "tests/kernel", "tests/prog", "inspect")
@@ -146,11 +158,8 @@ func TestDifferencesList(t *testing.T) {
 func TestDocumentationNamesTestsThatExist(t *testing.T) {
 	functions := testFunctions(t, "agent", "cmd/revsk", "deploy/tests", "inspect", "loader", "migrate", "tests/agent", "tests/clients", "tests/docs",
 		"tests/faults", "tests/kernel", "tests/prog")
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	require.NoError(t, err)
-	require.NotEmpty(t, pages)
-	for _, page := range pages {
-		for _, m := range regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(readAll(t, filepath.Join("docs", filepath.Base(page))), -1) {
+	for _, page := range pages(t) {
+		for _, m := range regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(readAll(t, page), -1) {
 			assert.True(t, functions[m[1]], "%s: %s does not exist", page, m[1])
 		}
 	}
@@ -160,12 +169,8 @@ func TestDocumentationNamesTestsThatExist(t *testing.T) {
 func TestDocumentationNamesFilesThatExist(t *testing.T) {
 	folders := "bpf|cmd|docs|inspect|internal|lbmap|loader|migrate|revnat|selftest|tests|tools"
 	path := regexp.MustCompile("(?:`([A-Za-z_][A-Za-z0-9_]*)`,? in )?`((?:" + folders + ")/[A-Za-z0-9_./-]+)`")
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	require.NoError(t, err)
-	for _, page := range append(pages, filepath.Join(root, "README.md")) {
-		text, err := os.ReadFile(page)
-		require.NoError(t, err)
-		for _, m := range path.FindAllStringSubmatch(string(text), -1) {
+	for _, page := range pages(t) {
+		for _, m := range path.FindAllStringSubmatch(readAll(t, page), -1) {
 			st, err := os.Stat(filepath.Join(root, m[2]))
 			if !assert.NoError(t, err, page) || st.IsDir() || m[1] == "" {
 				continue
@@ -178,14 +183,12 @@ func TestDocumentationNamesFilesThatExist(t *testing.T) {
 // Every page is in the index, and says for whom it is.
 func TestDocumentationIndex(t *testing.T) {
 	index := readAll(t, "docs/README.md")
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	require.NoError(t, err)
-	for _, page := range pages {
+	for _, page := range pages(t) {
 		name := filepath.Base(page)
 		if name == "README.md" {
 			continue
 		}
 		assert.Contains(t, index, "]("+name+")")
-		assert.Contains(t, readAll(t, filepath.Join("docs", name)), "\n*For ", name)
+		assert.Contains(t, readAll(t, page), "\n*For ", name)
 	}
 }
