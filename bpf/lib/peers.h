@@ -4,7 +4,7 @@
  * for the others (table.h). A peer is in one place only.
  *
  * If the table can grow no more, one of the tuples in the two buckets that the new one may go to makes
- * room: the one that was not used for longest, as far as those are concerned which were considered before.
+ * room: the one that was not used for longest, where time is counted in new tuples that were in want of its place.
  * So what a socket remembers is bounded, no socket takes anything from another, and no send is
  * refused for want of room. The tuple of the peer that the socket is connected to stays.
  */
@@ -229,7 +229,6 @@ static __always_inline int table_evict(struct sock_ref *s, __u64 hash, __u64 pos
 	r = table_get(s->sk, p, hash);
 	if (!r.t)
 		return -ENOENT;
-	table_age(r, hash);
 	tuple_evicted(s, table_at(r, position));
 	p->table_count--;
 	return 0;
@@ -313,6 +312,9 @@ static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 
 	if (!p || !t)
 		return -EINVAL;
+	/* Slots make room only where there is no memory for a table. */
+	if (!p->table_class)
+		tuples_age(p->slots, REVSK_SLOTS);
 	for (int i = 0; i < REVSK_SLOTS; i++) {
 		if (!p->slots[i].peer_port) {
 			slot_write(p, &p->slots[i], t);

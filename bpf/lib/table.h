@@ -296,6 +296,19 @@ static __always_inline __u64 is_set(__u64 x)
 	return (x + 0xffff) >> 16;
 }
 
+/* A new tuple wants one of these places: the tuples in them age, up to 255. */
+static __always_inline void tuples_age(struct revsk_tuple *tuples, int count)
+{
+#pragma unroll
+	for (int i = 0; i < count; i++) {
+		__u64 age = tuples[i].age, older = is_set(tuples[i].peer_port);
+
+		opaque(age);
+		opaque(older);
+		tuples[i].age = age + (older & is_set(0xff - age));
+	}
+}
+
 static __always_inline __u64 place_key(const struct revsk_tuple *t, const struct endpoint *actual,
 				       __u64 used)
 {
@@ -319,13 +332,13 @@ static __always_inline __u64 smaller(__u64 a, __u64 b)
 	return b + (difference & is_less);
 }
 
-/* The place in a bucket: its key, with the position in the low bits; or TABLE_NONE. */
+/* The place for a new tuple in a bucket: its key, with the position in the low bits; or TABLE_NONE. */
 static __always_inline __u64 bucket_choose(void *sk, __u32 number, __u64 bucket,
 					   const struct endpoint *actual)
 {
 	struct table_ref r = table_numbered(sk, number);
-	const struct revsk_tuple *t;
 	__u64 best = TABLE_NONE >> 1, used = 0;
+	struct revsk_tuple *t;
 
 	if (!r.t)
 		return TABLE_NONE;
@@ -337,24 +350,8 @@ static __always_inline __u64 bucket_choose(void *sk, __u32 number, __u64 bucket,
 #pragma unroll
 	for (int i = 0; i < TABLE_WAYS; i++)
 		best = smaller(place_key(&t[i], actual, used) | (bucket * TABLE_WAYS + i), best);
+	tuples_age(t, TABLE_WAYS);
 	return best;
-}
-
-/* Notes that all tuples in the two buckets of @hash were considered for eviction. */
-static __always_inline void table_age(struct table_ref r, __u64 hash)
-{
-#pragma unroll
-	for (int side = 0; side < 2; side++) {
-		struct revsk_tuple *t = table_tuple(r, side ? second_bucket(hash) : hash, 0);
-
-#pragma unroll
-		for (int i = 0; i < TABLE_WAYS; i++) {
-			__u64 age = t[i].age;
-
-			opaque(age);
-			t[i].age = age + is_set(0xff - age);
-		}
-	}
 }
 
 /* Before tuples change places, and after. */

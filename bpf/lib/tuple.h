@@ -41,7 +41,7 @@ struct revsk_tuple {
 	__be16 service_port;
 	__be16 rev_nat_index;
 	__u8 flags; /* REVSK_TUPLE_* */
-	__u8 age; /* of a table: how often it was considered for eviction since it was last used */
+	__u8 age; /* of a peer: how many wanted its place since it was last used, see table.h */
 	__u32 backend_id; /* 0: unknown */
 	/*
 	 * CLOCK_MONOTONIC in units of 2^30 ns (1.07 s), 0: unknown. Of a connection when it was made, of a

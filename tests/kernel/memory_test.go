@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
+	"github.com/revsk/revsk/revnat"
 )
 
 const optmemMax = "/proc/sys/net/core/optmem_max"
@@ -191,6 +193,7 @@ func TestAPeerThatOnlyAnswers(t *testing.T) {
 		}
 		x.sendTo(quiet.front, "the only question")
 		_, asker := server.receive()
+		time.Sleep(revnat.TimeUnit) // of all that are sent to, it is the one of longest ago
 		for i := range others + scaled(2*others) {
 			s.asksService(x, all[i%others])
 			q := s.question()

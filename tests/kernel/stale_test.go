@@ -70,7 +70,8 @@ func (x *socket) ages(by time.Duration) {
 	x.Helper()
 	older := func(t *revnat.Tuple) {
 		if t.Peer.Port() != 0 {
-			t.Time -= by / revnat.TimeUnit * revnat.TimeUnit
+			// On a machine that has just been booted, from when it was.
+			t.Time = max(t.Time-by/revnat.TimeUnit*revnat.TimeUnit, revnat.TimeUnit)
 		}
 	}
 	var conn revnat.ConnValue

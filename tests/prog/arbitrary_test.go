@@ -69,8 +69,10 @@ func (r arbitrary) tuple() (w harnessRevskTuple) {
 	b := (*[tupleSize]byte)(unsafe.Pointer(&w))[:]
 	r.fill(b)
 	if r.IntN(8) > 0 {
-		w = tuple{peer: r.peer(), service: r.service(), revNat: uint16(r.IntN(6)), flags: w.Flags, age: w.Age,
+		age := w.Age
+		w = tuple{peer: r.peer(), service: r.service(), revNat: uint16(r.IntN(6)), flags: w.Flags,
 			backendID: w.BackendId, time: firstTime + w.Time%(2*answerTime)}.wire()
+		w.Age = age
 	}
 	switch r.IntN(16) {
 	case 0:

@@ -232,12 +232,12 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// tuple is a struct revsk_tuple as a test writes it. IPv4 addresses are plain
-// ones.
+// tuple is what a struct revsk_tuple says, as a test writes it: without its age, which what is written
+// beside it changes. IPv4 addresses are plain ones.
 type tuple struct {
 	peer, service   netip.AddrPort
 	revNat          uint16
-	flags, age      uint8
+	flags           uint8
 	backendID, time uint32
 }
 
@@ -283,7 +283,7 @@ func (t tuple) wire() harnessRevskTuple {
 	w.Peer.Bytes, w.PeerPort = t.peer.Addr().As16(), net16(t.peer.Port())
 	w.Service.Bytes, w.ServicePort = t.service.Addr().As16(), net16(t.service.Port())
 	w.RevNatIndex = net16(t.revNat)
-	w.Flags, w.Age = t.flags, t.age
+	w.Flags = t.flags
 	w.BackendId, w.Time = t.backendID, t.time
 	return w
 }
@@ -294,7 +294,6 @@ func fromWire(w harnessRevskTuple) tuple {
 		service:   addrPort(w.Service.Bytes, w.ServicePort),
 		revNat:    net16(w.RevNatIndex),
 		flags:     w.Flags,
-		age:       w.Age,
 		backendID: w.BackendId,
 		time:      w.Time,
 	}

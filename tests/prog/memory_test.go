@@ -69,7 +69,7 @@ func TestFullTable(t *testing.T) {
 		{"a peer that only answers keeps its service", func(s *scene) {
 			s.serve(4)
 			s.sendToPeers(slots)
-			s.send(s.tuple(4, 4))
+			s.send(s.tuple(4, 4).at(999)) // all others are sent to later
 			for n := 100; n < 1100; n++ {
 				s.wantSource(s.family.backend(4), s.family.service(4))
 				s.send(s.tuple(n, n))
@@ -92,12 +92,7 @@ func TestFullTable(t *testing.T) {
 		{"in mode dual what makes room leaves the hash, too", func(s *scene) {
 			s.setMode(dual)
 			s.sendToPeers(10 * room)
-			var want []tuple
-			for _, t := range s.state().peers() {
-				t.age = 0
-				want = append(want, t)
-			}
-			s.wantHash(want...)
+			s.wantHash(s.state().peers()...)
 		}},
 		{"other sockets keep what they have", func(s *scene) {
 			other := s.another()
@@ -146,14 +141,23 @@ func TestTableIsFullBeforeItEvicts(t *testing.T) {
 // Without memory for the smallest table the slots make room.
 func TestNoMemoryForATable(t *testing.T) {
 	holdForDatagrams(t,
-		rule{"the slot that was sent to first makes room", func(s *scene) {
-			for n := 1; n <= slots; n++ {
-				s.send(s.tuple(n, n).at(uint32(1000 - n)))
-			}
+		rule{"the slot that was not used for longest makes room", func(s *scene) {
+			s.sendToPeers(slots)
+			s.send(s.tuple(1, 1))
 			exhaust(s.T, s.socket)
 			s.send(s.tuple(9, 9))
-			s.wantSlots(s.tuple(1, 1).at(999), s.tuple(2, 2).at(998), s.tuple(9, 9))
+			s.wantSlots(s.tuple(1, 1), s.tuple(9, 9), s.tuple(3, 3))
 			s.counted(counts{stored: 4, evicted: 1})
+		}},
+		rule{"a slot whose peer only answers does not make room", func(s *scene) {
+			s.serve(1)
+			s.send(s.tuple(1, 1).at(999), s.tuple(2, 2), s.tuple(3, 3)) // all others are sent to later
+			exhaust(s.T, s.socket)
+			for n := 100; n < 110; n++ {
+				s.wantSource(s.family.backend(1), s.family.service(1))
+				s.send(s.tuple(n, n))
+			}
+			s.wantSource(s.family.backend(1), s.family.service(1))
 		}},
 		rule{"a table that cannot grow makes room", func(s *scene) {
 			s.sendToPeers(slots + 1)

@@ -368,11 +368,18 @@ var rules = []rule{
 		pkg:  "tests/prog", test: "TestFullTable/a peer that",
 	},
 	{
-		name: "what was considered for eviction ages",
-		file: "lib/peers.h",
-		old:  "	table_age(r, hash);\n",
+		name: "tuples age as others want their places",
+		file: "lib/table.h",
+		old:  "	tuples_age(t, TABLE_WAYS);\n",
 		new:  "",
 		pkg:  "tests/prog", test: "TestFullTable/a peer that only answers keeps its service",
+	},
+	{
+		name: "slots age as others want their places",
+		file: "lib/peers.h",
+		old:  "	if (!p->table_class)\n		tuples_age(p->slots, REVSK_SLOTS);\n",
+		new:  "",
+		pkg:  "tests/prog", test: "TestNoMemoryForATable/a slot whose peer only answers does not make room",
 	},
 	{
 		name: "a read keeps a tuple from making room",
