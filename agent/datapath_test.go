@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -183,6 +184,51 @@ func TestOwnerLeaves(t *testing.T) {
 			require.NoError(t, r.stop())
 		})
 	}
+}
+
+// While it is not known yet whether the owner is only being restarted, all else goes on: what is lost comes back, and the hash gets
+// what it lacks.
+func TestAllElseGoesOnWhileItWaitsForTheOwner(t *testing.T) {
+	n := newNode(t)
+	owner := n.owner()
+	s := service(1, lbmap.ProtocolUDP, n.backend("127.0.0.1"))
+	n.services(s)
+	opts := n.options()
+	opts.Loader.Takeover, opts.WhenOwnerLeaves, opts.patience = true, OwnerHandBack, time.Hour
+	opts.RefillEvery = 100 * time.Millisecond
+	r := n.start(opts)
+	r.inMode(loader.ModeMirror)
+	r.ready()
+	c := n.client(s.Frontend)
+	require.NoError(t, os.RemoveAll(n.links()))
+	require.NoError(t, owner.Exit())
+	awaits(t, "the owner is away", soon, func() bool { return r.Ready() != nil })
+
+	loads := len(eventsOf[Loaded](r))
+	require.NoError(t, os.Remove(filepath.Join(n.loader().PinsDir, "links", "revsk_connect4")))
+	awaits(t, "the hook is there again", soon, func() bool { return n.program("connect4") != 0 && len(eventsOf[Loaded](r)) > loads })
+	hash, err := ebpf.LoadPinnedMap(filepath.Join(n.loader().MapsDir, lbmap.ReverseSK4Map), nil)
+	require.NoError(t, err)
+	defer hash.Close()
+	require.Equal(t, 1, n.emptied(hash))
+	awaits(t, "the entry is there again", soon, func() bool { return n.emptied(hash) == 1 })
+	require.Empty(t, eventsOf[OwnerLeft](r))
+	require.NoError(t, c.asks())
+	require.NoError(t, r.stop())
+}
+
+// emptied empties the hash, and returns how many entries it had.
+func (n *node) emptied(hash *ebpf.Map) (entries int) {
+	n.Helper()
+	var all [][]byte
+	var key, value []byte
+	for it := hash.Iterate(); it.Next(&key, &value); {
+		all = append(all, slices.Clone(key))
+	}
+	for _, key := range all {
+		require.NoError(n, hash.Delete(key))
+	}
+	return len(all)
 }
 
 func TestHandsBackOnStop(t *testing.T) {

@@ -26,6 +26,7 @@ type keeper struct {
 	programs  loader.Programs
 	loaded    bool        // by this process
 	ownerLeft time.Time   // since when its links are gone; zero: they are there
+	ownerTold bool        // that it has left
 	ownerRuns time.Time   // since when its programs are back on our hooks; zero: they are not
 	takeovers []time.Time // the last few
 
@@ -95,6 +96,9 @@ func (k *keeper) turn(ctx context.Context) {
 	}
 	k.backoff = min(max(2*k.backoff, time.Second), opts.LookEvery)
 	k.nextLook = time.Now().Add(k.backoff)
+	if left := k.ownerLeft.Add(opts.patience); !k.ownerLeft.IsZero() && !k.ownerTold && left.Before(k.nextLook) {
+		k.nextLook = left
+	}
 }
 
 func (k *keeper) fingerprint() (uint64, error) {
@@ -158,16 +162,11 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 	if !k.a.outcome(stepLook, err) {
 		return false, false
 	}
+	if k.ownerHasLeft(opts, status) && k.letGo(ctx) {
+		return false, true
+	}
 	for _, p := range status.Problems {
 		switch p.Code {
-		case loader.ProblemAgentOff:
-			if opts.WhenOwnerLeaves == OwnerStay {
-				continue
-			}
-			if !k.ownerHasLeft() {
-				return false, false // its restart may be under way
-			}
-			return k.letGo(ctx)
 		case loader.ProblemTakenBack, loader.ProblemBeside:
 			if opts.Loader.Takeover && p.Mend != "" {
 				return k.load(ctx, status)
@@ -176,9 +175,6 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 			loader.ProblemCgroupRemoved, loader.ProblemMapMissing, loader.ProblemMapReplaced:
 			return k.load(ctx, status)
 		}
-	}
-	if !hasProblem(status.Problems, loader.ProblemAgentOff) {
-		k.ownerLeft = time.Time{}
 	}
 	// When nothing else is to be mended: a hash that is full of live sockets stays so.
 	if hasProblem(status.Problems, loader.ProblemHashFull) || status.Mode == loader.ModeDual || status.Mode == loader.ModeMirror && k.refillDue(status) {
@@ -303,25 +299,34 @@ func count(changes []loader.Change, action string) (n int) {
 	return n
 }
 
-// ownerHasLeft tells whether the other agent's links have been gone for so long that this is no restart.
-func (k *keeper) ownerHasLeft() bool {
+// ownerHasLeft tells whether something is to be done since the other agent's links are gone, and have been for so long that this is
+// no restart.
+func (k *keeper) ownerHasLeft(opts Options, s loader.Status) bool {
+	if opts.WhenOwnerLeaves == OwnerStay || !hasProblem(s.Problems, loader.ProblemAgentOff) {
+		k.ownerLeft, k.ownerTold = time.Time{}, false
+		return false
+	}
 	if k.ownerLeft.IsZero() {
 		k.ownerLeft = time.Now()
 	}
-	return time.Since(k.ownerLeft) >= k.a.options().patience
+	return time.Since(k.ownerLeft) >= opts.patience
 }
 
-// letGo does what was told to do when the owner has left.
-func (k *keeper) letGo(ctx context.Context) (more, well bool) {
+// letGo does what was told to do when the owner has left. It returns whether that is done: what fails is tried again, and the
+// datapath kept right meanwhile.
+func (k *keeper) letGo(ctx context.Context) bool {
 	policy := k.a.options().WhenOwnerLeaves
-	k.a.happen(OwnerLeft{policy})
-	if !k.a.outcome(stepGiveBack, k.a.giveBack(ctx, policy == OwnerUnload)) {
-		return false, false
+	if !k.ownerTold {
+		k.ownerTold = true
+		k.a.happen(OwnerLeft{policy})
 	}
-	k.ownerLeft = time.Time{}
+	if !k.a.outcome(stepGiveBack, k.a.giveBack(ctx, policy == OwnerUnload)) {
+		return false
+	}
+	k.ownerLeft, k.ownerTold = time.Time{}, false
 	k.a.setDatapath(nil)
 	k.see(func(v *view) { v.standby, v.loaded, v.hooks, v.problems = true, false, nil, nil })
-	return false, true
+	return true
 }
 
 // giveBack gives the hooks back, or with unload, or where none were taken over, detaches them.
