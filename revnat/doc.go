@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package revnat holds Go types of what sockets remember: the reverse-NAT tuple, and the values and
-// keys of the maps revsk_conn, revsk_former and revsk_peers, and of those that hold tables.
+// Package revnat has Go types of what sockets remember: the reverse-NAT tuple, the values of the maps
+// revsk_conn, revsk_former and revsk_peers, and the tables of sockets with many peers.
 //
 // The layouts are those of bpf/lib/tuple.h and bpf/lib/table.h. The maps are pinned and outlive
 // the programs, so a layout never changes under its name.
+//
+// The maps are BPF_MAP_TYPE_SK_STORAGE (Linux 5.2; revsk needs 5.10): a key is a descriptor of the socket, as a
+// uint32, in the process that has it open. Package inspect reads the sockets of all processes.
 //
 // # Types
 //
@@ -17,6 +20,8 @@
 // unspecified address with port 0, which is how the map says "none", is the zero [netip.AddrPort].
 //
 // What decodes encodes to the same bytes again. Flags and padding that the layout does not know must
-// therefore be zero, and so must the place of the spin lock, which the kernel never copies: others
-// are refused, not carried along, since whatever wrote them is not this version of revsk.
+// therefore be zero, and so must the place of the spin lock, which the kernel never copies: a value
+// with others is refused, because another version of revsk has written it.
+//
+// The types are plain values: several goroutines can read one, and only one can change it.
 package revnat

@@ -33,6 +33,16 @@ func TestAnotherLengthIsRefused(t *testing.T) {
 	}
 }
 
+func TestATableWithPartOfATupleIsRefused(t *testing.T) {
+	for _, n := range []int{1, TupleSize - 1, TupleSize + 1} {
+		_, err := DecodeTable(make([]byte, n))
+		assert.ErrorIs(t, err, lbmap.ErrLength, "%d bytes", n)
+	}
+	tuples, err := DecodeTable(make([]byte, 2*TupleSize))
+	assert.NoError(t, err)
+	assert.Empty(t, tuples, "free places")
+}
+
 func TestALockOrPaddingThatIsNotZeroIsRefused(t *testing.T) {
 	for _, v := range []struct {
 		size, from, to int

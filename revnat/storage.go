@@ -25,8 +25,8 @@ type ConnValue struct {
 	Tuple Tuple
 	// HasFormer says that the socket has a value in revsk_former.
 	HasFormer bool
-	// Ended has a bit for each peer that the application has turned to itself in mode dual, by the peer's hash; below
-	// 2^31.
+	// Ended has a bit for each peer, by its hash, that the application has used directly since, in mode dual: its entry in
+	// the hash no longer counts. Below 2^31.
 	Ended uint32
 }
 
@@ -34,7 +34,7 @@ type ConnValue struct {
 const connHasFormer = 1
 
 // MarshalBinary returns the value as it is in the map, its lock not taken. It returns the errors of
-// [Tuple.MarshalBinary].
+// [Tuple.MarshalBinary], and one wrapping [lbmap.ErrInvalid] for an Ended that is too large.
 func (v ConnValue) MarshalBinary() ([]byte, error) {
 	return encode("value of revsk_conn", ConnValueSize, func(b []byte) error {
 		if v.Ended >= 1<<31 {
@@ -90,14 +90,14 @@ func (v *FormerValue) UnmarshalBinary(data []byte) error {
 	})
 }
 
-// PeersValue is a value of revsk_peers (struct revsk_peers_value): whom an unconnected socket has
-// sent to, and what its table is like (see [TableMaps]).
+// PeersValue is a value of revsk_peers (struct revsk_peers_value): whom a datagram socket has sent to,
+// and what its table is like (see [TableMaps]).
 type PeersValue struct {
 	// Slots are tuples in no order. A slot whose peer has no port is free.
 	Slots [Slots]Tuple
 	// TableClass is the size of the table: of class c it has 4<<c tuples. 0: there is none.
 	TableClass uint8
-	// TableMaps says, of class [TableClasses], which of its maps the socket has, one bit each.
+	// TableMaps has a bit for each map of class [TableClasses] that the socket has a value in; bit 0 is revsk_tab_8k_0.
 	TableMaps uint16
 	// TableCount is the number of tuples in tables.
 	TableCount uint16

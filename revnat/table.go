@@ -2,7 +2,10 @@
 
 package revnat
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A socket with more peers than slots has the others in a table (bpf/lib/table.h): a value in one of the
 // maps of [TableMaps], or in several of class [TableClasses].
@@ -16,9 +19,10 @@ const (
 // tableSizes are those of the values in bytes, by class.
 var tableSizes = [TableClasses + 1]int{1: 440, 952, 1976, 4024, 7760}
 
-// TableMap is one of the maps that hold tables.
+// TableMap is one of the maps that hold tables (struct revsk_table_512_value to revsk_table_8k_value).
 type TableMap struct {
-	Name  string
+	Name string
+	// Class is 1 to [TableClasses].
 	Class int
 	// ValueSize is the size of a value in bytes.
 	ValueSize int
@@ -27,7 +31,7 @@ type TableMap struct {
 // Tuples is the number of tuples that a value has room for.
 func (m TableMap) Tuples() int { return 4 << m.Class }
 
-// TableMaps are the maps that hold tables.
+// TableMaps are the maps that hold tables, the smallest class first.
 func TableMaps() []TableMap {
 	var all []TableMap
 	for i, name := range []string{"512", "1k", "2k", "4k"} {
@@ -39,13 +43,13 @@ func TableMaps() []TableMap {
 	return all
 }
 
-// DecodeTable reads the tuples of a table, one after the other as they are in the map, leaving out free
-// places. It returns the errors of [Tuple.UnmarshalBinary].
+// DecodeTable reads tuples that stand one after the other, as in the value of a table behind the header, and leaves out
+// free places. It returns the errors of [Tuple.UnmarshalBinary].
 func DecodeTable(data []byte) ([]Tuple, error) {
 	var tuples []Tuple
-	for ; len(data) >= TupleSize; data = data[TupleSize:] {
+	for b := range slices.Chunk(data, TupleSize) {
 		var t Tuple
-		if err := t.UnmarshalBinary(data[:TupleSize]); err != nil {
+		if err := t.UnmarshalBinary(b); err != nil {
 			return nil, err
 		}
 		if t.Peer.Port() != 0 {
@@ -65,8 +69,8 @@ const (
 	optmemSpare = 4096
 )
 
-// TableLimits says how far tables may grow, so that all storage of a socket leaves 4 KB of optmem_max
-// (net.core.optmem_max): the largest class, and how many maps of class [TableClasses].
+// TableLimits says how far tables may grow, so that all storage of a socket leaves 4 KB of net.core.optmem_max, which is
+// given in bytes: the largest class (0: no table), and how many maps of class [TableClasses].
 func TableLimits(optmemMax int) (class, maps int) {
 	room := optmemMax - optmemSpare - storageBase
 	for _, size := range []int{ConnValueSize, FormerValueSize, PeersValueSize} {

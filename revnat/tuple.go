@@ -29,13 +29,13 @@ const TimeUnit = time.Duration(1 << 30)
 
 // Tuple is struct revsk_tuple: that a socket talks to Peer, which the application knows as Service.
 //
-// The zero Tuple is 48 zero bytes.
+// One whose peer has no port is none. The zero Tuple is 48 zero bytes.
 type Tuple struct {
 	// Peer is the backend, as the kernel sees it.
 	Peer netip.AddrPort
 	// Service is the address that the application used.
 	Service netip.AddrPort
-	// RevNATIndex identifies the service, as in cilium_lb{4,6}_reverse_nat.
+	// RevNATIndex identifies the service: the key of cilium_lb{4,6}_reverse_nat.
 	RevNATIndex uint16
 	// Migrated says that the tuple was brought from the hash cilium_lb{4,6}_reverse_sk.
 	Migrated bool
@@ -44,14 +44,12 @@ type Tuple struct {
 	Overtaken bool
 	// Subflow says that it is of a TCP connection of an MPTCP socket: not counted, and not in the hash.
 	Subflow bool
-	// Age is, of a tuple in a table, how often the hooks have considered it for making room since it was
-	// last used.
+	// Age counts the new tuples that have wanted the place of this one, among the peers, since it was last used.
 	Age uint8
-	// BackendID is the backend's id in cilium_lb{4,6}_backends_v3, 0 if it is not known.
+	// BackendID is the backend's key in cilium_lb{4,6}_backends_v3. 0: unknown.
 	BackendID uint32
-	// Time is since boot (CLOCK_MONOTONIC), a multiple of [TimeUnit]. 0: unknown. Of a connection it is
-	// when the connection was made, of a former one when it was replaced, and of what a socket has sent
-	// to when it last did.
+	// Time is CLOCK_MONOTONIC, a multiple of [TimeUnit]. 0: unknown. Of a connection it is when the connection was made, of
+	// a former one when it was replaced, and of a peer that was sent to when the last datagram was.
 	Time time.Duration
 }
 
