@@ -6,7 +6,7 @@ import "github.com/revsk/revsk/selftest"
 
 // Schemas of the documents of revsk features, revsk version and revsk selftest.
 const (
-	SelftestSchema = selftest.Schema
+	SelftestSchema = "revsk/selftest/v1"
 	FeaturesSchema = "revsk/features/v1"
 	VersionSchema  = "revsk/version/v1"
 )
@@ -14,7 +14,7 @@ const (
 // Features is the JSON output of features.
 type Features struct {
 	Header
-	Kernel   string    `json:"kernel"`
+	Kernel   string    `json:"kernel"` // release, as of uname
 	Features []Feature `json:"features"`
 }
 
@@ -22,11 +22,11 @@ type Features struct {
 type Feature struct {
 	Name      string `json:"name"`
 	Available bool   `json:"available"`
-	// Required: revsk load cannot do without.
+	// Required: revsk load fails without it.
 	Required  bool   `json:"required"`
 	NeededFor string `json:"needed_for"`
 	Since     string `json:"since"` // the first kernel, or the option of its configuration
-	// Reason it is not available, if more is known than that.
+	// Reason it is not available, if that is known.
 	Reason string `json:"reason,omitempty"`
 }
 

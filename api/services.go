@@ -29,9 +29,9 @@ type Service struct {
 	Scope    lbmap.Scope    `json:"scope"`
 	RevNat   uint16         `json:"rev_nat"`
 	Flags    []string       `json:"flags"`
-	// AffinitySeconds counts with the flag affinity only.
+	// AffinitySeconds is how long a client keeps its backend; without the flag affinity it has no meaning.
 	AffinitySeconds int64     `json:"affinity_seconds"`
-	Algorithm       string    `json:"algorithm"`
+	Algorithm       string    `json:"algorithm"` // default, random or maglev
 	L7ProxyPort     uint16    `json:"l7_proxy_port,omitempty"`
 	Backends        []Backend `json:"backends"`
 }

@@ -27,7 +27,7 @@ type Socket struct {
 	Peer      string `json:"peer,omitempty"`
 	NetNS     NetNS  `json:"netns"`
 	Cookie    uint64 `json:"cookie,string"`
-	Inode     uint64 `json:"inode"` // 0: no application has it open any more
+	Inode     uint64 `json:"inode"` // 0: no application has it open
 	Connected *Tuple `json:"connected" jsonschema:"nullable"`
 	// Disconnected is what it was connected to last; the kernel has it connected elsewhere, or not at all.
 	Disconnected *Tuple    `json:"disconnected,omitempty"`
@@ -73,7 +73,7 @@ type SocketCount struct {
 	// Sockets is how many have tuples of it.
 	Sockets int `json:"sockets"`
 	// Connected is how many of them are connected by one.
-	Connected int `json:"connected" jsonschema:"nullable"`
+	Connected int `json:"connected"`
 }
 
 // Terminate is the output of revsk terminate.

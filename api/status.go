@@ -14,7 +14,7 @@ const (
 // Status is the JSON output of status.
 type Status struct {
 	Header
-	Kernel  string `json:"kernel"`
+	Kernel  string `json:"kernel"` // release, as of uname
 	Cgroup  string `json:"cgroup"`
 	PinsDir string `json:"pins_dir"`
 	MapsDir string `json:"maps_dir"`

@@ -10,9 +10,9 @@
 // that it does so exactly there is part of the test: it proves that the sockets really ended the way
 // the case says.
 //
-// It runs in a sandbox (see internal/sandbox): a cgroup, network namespace and BPF file system of its
-// own, which go with the process, however it ends. Services and backends have addresses reserved for
-// documentation, so that a load balancer attached to a parent cgroup does not know them.
+// A program runs it in a cgroup, network namespace and BPF file system of its own, which go with the process,
+// however it ends. Services and backends have addresses reserved for documentation, so that a load balancer
+// attached to a parent cgroup does not know them.
 //
 // Minimum kernel: Linux 5.10. Needs root. Cases that need IPv6 or SOCK_DESTROY are reported as not
 // supported where the kernel has none; they never count as cleaned up.

@@ -12,17 +12,13 @@ import (
 	"github.com/revsk/revsk/loader"
 )
 
-// Schema names the JSON form of a [Report] and its version.
-const Schema = "revsk/selftest/v1"
-
-// ErrFailed is wrapped by the error of [Report.Verdict]: a cell is not as it has to be.
+// ErrFailed is returned by [Report.Verdict] when a cell is not as it has to be.
 var ErrFailed = errors.New("selftest failed")
 
-// Report is what the selftest found.
+// Report is what the selftest found. The zero one is of no case.
 type Report struct {
-	Schema string `json:"schema"` // [Schema]
-	Kernel string `json:"kernel"` // release, as of uname
-	Cases  []Case `json:"cases"`  // sorted by ID
+	Kernel string // release, as of uname
+	Cases  []Case // sorted by ID
 }
 
 // Case is one way for sockets to end, under both modes.
@@ -79,8 +75,8 @@ const (
 )
 
 // Verdict returns nil if every case that could be run went as it has to: cleaned up under storage, and
-// cleaned up or leaking under legacy as is known of each case. Otherwise the error wraps [ErrFailed],
-// or [loader.ErrNotSupported] if not a single case could be run.
+// cleaned up or leaking under legacy as is known of each case. Otherwise the error wraps [ErrFailed], also
+// if cases are missing, or [loader.ErrNotSupported] if not a single case could be run.
 func (r *Report) Verdict() error {
 	if problems := r.problems(); len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrFailed, strings.Join(problems, "; "))

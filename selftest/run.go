@@ -17,21 +17,24 @@ import (
 
 // Options say where the selftest runs.
 type Options struct {
-	// Cgroup is the sandbox's, in which this process is: the hooks are attached to it.
+	// Cgroup is a directory of the cgroup2 hierarchy, in which this process is alone: the hooks are attached to it.
 	Cgroup string
-	// BPFFS is where a BPF file system is mounted that is the sandbox's own. Default: /sys/fs/bpf.
+	// BPFFS is where a BPF file system of the process's own is mounted. Default: /sys/fs/bpf.
 	BPFFS string
 	// Logger for what is done; nil: none.
 	Logger *slog.Logger
 }
 
-// Run runs every case under both modes. It is to be called inside a sandbox, by a program whose main
-// function calls [ChildMain] first.
+// Run runs every case under both modes. It is to be called in a network namespace that no application uses, by a program
+// whose main function calls [ChildMain] first, and by one goroutine at a time: it adds addresses to lo and listens on them.
 //
 // That a case did not go as it has to is in the report (see [Report.Verdict]) and not an error. Run
-// removes what it made, whether it succeeds or not. Errors wrap [loader.ErrNotSupported] if the
-// kernel cannot run the selftest at all, or the other errors of [loader.Load].
+// removes what it attached and pinned, also when it fails or ctx ends. Errors wrap [loader.ErrNotSupported] if the
+// kernel cannot run the selftest at all, [loader.ErrInvalid] without a cgroup, or the other errors of [loader.Load].
 func Run(ctx context.Context, opts Options) (*Report, error) {
+	if opts.Cgroup == "" {
+		return nil, fmt.Errorf("no cgroup: %w", loader.ErrInvalid) // the loader would take the root
+	}
 	if opts.BPFFS == "" {
 		opts.BPFFS = "/sys/fs/bpf"
 	}
@@ -50,7 +53,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	defer network.close()
 
 	cases := testCases()
-	report := &Report{Schema: Schema, Kernel: kernel}
+	report := &Report{Kernel: kernel}
 	for i, t := range cases {
 		report.Cases = append(report.Cases, Case{
 			ID: i + 1, Name: t.name, Protocol: t.protocol, Family: t.family, Type: t.kind,

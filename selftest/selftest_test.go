@@ -105,6 +105,11 @@ func TestEveryCaseGoesAsItHasTo(t *testing.T) {
 	}
 }
 
+func TestWithoutACgroupNothingIsAttached(t *testing.T) {
+	_, err := Run(t.Context(), Options{})
+	require.ErrorIs(t, err, loader.ErrInvalid)
+}
+
 func TestCases1To8AreThoseOfTheBugReport(t *testing.T) {
 	leaking := map[int]bool{6: true, 8: true}
 	for i, c := range testCases()[:8] {
