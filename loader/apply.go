@@ -410,9 +410,9 @@ func (s exchange) changes() []Change { return []Change{s.said} }
 
 func (s exchange) do(a *applier) (func() error, error) {
 	// Held open until the call is over: the exchange drops the last reference to it.
-	old, err := ebpf.NewProgramFromID(s.old)
+	old, err := openReplaced(s.old)
 	if err != nil {
-		return nil, describe(fmt.Errorf("opening program %d, which is to be replaced: %w", s.old, err))
+		return nil, err
 	}
 	a.hold(old)
 	next := a.ours[s.hook.program]
@@ -423,6 +423,18 @@ func (s exchange) do(a *applier) (func() error, error) {
 		a.hold(next)
 	}
 	return a.swap(s.hook, s.linked, old, next)
+}
+
+// openReplaced opens a program that is to be replaced.
+func openReplaced(id ebpf.ProgramID) (*ebpf.Program, error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrStale, err) // somebody has been faster
+	}
+	if err != nil {
+		return nil, describe(fmt.Errorf("opening program %d, which is to be replaced: %w", id, err))
+	}
+	return p, nil
 }
 
 // swap replaces a program: in the link that is pinned, or else attached without one.
@@ -436,7 +448,11 @@ func (a *applier) swap(h hook, linked bool, old, next *ebpf.Program) (undo func(
 		a.hold(pinned)
 		swap = func(old, next *ebpf.Program) error { return swapLinked(pinned, old, next) }
 	}
-	if err := swap(old, next); err != nil {
+	err = swap(old, next)
+	if _, statErr := os.Lstat(a.opts.formerPath(h)); errors.Is(err, ErrTakenBack) && errors.Is(statErr, os.ErrNotExist) {
+		err = fmt.Errorf("%w: it holds another program than a moment ago", ErrStale) // there is no other agent
+	}
+	if err != nil {
 		return nil, fmt.Errorf("replacing %s: %w", h.program, err)
 	}
 	return func() error { return swap(next, old) }, nil
@@ -528,6 +544,9 @@ func (s detach) do(a *applier) (func() error, error) {
 	about, err := aboutLink(l)
 	if err != nil || about.cgroup == 0 {
 		return nothing, err
+	}
+	if s.program != 0 && about.program != s.program {
+		return nil, fmt.Errorf("detaching %s: %w: its link holds another program than a moment ago", s.hook.program, ErrStale)
 	}
 	if err := l.(cgroupLink).Detach(); err != nil {
 		return nil, fmt.Errorf("detaching %s: %w", s.hook.program, err)

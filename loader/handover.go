@@ -83,9 +83,9 @@ type putSwitch struct {
 func (s putSwitch) String() string    { return "attach switch of " + s.hook.program }
 func (s putSwitch) changes() []Change { return []Change{{ActionReplace, s.hook.program}} }
 func (s putSwitch) do(a *applier) (func() error, error) {
-	old, err := ebpf.NewProgramFromID(s.old)
+	old, err := openReplaced(s.old)
 	if err != nil {
-		return nil, describe(fmt.Errorf("opening program %d, which is to be replaced: %w", s.old, err))
+		return nil, err
 	}
 	a.hold(old)
 	programs, err := ebpf.NewMap(&ebpf.MapSpec{Name: "revsk_switch", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 2})

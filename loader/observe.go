@@ -229,6 +229,19 @@ func (h *hookState) takenBack() bool {
 	return own.live() && !h.ours() && own.id != h.saved.id
 }
 
+// foreign is a program in the pinned link that nobody of those is who have to do with it: anybody who may open
+// the link can have put it there. It is not ours to remove, and goes with the last pin of the link.
+func (h *hookState) foreign() (attachment, bool) {
+	own := h.own()
+	return own, h.pin.live && h.takenBack() && own.name != "" && !h.isReference(own.program)
+}
+
+// misplaced tells whether the pinned link holds a program of ours that is another hook's: it does nothing there.
+func (h *hookState) misplaced() bool {
+	own := h.own()
+	return h.ours() && own.name != "" && own.name != h.program && own.name != kept(h.program)
+}
+
 // beside is a second program of the reference on the hook. Both would run, and each would see the addresses
 // that the other has translated.
 func (h *hookState) beside(place attachment) (attachment, bool) {

@@ -36,7 +36,7 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 				return nil, f, err
 			}
 			places = append(places, p)
-		} else if p.foreign && p.now.live() {
+		} else if p.fromAgent && p.now.live() {
 			steps = append(steps, leave{h.reference})
 		}
 	}
@@ -67,7 +67,7 @@ func planLoad(o *observation) (steps []step, f Features, err error) {
 	// While other programs ran, or none, applications may have gone elsewhere, and the tuples of their
 	// sockets are out of date. So the hooks look at the service of each tuple again until the application
 	// uses it.
-	if o.loaded && slices.ContainsFunc(places, func(p *place) bool { return p.remembers() && !p.oursRuns() }) {
+	if o.loaded && slices.ContainsFunc(places, func(p *place) bool { return p.remembers() && (!p.oursRuns() || p.misplaced()) }) {
 		steps = append(steps, setMark{})
 	}
 	// What was found out about the agent's programs cannot be found out again once ours are in their place.
@@ -181,14 +181,14 @@ func (s *mapState) lost() ebpf.MapID {
 type place struct {
 	*hookState
 	now attachment
-	// foreign: it is another agent's, and nothing is kept of it yet.
-	foreign bool
+	// fromAgent: it is another agent's, and nothing is kept of it yet.
+	fromAgent bool
 	// leaving is a program of ours that runs beside the agent's and is to be detached.
 	leaving attachment
 }
 
 // oursRuns tells whether a program of ours is there.
-func (p *place) oursRuns() bool { return !p.foreign && p.ours() }
+func (p *place) oursRuns() bool { return !p.fromAgent && p.ours() }
 
 // takesOver tells whether ours replaces a program of another agent's.
 func (p *place) takesOver() bool { return p.now.live() && !p.oursRuns() }
@@ -204,7 +204,7 @@ func (o *observation) choose(h *hookState) *place {
 		if h.ours() { // an agent that was off, or has lost its pins, has made new links
 			p.leaving = p.now
 		}
-		p.now, p.foreign = theirs, true
+		p.now, p.fromAgent = theirs, true
 	}
 	return p
 }
@@ -212,15 +212,18 @@ func (o *observation) choose(h *hookState) *place {
 // checkPlace makes sure that our program may go to a place, and that no program of the reference runs
 // beside it.
 func (o *observation) checkPlace(p *place) error {
+	foreign, isForeign := p.foreign()
 	switch {
-	case p.foreign && p.agentPin.err != nil:
+	case isForeign && p.saved.id == 0:
+		return fmt.Errorf("%s: %w: %v is in the link %s (to detach it: %s)", p.program, ErrForeignProgram, foreign.program, p.pin.path, detachCommand(p.pin.path))
+	case p.fromAgent && p.agentPin.err != nil:
 		return p.agentPin.err
-	case p.foreign && !p.isReference(p.now.program):
+	case p.fromAgent && !p.isReference(p.now.program):
 		return fmt.Errorf("%s: %w: it holds %v", p.agentPin.path, ErrForeignProgram, p.now.program)
-	case !p.foreign && p.takenBack() && !o.opts.Takeover:
-		return fmt.Errorf("%s: %w: %v", p.program, ErrTakenBack, p.now.program)
-	case !p.foreign && p.takenBack() && !p.isReference(p.now.program):
+	case isForeign || !p.fromAgent && p.takenBack() && !p.isReference(p.now.program):
 		return fmt.Errorf("%s: %w: %v", p.program, ErrForeignProgram, p.now.program)
+	case !p.fromAgent && p.takenBack() && !o.opts.Takeover:
+		return fmt.Errorf("%s: %w: %v", p.program, ErrTakenBack, p.now.program)
 	case p.oursRuns() && p.saved.id == 0 && !o.opts.Takeover:
 		return nil // our own, and running: it is replaced
 	}
@@ -236,13 +239,13 @@ func (o *observation) checkPlace(p *place) error {
 // checkTakeover makes sure that there is something to take over, if that is asked for, and that its programs keep
 // what sockets remember in the very maps that this datapath reads and writes.
 func (o *observation) checkTakeover(places []*place) error {
-	found := slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.saved.id != 0 || o.choose(&h).foreign })
+	found := slices.ContainsFunc(o.hooks, func(h hookState) bool { return h.saved.id != 0 || o.choose(&h).fromAgent })
 	if o.opts.Takeover && !found {
 		return fmt.Errorf("%w: no link in %s, no program on %s", ErrNothingToTakeOver, o.opts.TakeoverLinks, o.opts.Cgroup)
 	}
 	takes, shares := false, false
 	for _, p := range places {
-		if !p.remembers() || !p.now.live() || !p.foreign && !p.takenBack() {
+		if !p.remembers() || !p.now.live() || !p.fromAgent && !p.takenBack() {
 			continue
 		}
 		takes = true
@@ -389,7 +392,7 @@ func (o *observation) checkHashEmpty() error {
 // link, which stays then if the agent removes its pin. A link of ours whose pin was removed is pinned again.
 func (o *observation) planKeep(p *place) []step {
 	var steps []step
-	if p.takesOver() && (p.foreign || p.now.id != p.saved.id) {
+	if p.takesOver() && (p.fromAgent || p.now.id != p.saved.id) {
 		steps = append(steps, saveProgram{p.hook, p.now.id})
 	}
 	if p.leaving.live() {
@@ -441,7 +444,7 @@ func (o *observation) planState(f Features, places []*place) []step {
 	if o.kept != nil {
 		to.AgentLinks = o.kept.AgentLinks
 	}
-	if i := slices.IndexFunc(places, func(p *place) bool { return p.foreign && p.agentPin.id != 0 }); i >= 0 {
+	if i := slices.IndexFunc(places, func(p *place) bool { return p.fromAgent && p.agentPin.id != 0 }); i >= 0 {
 		to.AgentLinks = filepath.Dir(places[i].agentPin.path)
 	}
 	if o.kept != nil && *o.kept == to {
@@ -499,13 +502,17 @@ func (o *observation) planFree(h *hookState, back bool) []step {
 		d.final = h.pin.removed || d.id != 0 || h.saved.id != 0 && own.link != 0
 		steps = append(steps, d)
 	}
-	if h.pin.id != 0 {
+	foreign, isForeign := h.foreign()
+	if h.pin.id != 0 && !isForeign {
 		steps = append(steps, unpin{path: o.opts.linkPath(h.hook), kind: aLink})
 	}
 	if h.saved.id != 0 {
 		steps = append(steps, unpin{path: o.opts.formerPath(h.hook), kind: aProgram})
 	}
-	if !back && h.takenBack() {
+	switch {
+	case isForeign:
+		steps = append(steps, leave{fmt.Sprintf("%s, which holds %v", h.pin.path, foreign.program)})
+	case !back && h.takenBack():
 		steps = append(steps, leave{h.reference})
 	}
 	return steps
@@ -539,7 +546,8 @@ func (o *observation) planRemove(back map[string]bool, purge bool) ([]step, erro
 			return nil, h.pin.err
 		}
 		steps = append(steps, o.planFree(h, back[h.program])...)
-		removed[o.opts.linkPath(h.hook)], removed[o.opts.formerPath(h.hook)] = true, true
+		_, isForeign := h.foreign()
+		removed[o.opts.linkPath(h.hook)], removed[o.opts.formerPath(h.hook)] = !isForeign, true
 	}
 	for _, l := range o.removed {
 		if l.removed {

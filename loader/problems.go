@@ -30,6 +30,7 @@ const (
 	ProblemLinkUnpinned  = "link-pin-missing" // a hook's link, or program, is not pinned
 	ProblemCgroupRemoved = "cgroup-removed"   // the hooks are on a cgroup that was removed and made again
 	ProblemTakenBack     = "taken-back"       // another agent has put its programs back on its hooks
+	ProblemForeign       = "foreign-program"  // a link of ours holds a program that is not this hook's
 	ProblemBeside        = "other-datapath"   // another datapath runs on the same sockets
 	ProblemMapMissing    = "map-pin-missing"  // nothing is pinned where a map is that the programs use
 	ProblemMapReplaced   = "map-replaced"     // another map is pinned than the programs use
@@ -77,7 +78,8 @@ func (o *observation) problems() []Problem {
 }
 
 func (o *observation) hookProblems() []Problem {
-	var missing, dead, removed, back, unpinned []string
+	var missing, dead, removed, back, unpinned, misplaced []string
+	var foreign []Problem
 	attached := 0
 	for i := range o.hooks {
 		h := &o.hooks[i]
@@ -85,9 +87,13 @@ func (o *observation) hookProblems() []Problem {
 		switch {
 		case h.ours():
 			attached++
+			if h.misplaced() {
+				misplaced = append(misplaced, fmt.Sprintf("%v in %s", h.own().program, name))
+			}
 			if h.orphan.live() && !h.pin.hidden {
 				unpinned = append(unpinned, name)
 			}
+		case o.isForeign(h, &foreign):
 		case h.own().live():
 			back = append(back, name)
 		case h.pin.removed:
@@ -104,16 +110,17 @@ func (o *observation) hookProblems() []Problem {
 			Text: fmt.Sprintf("the cgroup %s was removed and made again: %s", o.opts.Cgroup, strings.Join(removed, ", ")),
 		}}
 	}
-	if attached == 0 && len(back) == 0 {
+	if attached == 0 && len(back) == 0 && len(foreign) == 0 {
 		return []Problem{{Code: ProblemNotAttached, Text: "no hook is attached", Mend: "revsk load"}}
 	}
-	var all []Problem
+	all := foreign
 	say := func(code, text string, names []string, mend string) {
 		if len(names) > 0 {
 			all = append(all, Problem{Code: code, Text: text + ": " + strings.Join(names, ", "), Mend: mend})
 		}
 	}
 	say(ProblemTakenBack, "taken back by another agent", back, takeOverCommand)
+	say(ProblemForeign, "programs of other hooks are attached", misplaced, "revsk load")
 	say(ProblemHooksMissing, "not attached", missing, "revsk load")
 	say(ProblemLinkUnpinned, "attached, and not pinned", unpinned, "revsk load")
 	if o.agentOff() {
@@ -125,6 +132,23 @@ func (o *observation) hookProblems() []Problem {
 	say(ProblemLinkDetached, "detached, but pinned", dead, "revsk load")
 	return all
 }
+
+// isForeign tells whether somebody has put a program into the link of a hook, and adds that to the problems. It is for its
+// owner to say whether it may go.
+func (o *observation) isForeign(h *hookState, problems *[]Problem) bool {
+	foreign, is := h.foreign()
+	if is {
+		p := Problem{Code: ProblemForeign, Text: fmt.Sprintf("somebody has put %v into the link %s", foreign.program, h.pin.path)}
+		if h.saved.id == 0 {
+			p.Mend = detachCommand(h.pin.path) + " && revsk load"
+		}
+		*problems = append(*problems, p)
+	}
+	return is
+}
+
+// detachCommand detaches whatever is in a link.
+func detachCommand(pin string) string { return "bpftool link detach pinned " + pin }
 
 // agentOff tells whether nothing of another agent's is left where its links were pinned, while ours are in them.
 func (o *observation) agentOff() bool {

@@ -203,7 +203,7 @@ func (h *hookState) status() (HookStatus, error) {
 	if !h.ours() {
 		return hs, nil
 	}
-	hs.Attached = true
+	hs.Attached = !h.misplaced()
 	hs.ProgramID = uint32(own.id)
 	if own.name == "" {
 		p, err := describeProgram(own.id)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
@@ -93,6 +95,10 @@ func TestTheAdviceOfEachProblemMendsIt(t *testing.T) {
 			defer l.Close()
 			require.NoError(t, l.Detach())
 		},
+		loader.ProblemForeign: func(t *testing.T, p place) {
+			p.load("--quiet").ok()
+			putForeignProgram(t, p)
+		},
 		loader.ProblemModeDual: func(t *testing.T, p place) {
 			p.load("--mode", "dual", "--quiet").ok()
 			before := time.Now().Add(-2 * time.Hour)
@@ -158,6 +164,45 @@ func TestTheAdviceWhereTheCgroupWasMadeAgain(t *testing.T) {
 	on("status").ok()
 	require.Equal(t, serviceAddr, s.peer(t))
 	on("unload", "--purge", "--quiet").ok()
+}
+
+// putForeignProgram puts a program into a link of ours that has nothing to do with either agent.
+func putForeignProgram(t *testing.T, p place) {
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "policy", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	require.NoError(t, err)
+	defer prog.Close()
+	l, err := link.LoadPinnedLink(filepath.Join(p.pins(), "links", "revsk_connect4"), nil)
+	require.NoError(t, err)
+	defer l.Close()
+	require.NoError(t, l.Update(prog))
+}
+
+// What every command says of a foreign program in a link of ours, which stays there.
+func TestTheAdviceWhereALinkHoldsAForeignProgram(t *testing.T) {
+	p := newPlace(t)
+	p.load("--quiet").ok()
+	putForeignProgram(t, p)
+	require.Regexp(t, `somebody has put policy \(program \d+\) into the link .*: run bpftool link detach pinned \S+ && revsk load$`, p.run("status").fails(exitPartly))
+	require.Contains(t, p.run("status").stdout, "missing: connect4")
+	for _, args := range [][]string{{"load"}, {"load", "--takeover"}, {"load", "--dry-run"}} {
+		require.Regexp(t, `policy \(program \d+\) is in the link `, p.run(args...).fails(exitFailed), "%v", args)
+	}
+	p.run("mode", "dual").ok()
+	for _, args := range [][]string{{"migrate"}, {"rollback"}} {
+		require.Regexp(t, "revsk_connect4: run revsk load, which attaches them$", p.run(args...).fails(exitFailed), "%v", args)
+	}
+	left := p.run("unload", "--purge")
+	require.Regexp(t, `left alone: \S+/links/revsk_connect4, which holds policy `, left.stderr)
+	require.Equal(t, 0, left.code)
+	link := filepath.Join(p.pins(), "links", "revsk_connect4")
+	require.Regexp(t, `policy \(program \d+\) is in the link `, p.load().fails(exitFailed))
+	p.follow("bpftool link detach pinned " + link)
+	p.load("--quiet").ok()
+	p.run("status").ok()
 }
 
 // Where there is nothing to run, the message says what to do.
