@@ -188,6 +188,11 @@ func (a *Agent) Alive() error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return a.stuck()
+}
+
+// stuck is why Alive fails.
+func (a *Agent) stuck() error {
 	for loop, last := range a.beats {
 		if silent := time.Since(last); silent > stuckAfter && !a.view.waiting {
 			return fmt.Errorf("the loop %q has been stuck for %v", loop, silent.Round(time.Second))
@@ -196,8 +201,8 @@ func (a *Agent) Alive() error {
 	return nil
 }
 
-// Ready returns nil if the node is right: the datapath is complete and nothing is wrong that keeps applications from their
-// services. For an agent that only audits: if the first audit is done.
+// Ready returns nil if the node is right: the datapath is complete, nothing is wrong that keeps applications from their
+// services, and no part of the agent is stuck. For an agent that only audits: if the first audit is done.
 func (a *Agent) Ready() error {
 	if a == nil {
 		return ErrClosed
@@ -205,6 +210,9 @@ func (a *Agent) Ready() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v := &a.view
+	if err := a.stuck(); err != nil {
+		return err
+	}
 	switch {
 	case v.waiting:
 		return errors.New("another agent runs on this node")

@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -23,4 +24,15 @@ func TestNilOrClosedIsAnError(t *testing.T) {
 	stop()
 	require.NoError(t, a.Run(ctx))
 	require.ErrorIs(t, a.Run(ctx), ErrClosed)
+}
+
+// Whatever the node is like: nobody mends it while a part of the agent waits.
+func TestAnAgentThatIsStuckSaysSo(t *testing.T) {
+	a, err := New(Options{})
+	require.NoError(t, err)
+	a.view.looked, a.view.loaded = true, true
+	require.NoError(t, a.Ready())
+	a.beats[loopBackends] = time.Now().Add(-2 * stuckAfter)
+	require.ErrorContains(t, a.Alive(), `the loop "backends" has been stuck for 6m0s`)
+	require.Equal(t, a.Alive(), a.Ready())
 }

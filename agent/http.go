@@ -10,11 +10,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// mostScrapes bounds the memory and the time that scrapes at once take.
+const mostScrapes = 4
+
 // Handler serves /metrics with what the gatherer has, and /healthz and /readyz with [Agent.Alive] and [Agent.Ready]: 200, or
 // 503 and the reason.
 func (a *Agent) Handler(g prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g, promhttp.HandlerOpts{MaxRequestsInFlight: mostScrapes}))
 	for path, check := range map[string]func() error{"GET /healthz": a.Alive, "GET /readyz": a.Ready} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			if err := check(); err != nil {

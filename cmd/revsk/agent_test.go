@@ -188,3 +188,77 @@ func TestAgentAsAService(t *testing.T) {
 	require.Equal(t, 0, p.run("status").code, "the datapath runs on")
 	require.NoFileExists(t, listen)
 }
+
+// Clients that send or read nothing, whose requests never end, or that come again and again keep no other client away, and take
+// no more descriptors than they may.
+func TestSlowClientsOfTheAgent(t *testing.T) {
+	large := strings.Repeat("x", 512<<10)
+	var s server
+	s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/large" {
+			_, _ = io.WriteString(w, large)
+		}
+	})
+	listen := filepath.Join(t.TempDir(), "agent.sock")
+	for kind, request := range map[string]string{
+		"nothing":      "",
+		"half of it":   "GET / HTTP/1.1\r\nHost: agent\r\nX-A: ",
+		"no body":      "POST / HTTP/1.1\r\nHost: agent\r\nContent-Length: 1000000\r\n\r\n",
+		"never reads":  "GET /large HTTP/1.1\r\nHost: agent\r\n\r\n",
+		"another":      "GET / HTTP/1.1\r\nHost: agent\r\n\r\n",
+		"large header": "GET / HTTP/1.1\r\nHost: agent\r\nX-A: " + strings.Repeat("x", 8<<10),
+	} {
+		t.Run(kind, func(t *testing.T) {
+			require.NoError(t, s.listen("unix:"+listen))
+			defer func() { require.NoError(t, s.listen(noListen)) }()
+			clients := 1000
+			if kind == "never reads" {
+				clients /= 5 // each answer takes its time
+			}
+			before := len(openFiles(t))
+			var all []net.Conn
+			defer func() {
+				for _, c := range all {
+					c.Close()
+				}
+			}()
+			for range clients {
+				c, err := net.Dial("unix", listen)
+				require.NoError(t, err)
+				all = append(all, c)
+				_, _ = io.WriteString(c, request) // it may be closed by now
+			}
+			client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+				DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return new(net.Dialer).DialContext(ctx, "unix", listen)
+				}}}
+			for range 10 {
+				resp, err := client.Get("http://agent/")
+				require.NoError(t, err)
+				resp.Body.Close()
+				require.Equal(t, 200, resp.StatusCode)
+			}
+			require.Eventually(t, func() bool { return len(openFiles(t))-before <= clients+mostConnections }, 10*time.Second, 10*time.Millisecond)
+		})
+	}
+}
+
+func openFiles(t *testing.T) []os.DirEntry {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return files
+}
+
+// A client that has connected does not stay for ever.
+func TestTheAgentEndsSlowConnections(t *testing.T) {
+	var s server
+	require.NoError(t, s.listen("unix:"+filepath.Join(t.TempDir(), "agent.sock")))
+	defer s.close()
+	for name, timeout := range map[string]time.Duration{
+		"header or body": s.http.ReadTimeout, "answer": s.http.WriteTimeout, "between requests": s.http.IdleTimeout,
+	} {
+		require.Positive(t, timeout, name)
+		require.LessOrEqual(t, timeout, 2*time.Minute, name)
+	}
+}

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -37,10 +39,54 @@ func (s *server) listen(address string) error {
 	s.close()
 	s.address = address
 	if l != nil {
-		s.http = &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
-		go s.http.Serve(l)
+		// Whoever may connect is not trusted with more than this.
+		s.http = &http.Server{
+			Handler: s.handler, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		}
+		go s.http.Serve(&bounded{Listener: l})
 	}
 	return nil
+}
+
+// mostConnections is how many clients are served at once. Each takes a file descriptor, which the agent's work needs, too.
+const mostConnections = 64
+
+// bounded is a listener with at most so many connections. A new one ends the oldest: clients that are slow keep nobody away.
+type bounded struct {
+	net.Listener
+	mu   sync.Mutex
+	open []*boundedConn // the oldest first
+}
+
+type boundedConn struct {
+	net.Conn
+	of *bounded
+}
+
+func (l *bounded) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	conn := &boundedConn{c, l}
+	l.mu.Lock()
+	var oldest *boundedConn
+	if len(l.open) == mostConnections {
+		oldest = l.open[0]
+	}
+	l.open = append(l.open, conn)
+	l.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+	}
+	return conn, nil
+}
+
+func (c *boundedConn) Close() error {
+	c.of.mu.Lock()
+	c.of.open = slices.DeleteFunc(c.of.open, func(open *boundedConn) bool { return open == c })
+	c.of.mu.Unlock()
+	return c.Conn.Close()
 }
 
 func listenAt(address string) (net.Listener, error) {
