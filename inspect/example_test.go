@@ -24,12 +24,12 @@ func connectedClient(ctx context.Context) (dp *loader.Datapath, client net.Conn,
 	if dp, err = loader.Load(ctx, opts); err != nil {
 		log.Fatal(err)
 	}
-	tables, err := lbmap.OpenTables(opts.MapsDir)
+	writer, err := lbmap.OpenWriter(opts.MapsDir)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer tables.Close()
-	_, err = lbmap.NewWriter(tables).Upsert(ctx, lbmap.Service{
+	defer writer.Close()
+	_, err = writer.Upsert(ctx, lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: netip.MustParseAddrPort("10.96.0.10:53"), Protocol: lbmap.ProtocolUDP},
 		Backends: []lbmap.Backend{{AddrPort: netip.MustParseAddrPort("127.0.0.1:5353"), Protocol: lbmap.ProtocolUDP}},
 	})

@@ -3,6 +3,7 @@
 package lbmap
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"math"
@@ -225,18 +226,8 @@ func TestFrontendsCompareByAddressPortProtocolScope(t *testing.T) {
 			require.NoError(t, err)
 			fb, err := ParseFrontend(b)
 			require.NoError(t, err)
-			assert.Equal(t, sign(i-j), fa.Compare(fb), "%s %s", a, b)
+			assert.Equal(t, cmp.Compare(i, j), fa.Compare(fb), "%s %s", a, b)
 		}
 	}
 	assert.Equal(t, -1, Frontend{}.Compare(Frontend{AddrPort: netip.AddrPortFrom(netip.Addr{}, 1)}))
-}
-
-func sign(n int) int {
-	switch {
-	case n < 0:
-		return -1
-	case n > 0:
-		return 1
-	}
-	return 0
 }

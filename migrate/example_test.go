@@ -33,12 +33,12 @@ func nodeWithHash(ctx context.Context) (opts loader.Options, remove func()) {
 		log.Fatal(err)
 	}
 	defer dp.Close()
-	tables, err := lbmap.OpenTables(opts.MapsDir)
+	writer, err := lbmap.OpenWriter(opts.MapsDir)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer tables.Close()
-	_, err = lbmap.NewWriter(tables).Upsert(ctx, lbmap.Service{
+	defer writer.Close()
+	_, err = writer.Upsert(ctx, lbmap.Service{
 		Frontend: lbmap.Frontend{AddrPort: netip.MustParseAddrPort("10.96.0.10:53"), Protocol: lbmap.ProtocolUDP},
 		Backends: []lbmap.Backend{{AddrPort: netip.MustParseAddrPort("127.0.0.1:5353"), Protocol: lbmap.ProtocolUDP}},
 	})

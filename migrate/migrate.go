@@ -71,7 +71,6 @@ type migration struct {
 	worker
 	opts    Options
 	to      loader.Mode
-	dp      *datapath
 	stale   *staleCache
 	visitor visitor
 	entries []*entry
@@ -103,23 +102,21 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := newWorker(opts.Progress, opts.BeforeStep, opts.Logger)
-	dp, err := openDatapath(ctx, opts.Loader, w.log)
+	w, err := openWorker(ctx, opts.Loader, opts.Progress, opts.BeforeStep, opts.Logger)
 	if err != nil {
 		return nil, err
 	}
-	defer dp.close()
+	defer w.dp.close()
 	m := &migration{
 		worker: w,
 		opts:   opts,
-		dp:     dp,
-		to:     target(opts.To, dp.takenOver),
+		to:     target(opts.To, w.dp.takenOver),
 		stale:  svcs.cached(),
 		visitor: visitor{
 			engine:    engine,
 			mayChange: opts.Engine != EngineIter,
 			cgroup:    opts.Loader.Cgroup,
-			datapath:  dp.programMaps(),
+			datapath:  w.dp.programMaps(),
 		},
 	}
 	defer m.visitor.close()

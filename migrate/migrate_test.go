@@ -75,7 +75,7 @@ func TestEachReadingOfTheHashFindsWhatIsNew(t *testing.T) {
 		defer maps[i].Close()
 	}
 	h := hash{v4: maps[0], v6: maps[1]}
-	m := &migration{dp: &datapath{hash: h}, stale: services{}.cached()}
+	m := &migration{worker: worker{dp: &datapath{hash: h}}, stale: services{}.cached()}
 	added := func(from, to int) map[hashKey]bool {
 		all := make(map[hashKey]bool)
 		for i := from; i < to; i++ {

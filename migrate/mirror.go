@@ -10,7 +10,7 @@ import (
 
 // toMirror ends in mode mirror: each entry of the hash is on its socket, and the hash has what sockets hold.
 func (m *migration) toMirror(ctx context.Context, mode loader.Mode) error {
-	hash := &rollback{worker: m.worker, dp: m.dp, written: make(map[hashKey]written)}
+	hash := &rollback{worker: m.worker, written: make(map[hashKey]written)}
 	defer func() { m.filled = hash.report }()
 	if err := m.do(stepList, func() error { return hash.listFits(ctx) }); err != nil {
 		return err

@@ -100,31 +100,30 @@ func (e *entry) isOver() bool {
 // isKept tells that a socket may need it, which does not hold it.
 func (e *entry) isKept() bool { return e.result == ResultUnknown || e.result == ResultNoRoom }
 
+// visitResults are the results of entries by what a program says of them.
+var visitResults = map[iter.FillRevskResult]struct {
+	Result
+	why string
+}{
+	iter.FillRevskResultREVSK_RESULT_CONN:         {ResultConn, ""},
+	iter.FillRevskResultREVSK_RESULT_PEERS:        {ResultPeers, ""},
+	iter.FillRevskResultREVSK_RESULT_PRESENT:      {ResultPresent, ""},
+	iter.FillRevskResultREVSK_RESULT_ENDED:        {ResultEnded, ""},
+	iter.FillRevskResultREVSK_RESULT_DISCONNECTED: {ResultLeaked, ""},
+	iter.FillRevskResultREVSK_RESULT_STALE:        {ResultStale, ""},
+	iter.FillRevskResultREVSK_RESULT_NO_ROOM:      {ResultNoRoom, "its socket has no room for it (net.core.optmem_max)"},
+	iter.FillRevskResultREVSK_RESULT_CONFLICT:     {ResultUnknown, "storage has a connection to another backend"},
+}
+
 // judge translates what a program says of an entry whose socket it has visited. Returns false if none
 // has.
 func (e *entry) judge(f iter.FillRevskResult) bool {
 	e.why = ""
-	switch f {
-	case iter.FillRevskResultREVSK_RESULT_CONN:
-		e.result = ResultConn
-	case iter.FillRevskResultREVSK_RESULT_PEERS:
-		e.result = ResultPeers
-	case iter.FillRevskResultREVSK_RESULT_PRESENT:
-		e.result = ResultPresent
-	case iter.FillRevskResultREVSK_RESULT_ENDED:
-		e.result = ResultEnded
-	case iter.FillRevskResultREVSK_RESULT_DISCONNECTED:
-		e.result = ResultLeaked
-	case iter.FillRevskResultREVSK_RESULT_STALE:
-		e.result = ResultStale
-	case iter.FillRevskResultREVSK_RESULT_NO_ROOM:
-		e.result, e.why = ResultNoRoom, "its socket has no room for it (net.core.optmem_max)"
-	case iter.FillRevskResultREVSK_RESULT_CONFLICT:
-		e.result, e.why = ResultUnknown, "storage has a connection to another backend"
-	default:
-		return false
+	v, visited := visitResults[f]
+	if visited {
+		e.result, e.why = v.Result, v.why
 	}
-	return true
+	return visited
 }
 
 // judgeSeen decides by where the socket was seen what a visit would do.

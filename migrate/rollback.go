@@ -48,7 +48,6 @@ type RollbackReport struct {
 type rollback struct {
 	worker
 	force  bool
-	dp     *datapath
 	report RollbackReport
 	// What this rollback has written and is not known to be outdated.
 	written map[hashKey]written
@@ -105,20 +104,18 @@ func rollBack(ctx context.Context, opts RollbackOptions, do func(*rollback, cont
 	if err := checkLoader(&opts.Loader); err != nil {
 		return nil, err
 	}
-	w := newWorker(opts.Progress, opts.BeforeStep, opts.Logger)
-	dp, err := openDatapath(ctx, opts.Loader, w.log)
+	w, err := openWorker(ctx, opts.Loader, opts.Progress, opts.BeforeStep, opts.Logger)
 	if err != nil {
 		return nil, err
 	}
-	defer dp.close()
+	defer w.dp.close()
 	r := &rollback{
 		worker:  w,
 		force:   opts.Force,
-		dp:      dp,
 		written: make(map[hashKey]written),
 	}
 	err = do(r, ctx)
-	mode, modeErr := dp.Mode()
+	mode, modeErr := w.dp.Mode()
 	r.report.Mode, r.report.Steps = mode, r.steps
 	return &r.report, errors.Join(err, modeErr)
 }

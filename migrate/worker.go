@@ -3,8 +3,11 @@
 package migrate
 
 import (
+	"context"
 	"log/slog"
 	"time"
+
+	"github.com/revsk/revsk/loader"
 )
 
 // Progress is how far a step has come.
@@ -22,6 +25,7 @@ type Step struct {
 
 // worker does the steps of an operation, and keeps the time of each.
 type worker struct {
+	dp         *datapath               // nil: of a plan
 	progress   func(Progress)          // may be nil
 	beforeStep func(step string) error // may be nil
 	log        *slog.Logger
@@ -33,6 +37,13 @@ func newWorker(progress func(Progress), beforeStep func(step string) error, log 
 		log = slog.New(slog.DiscardHandler)
 	}
 	return worker{progress: progress, beforeStep: beforeStep, log: log}
+}
+
+// openWorker makes one for the loaded datapath, and locks that.
+func openWorker(ctx context.Context, opts loader.Options, progress func(Progress), beforeStep func(string) error, log *slog.Logger) (w worker, err error) {
+	w = newWorker(progress, beforeStep, log)
+	w.dp, err = openDatapath(ctx, opts, w.log)
+	return w, err
 }
 
 // do runs a step.

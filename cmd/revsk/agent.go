@@ -72,11 +72,7 @@ ready, and keeps the watchdog informed.`,
 }
 
 func runAgent(ctx context.Context, env *env, given map[string]string) error {
-	settings, err := readSettings(env, given)
-	if err != nil {
-		return err
-	}
-	opts, err := settings.options(env)
+	settings, opts, err := agentOptions(env, given)
 	if err != nil {
 		return err
 	}
@@ -120,11 +116,7 @@ func reload(env *env, given map[string]string, a *agent.Agent, s *server) {
 	}
 	defer daemon.SdNotify(false, daemon.SdNotifyReady)
 	err := func() error {
-		settings, err := readSettings(env, given)
-		if err != nil {
-			return err
-		}
-		opts, err := settings.options(env)
+		settings, opts, err := agentOptions(env, given)
 		if err != nil {
 			return err
 		}

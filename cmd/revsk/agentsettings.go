@@ -102,6 +102,16 @@ func givenFlags(flags *pflag.FlagSet) map[string]string {
 	return given
 }
 
+// agentOptions reads the settings, and makes the agent's options of them.
+func agentOptions(env *env, given map[string]string) (*agentSettings, agent.Options, error) {
+	s, err := readSettings(env, given)
+	if err != nil {
+		return nil, agent.Options{}, err
+	}
+	opts, err := s.options(env)
+	return s, opts, err
+}
+
 // readSettings reads the flags that were given, the environment and the file, in this order: the first that sets something wins.
 func readSettings(env *env, given map[string]string) (*agentSettings, error) {
 	s := &agentSettings{flags: pflag.NewFlagSet("agent", pflag.ContinueOnError)}

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/attached"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 )
@@ -114,7 +115,7 @@ func newPlace(t *testing.T) place {
 		require.NoError(t, os.RemoveAll(p.dir))
 		// The kernel detaches a link that is pinned no longer a moment later: the next test is to see none.
 		require.Eventually(t, func() bool {
-			for _, ids := range attached(t) {
+			for _, ids := range programs(t) {
 				if ids != "[]" {
 					return false
 				}
@@ -227,12 +228,12 @@ func state(t *testing.T, p place) map[string]string {
 		all[path] = pinned(t, path)
 		return nil
 	}))
-	maps.Copy(all, attached(t))
+	maps.Copy(all, programs(t))
 	return all
 }
 
-// attached are the programs on the hooks.
-func attached(t *testing.T) map[string]string {
+// programs are those on the hooks.
+func programs(t *testing.T) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
 	for hook, attach := range map[string]ebpf.AttachType{
@@ -250,16 +251,9 @@ func attached(t *testing.T) map[string]string {
 		"bind4":        ebpf.AttachCGroupInet4Bind,
 		"bind6":        ebpf.AttachCGroupInet6Bind,
 	} {
-		dir, err := os.Open(sandbox.Cgroup())
+		programs, err := attached.To(sandbox.Cgroup(), attach)
 		require.NoError(t, err)
-		attached, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: attach})
-		require.NoError(t, dir.Close())
-		require.NoError(t, err)
-		var ids []ebpf.ProgramID
-		for _, program := range attached.Programs {
-			ids = append(ids, program.ID)
-		}
-		all[hook] = fmt.Sprint(ids)
+		all[hook] = fmt.Sprint(programs.IDs)
 	}
 	return all
 }
@@ -269,7 +263,7 @@ func unpin(t *testing.T, p place, hook string) string {
 	t.Helper()
 	pin := filepath.Join(p.pins(), "links", "revsk_"+hook)
 	require.NoError(t, os.Remove(pin))
-	require.Eventually(t, func() bool { return attached(t)[hook] == "[]" }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return programs(t)[hook] == "[]" }, time.Minute, time.Millisecond)
 	return pin
 }
 

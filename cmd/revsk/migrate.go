@@ -79,22 +79,21 @@ Engines, which are ways to reach the sockets:
 }
 
 // prepare returns the options of the global flags, and shows progress until the caller calls stop.
-func (e *env) prepare() (opts loader.Options, progress func(migrate.Progress), stop func(), err error) {
+func (e *env) prepare(opts *loader.Options, progress *func(migrate.Progress)) (stop func(), err error) {
 	if err := unlimitMemory(); err != nil {
-		return opts, nil, nil, err
+		return nil, err
 	}
-	if opts, err = e.options(); err != nil {
-		return opts, nil, nil, err
+	if *opts, err = e.options(); err != nil {
+		return nil, err
 	}
-	progress, stop = e.startProgress()
-	return opts, progress, stop, nil
+	*progress, stop = e.startProgress()
+	return stop, nil
 }
 
 func runPlan(ctx context.Context, env *env, engine migrate.Engine, to *loader.Mode) error {
 	opts := migrate.PlanOptions{Engine: engine, To: to, Logger: env.logger()}
-	var stop func()
-	var err error
-	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
+	stop, err := env.prepare(&opts.Loader, &opts.Progress)
+	if err != nil {
 		return err
 	}
 	plan, err := migrate.MakePlan(ctx, opts)
@@ -118,9 +117,8 @@ func runPlan(ctx context.Context, env *env, engine migrate.Engine, to *loader.Mo
 
 func runMigrate(ctx context.Context, env *env, opts migrate.Options, wait time.Duration) error {
 	opts.Logger = env.logger()
-	var stop func()
-	var err error
-	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
+	stop, err := env.prepare(&opts.Loader, &opts.Progress)
+	if err != nil {
 		return err
 	}
 	opts.Loader.Wait = wait

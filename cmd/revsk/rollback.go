@@ -48,9 +48,8 @@ After an interruption, run the same command again: it continues.`,
 
 func runRollback(ctx context.Context, env *env, opts migrate.RollbackOptions, dryRun bool, wait time.Duration) error {
 	opts.Logger = env.logger()
-	var stop func()
-	var err error
-	if opts.Loader, opts.Progress, stop, err = env.prepare(); err != nil {
+	stop, err := env.prepare(&opts.Loader, &opts.Progress)
+	if err != nil {
 		return err
 	}
 	opts.Loader.Wait = wait

@@ -148,16 +148,11 @@ func TestMigrateASocketWhoseFilesAreGoneHasEnded(t *testing.T) {
 			x := s.socket()
 			x.connect(a.front)
 			x.disconnect()
-			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-			require.NoError(s, err)
-			defer unix.Close(pair[0])
-			defer unix.Close(pair[1])
-			require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
-			require.NoError(s, unix.Close(x.fd))
+			receiver := inFlight(s, x)
 			opts := migrateOptions(engine)
 			opts.BeforeStep = func(step string) error {
 				if step == "confirm leaks" {
-					x.fd = received(s, pair[1])[0]
+					x.fd = received(s, receiver)[0]
 					return unix.Close(x.fd)
 				}
 				return nil

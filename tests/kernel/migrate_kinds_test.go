@@ -369,12 +369,7 @@ func TestMigrateInFlight(t *testing.T) {
 		a := s.service()
 		x := s.socket()
 		x.connect(a.front)
-		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		require.NoError(s, err)
-		defer unix.Close(pair[0])
-		defer unix.Close(pair[1])
-		require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
-		require.NoError(s, unix.Close(x.fd))
+		receiver := inFlight(s, x)
 
 		r, err := migrate.Run(s.Context(), migrateOptions(engine))
 		if engine == migrate.EngineIter {
@@ -389,7 +384,7 @@ func TestMigrateInFlight(t *testing.T) {
 			require.Len(s, r.Unresolved, 1)
 			assert.Equal(s, a.backend, r.Unresolved[0].Key.Backend)
 		}
-		x.fd = received(s, pair[1])[0]
+		x.fd = received(s, receiver)[0]
 		s.connected(x, a)
 	})
 }
@@ -429,6 +424,17 @@ func TestMigrateInFlightAndDisconnected(t *testing.T) {
 		assert.Equal(s, migrate.Counts{Entries: 1, MovedPeers: 1}, r.Counts)
 		assert.Equal(s, 1, x.tuples())
 	})
+}
+
+// inFlight closes the socket, which is then only in a message that receiver has not received yet.
+func inFlight(s *scene, x *socket) (receiver int) {
+	s.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(s, err)
+	s.Cleanup(func() { require.NoError(s, errors.Join(unix.Close(pair[0]), unix.Close(pair[1]))) })
+	require.NoError(s, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(x.fd), nil, 0))
+	require.NoError(s, unix.Close(x.fd))
+	return pair[1]
 }
 
 // received are the descriptors in a message.

@@ -187,9 +187,7 @@ func TestFormerConnection(t *testing.T) {
 			a := s.service()
 			x := s.socket()
 			x.connect(a.front)
-			q := s.question()
-			x.send(q)
-			x.readable()
+			q := s.queue(x, netip.AddrPort{})
 			way.leave(s, x)
 			s.heard(x, q, a.backend, a.front)
 			s.mayLeak = s.mode == legacy

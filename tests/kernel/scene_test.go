@@ -321,11 +321,16 @@ func (s *scene) asksService(x *socket, svc *service) {
 	s.asks(x, svc.front, svc.backend, svc.front)
 }
 
-// queue sends to an address and waits for the answer to be queued. heard then receives it.
+// queue sends to an address, or to what the socket is connected to, and waits for the answer to be queued. heard then
+// receives it.
 func (s *scene) queue(x *socket, to netip.AddrPort) (question string) {
 	s.Helper()
 	q := s.question()
-	x.sendTo(to, q)
+	if to.IsValid() {
+		x.sendTo(to, q)
+	} else {
+		x.send(q)
+	}
 	x.readable()
 	return q
 }

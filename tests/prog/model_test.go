@@ -143,7 +143,8 @@ func (m *model) connect(t tuple) unix.Errno {
 	return 0
 }
 
-func (m *model) connectDirect(a netip.AddrPort) {
+// direct is a connect or a send that was not translated.
+func (m *model) direct(a netip.AddrPort) {
 	m.forget(a)
 	m.dropConn(a, droppedDirect)
 	m.dropFormer(a, droppedDirect)
@@ -166,13 +167,6 @@ func (m *model) send(t tuple) unix.Errno {
 	}
 	m.remember(t)
 	return 0
-}
-
-func (m *model) sendDirect(a netip.AddrPort) {
-	m.forget(a)
-	m.dropConn(a, droppedDirect)
-	m.dropFormer(a, droppedDirect)
-	m.drop(a, droppedDirect)
 }
 
 // source is what recvmsg reports of a datagram.
@@ -295,11 +289,11 @@ func TestRandomSequence(t *testing.T) {
 				case p < 620:
 					what = fmt.Sprintf("connect to %v", a)
 					x.connectDirect(a)
-					m.connectDirect(a)
+					m.direct(a)
 				case p < 740:
 					what = fmt.Sprintf("send to %v", a)
 					x.sendDirect(a)
-					m.sendDirect(a)
+					m.direct(a)
 				case p < 880:
 					what = fmt.Sprintf("source %v", a)
 					got, want = x.source(a), m.source(a)

@@ -2,7 +2,10 @@
 
 package main
 
-import "strings"
+import (
+	"cmp"
+	"strings"
+)
 
 // compareVersions orders Debian versions (epoch:upstream-revision) as dpkg does.
 func compareVersions(a, b string) int {
@@ -31,16 +34,16 @@ func splitVersion(v string) (epoch, upstream, revision string) {
 func compareVersionPart(a, b string) int {
 	for a != "" || b != "" {
 		for (a != "" && !isDigit(a[0])) || (b != "" && !isDigit(b[0])) {
-			if c := charOrder(a) - charOrder(b); c != 0 {
-				return sign(c)
+			if c := cmp.Compare(charOrder(a), charOrder(b)); c != 0 {
+				return c
 			}
 			a, b = a[1:], b[1:]
 		}
 		var numA, numB string
 		numA, a = cutNumber(a)
 		numB, b = cutNumber(b)
-		if c := len(numA) - len(numB); c != 0 {
-			return sign(c)
+		if c := cmp.Compare(len(numA), len(numB)); c != 0 {
+			return c
 		}
 		if c := strings.Compare(numA, numB); c != 0 {
 			return c
@@ -74,13 +77,3 @@ func cutNumber(s string) (number, rest string) {
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-func sign(n int) int {
-	switch {
-	case n < 0:
-		return -1
-	case n > 0:
-		return 1
-	}
-	return 0
-}

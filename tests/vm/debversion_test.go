@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,7 +22,7 @@ func TestCompareVersions(t *testing.T) {
 	} {
 		for i := range order {
 			for j := range order {
-				require.Equal(t, sign(i-j), compareVersions(order[i], order[j]), "%s, %s", order[i], order[j])
+				require.Equal(t, cmp.Compare(i, j), compareVersions(order[i], order[j]), "%s, %s", order[i], order[j])
 			}
 		}
 	}
