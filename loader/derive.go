@@ -292,7 +292,7 @@ func isTranslated(s lbmap.Service, hash *ebpf.Map) (bool, error) {
 			}
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return false, fmt.Errorf("looking into the hash: %w", err)
+			return false, fmt.Errorf("reading the hash: %w", err)
 		}
 		translated = translated || err == nil
 	}

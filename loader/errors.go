@@ -81,5 +81,5 @@ var (
 	// ErrPartlyDone is returned when a call has failed after a step that it cannot undo. The next call continues.
 	ErrPartlyDone = errors.New("partly done")
 	// ErrUnsafeMode is returned when the hooks would no longer read what live sockets need in the mode asked for.
-	ErrUnsafeMode = errors.New("mode would forget live sockets")
+	ErrUnsafeMode = errors.New("live sockets would lose their service")
 )

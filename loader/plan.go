@@ -370,7 +370,7 @@ func (o *observation) checkMode(from, to Mode) error {
 		}
 	}
 	if needsHeld(to) && o.held > 0 {
-		return fmt.Errorf("%w: %d tuples are on sockets only", ErrUnsafeMode, o.held)
+		return fmt.Errorf("%w: tuples on sockets only: %d", ErrUnsafeMode, o.held)
 	}
 	return nil
 }

@@ -237,7 +237,7 @@ func (dp *Datapath) compare(held entries) (difference, error) {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 			d.missing[key] = value
 		case err != nil:
-			return d, fmt.Errorf("looking into the hash: %w", err)
+			return d, fmt.Errorf("reading the hash: %w", err)
 		case now != value:
 			d.others[key] = value
 		}

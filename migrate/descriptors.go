@@ -138,11 +138,11 @@ func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket
 		return errNotReached
 	}
 	if err != nil {
-		return fmt.Errorf("putting a request on a socket: %w", err)
+		return fmt.Errorf("storing a request on a socket: %w", err)
 	}
 	defer func() {
 		if deleteErr := requests.Delete(uint32(fd)); deleteErr != nil {
-			err = errors.Join(err, fmt.Errorf("taking a request from a socket: %w", deleteErr))
+			err = errors.Join(err, fmt.Errorf("deleting a request from a socket: %w", deleteErr))
 		}
 	}()
 	var call [16]byte // struct revsk_call

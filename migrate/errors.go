@@ -18,7 +18,7 @@ var (
 	// ErrInvalid is returned for the value of an option that does not exist, or that is not for this function.
 	ErrInvalid = errors.New("invalid option")
 	// ErrNoHash is returned when a legacy map that is needed is not pinned.
-	ErrNoHash = errors.New("legacy map is not there")
+	ErrNoHash = errors.New("legacy map is missing")
 	// ErrLayout is returned when a pinned legacy map has another layout. Nothing is read from it.
 	ErrLayout = errors.New("legacy map has another layout")
 	// ErrIncomplete is returned when not every hook is attached: live sockets would change unnoticed.
@@ -26,7 +26,7 @@ var (
 	// ErrEngine is returned when the kernel cannot run the engine that was asked for.
 	ErrEngine = errors.New("engine is not supported by this kernel")
 	// ErrProcesses is returned when the process lacks CAP_SYS_PTRACE: it would not see the sockets of other processes.
-	ErrProcesses = errors.New("other processes cannot be looked into")
+	ErrProcesses = errors.New("descriptors of other processes cannot be read")
 	// ErrUnresolved is returned when entries or tuples could not be moved. They are where they were, and the hooks still read them.
 	ErrUnresolved = errors.New("not everything could be moved")
 	// ErrDoesNotFit is returned when the legacy maps have no room for what sockets hold.

@@ -33,7 +33,7 @@ func (s *server) listen(address string) error {
 	if address != noListen {
 		var err error
 		if l, err = listenAt(address); err != nil {
-			return fmt.Errorf("listening at %s: %w", address, err)
+			return fmt.Errorf("listening at %s (--listen): %w", address, err)
 		}
 	}
 	s.close()

@@ -327,13 +327,13 @@ func TestMigrateWithoutALegacyMapIsSaid(t *testing.T) {
 		require.NoError(t, os.Remove(filepath.Join(n.maps(), name)))
 		before := state(t, n.place)
 		for _, line := range []string{"migrate", "rollback", "rollback --dry-run"} {
-			require.Equal(t, "revsk: "+n.maps()+": legacy map is not there: "+
+			require.Equal(t, "revsk: "+n.maps()+": legacy map is missing: "+
 				"name the directory of the legacy maps with --maps; revsk load creates those that are missing",
 				n.run(strings.Fields(line)...).fails(exitFailed), line)
 		}
 		require.Equal(t, before, state(t, n.place))
 	}
-	require.Regexp(t, "legacy map is not there", n.run("migrate", "--dry-run").fails(exitFailed))
+	require.Regexp(t, "legacy map is missing", n.run("migrate", "--dry-run").fails(exitFailed))
 	for _, name := range []string{lbmap.Services4Map, lbmap.Services6Map} {
 		require.NoError(t, os.Remove(filepath.Join(n.maps(), name)))
 	}

@@ -43,9 +43,9 @@ func TestModeThatWouldForgetLiveSocketsNeedsForce(t *testing.T) {
 	p := newPlace(t)
 	p.load().ok()
 	connectUDP(t, p)
-	message := "revsk: mode would forget live sockets: 1 tuples are on sockets only: " +
-		"run revsk migrate, which moves what live sockets need, or revsk rollback for mode legacy; " +
-		"or use --force, by which those sockets lose their service"
+	message := "revsk: live sockets would lose their service: tuples on sockets only: 1: " +
+		"run revsk migrate for mode storage or mirror, or revsk rollback for mode legacy, which move what live sockets need; " +
+		"with --force those sockets lose their service"
 	require.Equal(t, message, p.run("mode", "legacy").fails(exitFailed))
 	require.Equal(t, message, p.run("mode", "legacy", "--dry-run").fails(exitFailed))
 	require.Equal(t, message, p.load("--mode", "legacy").fails(exitFailed))

@@ -138,7 +138,7 @@ func TestWhereProcessesAreHidden(t *testing.T) {
 	}
 	require.Contains(t, run("list").ok().stdout, serviceAddr)
 	for _, line := range []string{"migrate", "migrate --dry-run", "rollback", "rollback --dry-run", "load --takeover"} {
-		require.Regexp(t, "other processes cannot be looked into: no CAP_SYS_PTRACE: run as root, with CAP_", run(line).fails(exitFailed), line)
+		require.Regexp(t, "descriptors of other processes cannot be read: no CAP_SYS_PTRACE: run as root, with CAP_", run(line).fails(exitFailed), line)
 	}
 	require.Equal(t, before, state(t, p))
 	for _, line := range []string{"migrate --dry-run", "migrate", "load --takeover --quiet"} {
@@ -199,7 +199,7 @@ func TestPinnedMapOfAnotherLayoutIsRefused(t *testing.T) {
 		for _, line := range []string{"load", "load --dry-run", "status", "mode dual", "list", "terminate 127.0.0.1:80/tcp"} {
 			message := p.run(strings.Fields(line)...).fails(exitFailed)
 			require.Regexp(t, "^revsk: "+path+": pinned map has another layout: .*: "+
-				"use the release that made it, or unpin it once no socket needs it$", message, line)
+				"use the release that made it, or name other directories with --maps and --pins$", message, line)
 			require.Equal(t, before, state(t, p), line)
 		}
 	})

@@ -30,7 +30,7 @@ func newStatusCommand(env *env) *cobra.Command {
 
 -o wide also shows the program on every hook, all maps with their number of
 entries, and the counters since the first load. "stored" is always the sum of
-"released", the three "dropped", and the tuples that live sockets hold.
+"released", both "dropped", "evicted", and the tuples that live sockets hold.
 
 A hook is "off" if the feature that needs it is off. For a hook that was taken
 over from another agent, -o wide shows the agent's program, which revsk unload

@@ -210,6 +210,6 @@ func TestSettingsOfTheChart(t *testing.T) {
 		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 		out, err := exec.Command(revsk, "agent", "--config", file).CombinedOutput()
 		require.Error(t, err)
-		require.Contains(t, string(out), "listening at unix:/nowhere/agent.sock", name)
+		require.Contains(t, string(out), "listening at unix:/nowhere/agent.sock (--listen)", name)
 	}
 }
