@@ -88,6 +88,9 @@ func (h hash) each(f func(hashKey, hashValue)) error {
 
 // lookup returns an entry, and whether there is one.
 func (h hash) lookup(key *hashKey) (value hashValue, ok bool, err error) {
+	if key.is4() && h.v4 == nil || !key.is4() && h.v6 == nil {
+		return hashValue{}, false, nil
+	}
 	if key.is4() {
 		key4, value4 := key.v4(), hashValue4{}
 		err = h.v4.Lookup(&key4, &value4)

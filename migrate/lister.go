@@ -15,10 +15,10 @@ import (
 
 // lister notes which sockets there are, without visiting them.
 type lister struct {
-	sockets      *socketEntries
-	backends     map[backendKey]bool
-	withoutEntry map[backendKey]int // nil: not to be counted
-	listed       map[uint64]bool    // network namespaces, by inode
+	sockets  *socketEntries
+	backends map[backendKey]bool
+	lacking  map[connectedSocket]bool
+	listed   map[uint64]bool // network namespaces, by inode
 	// Sockets that were listed, by inode: all of them, and those without entries.
 	known, without map[uint64]bool
 }
@@ -27,9 +27,9 @@ func newLister(x *socketEntries) *lister {
 	return &lister{sockets: x, listed: make(map[uint64]bool), known: make(map[uint64]bool), without: make(map[uint64]bool)}
 }
 
-// count has sockets counted that are connected to one of the backends and have no entry for it.
-func (l *lister) count(backends []backendKey, into map[backendKey]int) {
-	l.backends, l.withoutEntry = make(map[backendKey]bool), into
+// noteLacking has sockets noted that are connected to one of the backends and have no entry for it.
+func (l *lister) noteLacking(backends []backendKey, into map[connectedSocket]bool) {
+	l.backends, l.lacking = make(map[backendKey]bool), into
 	for _, b := range backends {
 		l.backends[b] = true
 	}
@@ -87,8 +87,8 @@ func (l *lister) note(s sockdiag.Socket) {
 	} else {
 		l.without[uint64(s.Inode)] = true
 	}
-	if l.withoutEntry != nil && l.backends[at] && !(hasEntries && l.sockets.has(number, at.addr)) {
-		l.withoutEntry[at]++
+	if l.backends[at] && !(hasEntries && l.sockets.has(number, at.addr)) {
+		l.lacking[connectedSocket{keyFor(s.Cookie, at.addr), at.protocol}] = true
 	}
 }
 

@@ -5,6 +5,7 @@ package migrate
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -20,9 +21,23 @@ import (
 type looker struct {
 	engine   Engine       // not EngineAuto; EnginePidfd after EngineIter was refused
 	backends []backendKey // sockets connected to them without an entry are counted
+	hash     hash         // in which that entry would be
+
+	// As of the last pass: the sockets that are connected to a backend and have no entry for it among those that were read. More
+	// is how many of them were not noted, for there was no room.
+	lacking map[connectedSocket]bool
+	more    map[backendKey]int
 
 	withoutEntry map[backendKey]int
 }
+
+// connectedSocket is a socket and what it is connected to.
+type connectedSocket struct {
+	key      hashKey // of the entry that it would have
+	protocol lbmap.Protocol
+}
+
+func (s *connectedSocket) backend() backendKey { return backendKey{s.key.backend(), s.protocol} }
 
 type backendKey struct {
 	addr     netip.AddrPort
@@ -65,8 +80,55 @@ func (l *looker) look(ctx context.Context, entries []*entry) error {
 			e.judgeSeen(seen)
 		}
 	}
+	return l.count(ctx, pass)
+}
+
+// count counts the sockets that have no entry: those that two looks have found so. A hook writes the entry before the socket is
+// connected, but the socket of the first look may have been closed before the hash was asked for its entry.
+func (l *looker) count(ctx context.Context, pass func(context.Context) error) error {
+	if err := l.askForEntries(); err != nil {
+		return err
+	}
+	found := l.lacking
+	// Where there are so many, it does not matter which of them come and go.
+	if len(found) > 0 && len(l.more) == 0 {
+		if err := pass(ctx); err != nil {
+			return err
+		}
+		maps.DeleteFunc(found, func(s connectedSocket, _ bool) bool { return !l.lacking[s] })
+		l.lacking = found
+		if err := l.askForEntries(); err != nil {
+			return err
+		}
+	}
+	l.withoutEntry = maps.Clone(l.more)
+	for s := range found {
+		l.withoutEntry[s.backend()]++
+	}
 	return nil
 }
+
+// askForEntries asks the hash for those that sockets lack. That does not make them stay in it for longer.
+func (l *looker) askForEntries() error {
+	for s := range l.lacking {
+		_, ok, err := l.hash.lookup(&s.key)
+		if err != nil {
+			return fmt.Errorf("looking up an entry again: %w", err)
+		}
+		if ok {
+			delete(l.lacking, s)
+		}
+	}
+	return nil
+}
+
+// anew forgets what sockets lack, before a pass.
+func (l *looker) anew() {
+	l.lacking, l.more = make(map[connectedSocket]bool), make(map[backendKey]int)
+}
+
+// lackingRoom is how many sockets without entries a pass in the kernel notes. A variable for tests.
+var lackingRoom = 1 << 16
 
 // begin returns what looks once at all sockets that the engine finds.
 func (l *looker) begin(x *socketEntries) (pass func(context.Context) error, stop func(), err error) {
@@ -91,7 +153,10 @@ func (l *looker) load(x *socketEntries) (*ebpf.Collection, error) {
 	}
 	spec.Maps[iter.LookMapRevskLookSockets].MaxEntries = uint32(max(1, len(x.cookies)))
 	spec.Maps[iter.LookMapRevskLookBackends].MaxEntries = uint32(max(1, len(l.backends)))
-	if err := spec.Variables[iter.LookVarCfgCountBackends].Set(len(l.backends) > 0); err != nil {
+	if len(l.backends) > 0 {
+		spec.Maps[iter.LookMapRevskLookLacking].MaxEntries = uint32(lackingRoom)
+	}
+	if err := spec.Variables[iter.LookVarCfgNoteLacking].Set(len(l.backends) > 0); err != nil {
 		return nil, err
 	}
 	p, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: bpfiter.Types})
@@ -116,6 +181,10 @@ func (l *looker) load(x *socketEntries) (*ebpf.Collection, error) {
 
 // passInKernel runs the programs and reads what they have found.
 func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socketEntries) error {
+	l.anew()
+	if err := p.Variables[iter.LookVarRevskLacking].Set(uint32(0)); err != nil {
+		return engineError(l.engine, fmt.Errorf("forgetting what sockets lack: %w", err))
+	}
 	err := runInNamespaces(ctx, never, p.Programs[iter.LookProgLookTcp], p.Programs[iter.LookProgLookUdp])
 	if err != nil {
 		return fmt.Errorf("looking at the sockets of network namespaces: %w", err)
@@ -129,10 +198,8 @@ func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socket
 			return fmt.Errorf("looking at the sockets of processes: %w", err)
 		}
 	}
-	first := l.withoutEntry == nil
-	if first && len(l.backends) > 0 {
-		// Another pass would count the same sockets again.
-		if err := l.readBackends(p); err != nil {
+	if len(l.backends) > 0 {
+		if err := l.readLacking(p); err != nil {
 			return err
 		}
 	}
@@ -150,20 +217,32 @@ func (l *looker) passInKernel(ctx context.Context, p *ebpf.Collection, x *socket
 			seen.remote = netip.AddrPortFrom(netip.AddrFrom16(s.Peer.Bytes).Unmap(), byteorder.Net16(s.PeerPort))
 		}
 		at := backendKey{seen.remote, seen.protocol}
-		if first && known[at] && !x.has(number, at.addr) {
-			l.withoutEntry[at]++
+		if known[at] && !x.has(number, at.addr) {
+			l.lacking[connectedSocket{keyFor(cookie, at.addr), at.protocol}] = true
 		}
 		x.sightings()[number] = seen
 	})
 }
 
-// readBackends reads how many sockets without any entry are connected to each backend.
-func (l *looker) readBackends(p *ebpf.Collection) error {
-	l.withoutEntry = make(map[backendKey]int)
+// readLacking reads which sockets without any entry are connected to a backend.
+func (l *looker) readLacking(p *ebpf.Collection) error {
+	var n uint32
+	if err := p.Variables[iter.LookVarRevskLacking].Get(&n); err != nil {
+		return engineError(l.engine, fmt.Errorf("reading how many sockets lack an entry: %w", err))
+	}
+	err := batch.Each(p.Maps[iter.LookMapRevskLookLacking], func(place uint32, s iter.LookRevskLookConnected) {
+		if place < n {
+			key := hashKey{Cookie: s.Cookie, Addr: s.Backend.Addr.Bytes, Port: s.Backend.Port}
+			l.lacking[connectedSocket{key, lbmap.Protocol(s.Backend.Protocol)}] = true
+		}
+	})
+	if err != nil || int(n) < lackingRoom {
+		return err
+	}
 	return batch.Each(p.Maps[iter.LookMapRevskLookBackends], func(k iter.LookRevskLookBackend, n uint32) {
 		if n > 0 {
 			at := netip.AddrPortFrom(netip.AddrFrom16(k.Addr.Bytes).Unmap(), byteorder.Net16(k.Port))
-			l.withoutEntry[backendKey{at, lbmap.Protocol(k.Protocol)}] = int(n)
+			l.more[backendKey{at, lbmap.Protocol(k.Protocol)}] = int(n)
 		}
 	})
 }
@@ -171,9 +250,9 @@ func (l *looker) readBackends(p *ebpf.Collection) error {
 // passByDescriptor looks at what the kernel lists, and at the sockets of all processes.
 func (l *looker) passByDescriptor(ctx context.Context, x *socketEntries) error {
 	s := newLister(x)
-	if l.withoutEntry == nil && len(l.backends) > 0 {
-		l.withoutEntry = make(map[backendKey]int)
-		s.count(l.backends, l.withoutEntry)
+	l.anew()
+	if len(l.backends) > 0 {
+		s.noteLacking(l.backends, l.lacking)
 	}
 	if err := s.listAll(ctx); err != nil {
 		return err

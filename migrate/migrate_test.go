@@ -5,6 +5,7 @@ package migrate
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -296,4 +297,30 @@ func TestPassingErrorsAreNotRefusals(t *testing.T) {
 	}
 	assert.True(t, refused(&ebpf.VerifierError{Cause: unix.EINVAL}))
 	assert.True(t, refused(ebpf.ErrNotSupported))
+}
+
+// Where more sockets lack their entry than are noted, all are counted, by one look.
+func TestSocketsThatLackTheirEntryAreCountedWhereThereIsNoRoom(t *testing.T) {
+	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer server.Close()
+	at := netip.MustParseAddrPort(server.LocalAddr().String())
+	for range 3 {
+		c, err := net.Dial("udp4", at.String())
+		require.NoError(t, err)
+		defer c.Close()
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		require.NoError(t, err)
+		require.NoError(t, raw.Control(func(fd uintptr) {
+			_, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+		}))
+		require.NoError(t, err)
+	}
+	defer func(n int) { lackingRoom = n }(lackingRoom)
+	for _, room := range []int{1, 2, 3, 4, lackingRoom} {
+		lackingRoom = room
+		l := looker{engine: EngineIter, backends: []backendKey{{at, lbmap.ProtocolUDP}, {at, lbmap.ProtocolTCP}}}
+		require.NoError(t, l.look(t.Context(), nil))
+		require.Equal(t, map[backendKey]int{l.backends[0]: 3}, l.withoutEntry, "%d", room)
+	}
 }

@@ -32,8 +32,9 @@ type Plan struct {
 	Live []LiveCount
 	// Maps are the legacy maps.
 	Maps []MapFill
-	// WithoutEntry are sockets that are connected to a backend of a service and have no entry for it:
-	// connected to the backend itself, evicted from the hash, or connected after the hash was read; sorted by number.
+	// WithoutEntry are sockets that are connected to a backend of a service and have no entry for it, as two looks have found:
+	// connected to the backend itself, or evicted from the hash; sorted by number. With EngineIter sockets without a cookie are
+	// left out: these never had an entry.
 	WithoutEntry []BackendCount
 	// Leaks are the services of the leaked entries, sorted by number.
 	Leaks []ServiceCount
@@ -112,7 +113,7 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	if err == nil {
 		defer dp.Close()
 	}
-	l := looker{engine: engine, backends: backendsOf(list)}
+	l := looker{engine: engine, backends: backendsOf(list), hash: source}
 	agent, err := usedByAgent(dp, opts.Loader)
 	if err != nil {
 		return nil, err

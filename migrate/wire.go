@@ -85,8 +85,13 @@ func (v *hashValue) exported() lbmap.ReverseSKValue {
 	return lbmap.ReverseSKValue{Service: v.service(), RevNat: byteorder.Net16(v.RevNat)}
 }
 
+// keyFor is the key of the entry that a socket has for a backend.
+func keyFor(cookie uint64, backend netip.AddrPort) hashKey {
+	return hashKey{Cookie: cookie, Addr: backend.Addr().As16(), Port: byteorder.Net16(backend.Port())}
+}
+
 // ofTuple is the entry that the hash would have of a tuple.
 func ofTuple(cookie uint64, t *revnat.Tuple) (hashKey, hashValue) {
-	return hashKey{Cookie: cookie, Addr: t.Peer.Addr().As16(), Port: byteorder.Net16(t.Peer.Port())},
+	return keyFor(cookie, t.Peer),
 		hashValue{Addr: t.Service.Addr().As16(), Port: byteorder.Net16(t.Service.Port()), RevNat: byteorder.Net16(t.RevNATIndex)}
 }

@@ -30,7 +30,7 @@ struct {
 	__type(value, struct revsk_look_socket);
 } revsk_look_sockets SEC(".maps");
 
-/* A backend of a service, and how many sockets are connected to it that have no entry at all. */
+/* A backend of a service. */
 struct revsk_look_backend {
 	union ip_addr addr;
 	__be16 port;
@@ -40,6 +40,7 @@ struct revsk_look_backend {
 
 _Static_assert(sizeof(struct revsk_look_backend) == 24, "revsk_look_backend is 24 bytes");
 
+/* And how many sockets without entries are connected to it, beside those in revsk_look_lacking. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* user space decides */
@@ -47,36 +48,63 @@ struct {
 	__type(value, __u32);
 } revsk_look_backends SEC(".maps");
 
+/* A socket without entries that is connected to a backend. */
+struct revsk_look_connected {
+	__u64 cookie;
+	struct revsk_look_backend backend;
+};
+
+_Static_assert(sizeof(struct revsk_look_connected) == 32, "revsk_look_connected is 32 bytes");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* user space decides */
+	__type(key, __u32);
+	__type(value, struct revsk_look_connected);
+} revsk_look_lacking SEC(".maps");
+
+/* How many there are. One program runs at a time. */
+__u32 revsk_lacking = 0;
+
 /* How many of the sockets have been found. */
 __u64 revsk_found = 0;
 
-/* Count the sockets that are connected to a backend. */
-volatile const bool cfg_count_backends = false;
+/* Note the sockets that are connected to a backend. */
+volatile const bool cfg_note_lacking = false;
 
-static __always_inline void count_backend(const struct endpoint *peer, __u16 protocol)
+static __always_inline void note_lacking(__u64 cookie, const struct endpoint *peer, __u16 protocol)
 {
-	struct revsk_look_backend key = {
-		.addr = peer->addr,
-		.port = peer->port,
-		.protocol = protocol,
+	struct revsk_look_connected lacking = {
+		.cookie = cookie,
+		.backend = {
+			.addr = peer->addr,
+			.port = peer->port,
+			.protocol = protocol,
+		},
 	};
+	__u32 place = revsk_lacking;
 	__u32 *n;
 
 	if (!peer->port)
 		return;
-	n = bpf_map_lookup_elem(&revsk_look_backends, &key);
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	n = bpf_map_lookup_elem(&revsk_look_backends, &lacking.backend);
+	if (!n)
+		return;
+	if (bpf_map_update_elem(&revsk_look_lacking, &place, &lacking, BPF_ANY))
+		__sync_fetch_and_add(n, 1); /* no room */
+	else
+		revsk_lacking = place + 1;
 }
 
 static __always_inline void look(const struct sock_common *c, __u16 protocol, bool in_table)
 {
-	__u64 cookie = c->skc_cookie.counter; /* 0: it has none, so no entries */
+	__u64 cookie = c->skc_cookie.counter; /* 0: it has none, so it never had entries */
 	const struct endpoint peer = actual_peer(c);
-	struct revsk_look_socket *found = NULL;
+	struct revsk_look_socket *found;
 
-	if (cookie)
-		found = bpf_map_lookup_elem(&revsk_look_sockets, &cookie);
+	if (!cookie)
+		return;
+	found = bpf_map_lookup_elem(&revsk_look_sockets, &cookie);
 	if (found) {
 		found->peer = peer.addr;
 		found->peer_port = peer.port;
@@ -85,8 +113,8 @@ static __always_inline void look(const struct sock_common *c, __u16 protocol, bo
 		if (!found->found)
 			__sync_fetch_and_add(&revsk_found, 1);
 		found->found = 1;
-	} else if (in_table && cfg_count_backends) {
-		count_backend(&peer, protocol);
+	} else if (in_table && cfg_note_lacking) {
+		note_lacking(cookie, &peer, protocol);
 	}
 }
 

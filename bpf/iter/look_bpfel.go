@@ -24,6 +24,12 @@ type LookRevskLookBackend struct {
 	Pad      uint32
 }
 
+type LookRevskLookConnected struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Backend LookRevskLookBackend
+}
+
 type LookRevskLookSocket struct {
 	_    structs.HostLayout
 	Peer struct {
@@ -42,12 +48,14 @@ type LookRevskLookSocket struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LookMapRevskLookBackends = "revsk_look_backends"
+	LookMapRevskLookLacking  = "revsk_look_lacking"
 	LookMapRevskLookSockets  = "revsk_look_sockets"
 	LookProgLookFiles        = "look_files"
 	LookProgLookTcp          = "look_tcp"
 	LookProgLookUdp          = "look_udp"
-	LookVarCfgCountBackends  = "cfg_count_backends"
+	LookVarCfgNoteLacking    = "cfg_note_lacking"
 	LookVarRevskFound        = "revsk_found"
+	LookVarRevskLacking      = "revsk_lacking"
 )
 
 // LoadLook returns the embedded CollectionSpec for Look.
@@ -102,6 +110,7 @@ type LookProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LookMapSpecs struct {
 	RevskLookBackends *ebpf.MapSpec `ebpf:"revsk_look_backends"`
+	RevskLookLacking  *ebpf.MapSpec `ebpf:"revsk_look_lacking"`
 	RevskLookSockets  *ebpf.MapSpec `ebpf:"revsk_look_sockets"`
 }
 
@@ -109,8 +118,9 @@ type LookMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LookVariableSpecs struct {
-	CfgCountBackends *ebpf.VariableSpec `ebpf:"cfg_count_backends"`
-	RevskFound       *ebpf.VariableSpec `ebpf:"revsk_found"`
+	CfgNoteLacking *ebpf.VariableSpec `ebpf:"cfg_note_lacking"`
+	RevskFound     *ebpf.VariableSpec `ebpf:"revsk_found"`
+	RevskLacking   *ebpf.VariableSpec `ebpf:"revsk_lacking"`
 }
 
 // LookObjects contains all objects after they have been loaded into the kernel.
@@ -134,12 +144,14 @@ func (o *LookObjects) Close() error {
 // It can be passed to LoadLookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LookMaps struct {
 	RevskLookBackends *ebpf.Map `ebpf:"revsk_look_backends"`
+	RevskLookLacking  *ebpf.Map `ebpf:"revsk_look_lacking"`
 	RevskLookSockets  *ebpf.Map `ebpf:"revsk_look_sockets"`
 }
 
 func (m *LookMaps) Close() error {
 	return _LookClose(
 		m.RevskLookBackends,
+		m.RevskLookLacking,
 		m.RevskLookSockets,
 	)
 }
@@ -148,8 +160,9 @@ func (m *LookMaps) Close() error {
 //
 // It can be passed to LoadLookObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LookVariables struct {
-	CfgCountBackends *ebpf.Variable `ebpf:"cfg_count_backends"`
-	RevskFound       *ebpf.Variable `ebpf:"revsk_found"`
+	CfgNoteLacking *ebpf.Variable `ebpf:"cfg_note_lacking"`
+	RevskFound     *ebpf.Variable `ebpf:"revsk_found"`
+	RevskLacking   *ebpf.Variable `ebpf:"revsk_lacking"`
 }
 
 // LookPrograms contains all programs after they have been loaded into the kernel.

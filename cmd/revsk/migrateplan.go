@@ -183,7 +183,7 @@ func (d planDocument) health() string {
 		}
 	}
 	if n := d.WithoutEntrySockets; n > 0 {
-		parts = append(parts, count(n, "socket has", "sockets have")+" no entry: connected just now or to the backend directly, or the entry was evicted and the service is lost")
+		parts = append(parts, count(n, "socket has", "sockets have")+" no entry: connected to the backend directly, or the entry was evicted and the service is lost")
 	}
 	if c.Unknown > 0 {
 		parts = append(parts, count(c.Unknown, "entry", "entries")+" cannot be judged")

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,6 +109,9 @@ func TestResolver(t *testing.T) {
 				}
 			}
 			time.Sleep(flap)
+			if mode == "legacy" {
+				require.Eventually(t, allRead, time.Minute, 10*time.Millisecond, "node reads its answers")
+			}
 			setService(t, service, backendA+":53")
 			again := make(chan int)
 			go func() {
@@ -133,4 +138,19 @@ func TestResolver(t *testing.T) {
 			require.Equal(t, n, answered)
 		})
 	}
+}
+
+// allRead tells whether no socket of this namespace that is connected to a name server has something to read.
+func allRead() bool {
+	list, err := os.ReadFile("/proc/self/net/udp")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(list)) {
+		// sl local_address rem_address st tx_queue:rx_queue …
+		if f := strings.Fields(line); strings.HasSuffix(f[2], ":0035") && !strings.HasSuffix(f[4], ":00000000") {
+			return false
+		}
+	}
+	return true
 }

@@ -5,6 +5,8 @@ package kernel
 import (
 	"errors"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -469,6 +471,80 @@ func TestPlanCountsConnectionsWithoutEntry(t *testing.T) {
 		require.NoError(s, err)
 		assert.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(s.protocol), Sockets: 1}}, plan.WithoutEntry)
 	})
+}
+
+// A socket has lost its entry if two looks say so. One that connects while a plan is made, or is closed then, has not.
+func TestPlanCountsNoSocketThatConnectsMeanwhile(t *testing.T) {
+	for _, protocol := range either {
+		migratingIPv4(t, protocol, func(s *scene, engine migrate.Engine) {
+			backend := s.socket()
+			backend.bind(netip.AddrPortFrom(sandbox.Numbered(s.plain, 6), 0))
+			if !s.datagram() {
+				require.NoError(s, unix.Listen(backend.fd, 4096))
+			}
+			a := s.serviceTo(backend.sockname())
+			lost := s.socket()
+			lost.connect(a.front)
+			require.NoError(s, legacyMap(a.backend).Delete(lbmap.ReverseSKKey{Cookie: lost.cookie(), Backend: a.backend}))
+			if engine == migrate.EngineIter {
+				// By its descriptor a socket gets a cookie.
+				s.socket().connect(a.backend)
+			}
+			busy := s.connectsAllTheTime(a, backend)
+			for range 5 {
+				plan, err := migrate.MakePlan(s.Context(), planOptions(engine))
+				require.NoError(s, err)
+				require.Equal(s, []migrate.BackendCount{{Backend: a.backend, Protocol: lbmap.Protocol(s.protocol), Sockets: 1}}, plan.WithoutEntry)
+			}
+			s.Logf("%d sockets have connected meanwhile", busy())
+		})
+	}
+}
+
+// connectsAllTheTime connects sockets to a service, of which the last few are open. Stopped, it says how many. At a backend that accepts
+// streams nobody else does.
+func (s *scene) connectsAllTheTime(svc *service, backend *socket) (stop func() int) {
+	var stopped atomic.Bool
+	var wg sync.WaitGroup
+	n := 0
+	wg.Go(func() {
+		open := make([][]*socket, 32)
+		connect := func() error {
+			x, err := newSocket(s.family, s.protocol)
+			if err != nil {
+				return err
+			}
+			open[n%len(open)] = []*socket{x}
+			if err := x.tryConnect(svc.front); err != nil || s.datagram() {
+				return err
+			}
+			fd, _, err := unix.Accept4(backend.fd, unix.SOCK_CLOEXEC)
+			if err != nil {
+				return err
+			}
+			open[n%len(open)] = []*socket{x, {fd: fd}}
+			return unix.SetsockoptLinger(x.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // no TIME_WAIT
+		}
+		for ; !stopped.Load(); n++ {
+			time.Sleep(200 * time.Microsecond) // others want the processor, too
+			closeAll(open[n%len(open)])
+			if !assert.NoError(s, connect()) {
+				break
+			}
+		}
+		for _, some := range open {
+			closeAll(some)
+		}
+	})
+	stop = sync.OnceValue(func() int { stopped.Store(true); wg.Wait(); return n })
+	s.Cleanup(func() { stop() })
+	return stop
+}
+
+func closeAll(all []*socket) {
+	for _, x := range all {
+		x.close()
+	}
 }
 
 // The connection of an MPTCP socket keeps its service for termination, but it is not counted, and no rollback puts it back into the hash: nobody would
