@@ -63,6 +63,28 @@ var errnos = map[string][]unix.Errno{
 	"pidfd_getfd":    {unix.EMFILE, unix.EPERM, unix.EBADF},
 }
 
+// errnoClass is what an error says to code that does not know the call.
+type errnoClass int
+
+const (
+	otherError errnoClass = iota
+	isDenied
+	isScarce
+	isBusy
+)
+
+func classOf(e unix.Errno) errnoClass {
+	switch e {
+	case unix.EPERM, unix.EACCES, unix.EROFS:
+		return isDenied
+	case unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.E2BIG, unix.ENOBUFS, unix.ENOLCK:
+		return isScarce
+	case unix.EINTR, unix.EAGAIN, unix.EBUSY:
+		return isBusy
+	}
+	return otherError
+}
+
 // changing are the calls by which a command changes something that is there after it.
 var changing = []string{
 	"bpf MAP_CREATE", "bpf MAP_UPDATE_ELEM", "bpf MAP_DELETE_ELEM", "bpf PROG_LOAD", "bpf OBJ_PIN", "bpf PROG_ATTACH",

@@ -138,8 +138,9 @@ func (i injection) String() string {
 	return fmt.Sprintf("%s: %s %v", i.name, what, i.at)
 }
 
-// Faults by their value: those at places in the code that no other command was seen at, those at other places of the
-// command, and those in later turns of a loop, or of a function that is called from one place several times.
+// Faults by their value: those at places in the code that no other command was seen at, with an error of each class,
+// those with other errors or at other places of the command, and those in later turns of a loop, or of a function that is called
+// from one place several times.
 const (
 	newPlaces = iota
 	places
@@ -153,6 +154,7 @@ type faults [values][]injection
 // sorted sorts all faults that a command's calls can have. Those of a value come in an order that is the same for a
 // seed, kinds of calls and errors by turns, so that a short run meets all of them. met are the places of others.
 func sorted(s scenario, r *recorded, met map[position]bool) (all faults) {
+	first := make(map[string]int) // by kind: which of the errors of a class is first
 	for _, p := range r.calls {
 		value := repetitions
 		if p.n == 0 {
@@ -162,8 +164,16 @@ func sorted(s scenario, r *recorded, met map[position]bool) (all faults) {
 				value = newPlaces
 			}
 		}
-		for _, e := range errnos[p.kind] {
-			all[value] = append(all[value], injection{s, p, e})
+		classes := make(map[errnoClass]bool)
+		first[p.kind]++
+		for i := range errnos[p.kind] {
+			e := errnos[p.kind][(i+first[p.kind])%len(errnos[p.kind])]
+			v := value
+			if value == newPlaces && classes[classOf(e)] {
+				v = places // the code takes both for the same
+			}
+			classes[classOf(e)] = true
+			all[v] = append(all[v], injection{s, p, e})
 		}
 		if changes(p.kind) {
 			value = max(newPlaces, value-1) // there are fewer of them, and what they leave depends on the command
@@ -197,7 +207,7 @@ func TestFaults(t *testing.T) {
 	}
 	atOnce := 8 // on the same node
 	if *duration > time.Minute {
-		atOnce = 40
+		atOnce = 100
 	}
 	all := make(map[string]*work)
 	met := make(map[position]bool)
@@ -215,6 +225,7 @@ func TestFaults(t *testing.T) {
 					w = &work{recorded: r, todo: sorted(s, r, met)}
 					all[s.name] = w
 				}
+				begin, before := time.Now(), w.done[value]
 				for range atOnce {
 					if w.done[value] == len(w.todo[value]) || time.Now().After(until) {
 						break
@@ -225,7 +236,7 @@ func TestFaults(t *testing.T) {
 					counts[n.inject(x, w.recorded)]++
 				}
 				if atOnce > 8 {
-					t.Logf("%s: %d", s.name, w.done)
+					t.Logf("%s: %d, %.2f s each", s.name, w.done, time.Since(begin).Seconds()/float64(max(1, w.done[value]-before)))
 				}
 			}
 		}
@@ -241,8 +252,8 @@ func TestFaults(t *testing.T) {
 		t.Log(line)
 	}
 	of := func(value int) string { return thousands(done[value]) + " of " + thousands(todo[value]) }
-	figure(t, "faults", "%s faults were made in calls of %d commands: %s at different places in the code, %s at the same places for "+
-		"another command, or as kills in later turns of loops, and %s in later turns. Of these: %s.",
+	figure(t, "faults", "%s faults were made in calls of %d commands: %s at different places in the code, with an error of each class, %s at the same places with "+
+		"another error or for another command, or as kills in later turns of loops, and %s in later turns. Of these: %s.",
 		thousands(sum(counts)), len(all), of(newPlaces), of(places), of(repetitions), describeCounts(counts))
 }
 
@@ -273,7 +284,7 @@ func (n *node) inject(x injection, r *recorded) (kind string) {
 	before, known := r.before, n.comeBack(x.scenario, r.before)
 	count := make(counter)
 	met := false
-	o := n.intercept(func(c call) verdict {
+	o := n.interceptOnly(x.at.kind, func(c call) verdict {
 		if !c.concerns() || count.next(c) != x.at {
 			return verdict{}
 		}

@@ -173,6 +173,41 @@ const launcherEnv = "REVSK_FAULTS_LAUNCHER"
 // allowedEnv has numbers of calls, by blanks: then all others are asked about.
 const allowedEnv = "REVSK_FAULTS_ALLOWED"
 
+// onlyEnv has a kind of calls: then nobody is asked about others, which takes a switch of processes each.
+const onlyEnv = "REVSK_FAULTS_ONLY"
+
+// askAbout adds to a filter that it asks about calls of a kind, which may depend on an argument.
+func askAbout(filter []unix.SockFilter, kind string) ([]unix.SockFilter, error) {
+	name, detail, _ := strings.Cut(kind, " ")
+	arg, value := 0, uint32(0)
+	switch {
+	case name == "bpf":
+		value = uint32(slices.Index(bpfCommands, detail))
+	case name == "socket":
+		value = unix.AF_NETLINK
+	case name == "dup":
+		name, arg, value = "fcntl", 1, unix.F_DUPFD_CLOEXEC
+	default:
+		arg = -1
+	}
+	const allow, args = 1, 16 // where struct seccomp_data has them
+	for nr, known := range intercepted {
+		if known != name {
+			continue
+		}
+		jump := func(value uint32, otherwise uint8) unix.SockFilter {
+			return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: otherwise}
+		}
+		ask := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF}
+		if arg < 0 {
+			return append(filter, jump(uint32(nr), allow), ask), nil
+		}
+		return append(filter, jump(uint32(nr), allow+2),
+			unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: uint32(args + 8*arg)}, jump(value, allow), ask), nil
+	}
+	return nil, fmt.Errorf("no calls %q", kind)
+}
+
 // launch becomes the command in the arguments, under the filter, whose descriptor it sends to the socket 3 first.
 func launch() error {
 	runtime.LockOSThread()
@@ -183,8 +218,15 @@ func launch() error {
 			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: action})
 	}
 	var others uint32 = unix.SECCOMP_RET_ALLOW
-	for nr := range intercepted {
-		add(nr, unix.SECCOMP_RET_USER_NOTIF)
+	if only := os.Getenv(onlyEnv); only != "" {
+		var err error
+		if filter, err = askAbout(filter, only); err != nil {
+			return err
+		}
+	} else {
+		for nr := range intercepted {
+			add(nr, unix.SECCOMP_RET_USER_NOTIF)
+		}
 	}
 	if allowed := strings.Fields(os.Getenv(allowedEnv)); len(allowed) > 0 {
 		others = unix.SECCOMP_RET_USER_NOTIF
@@ -200,7 +242,9 @@ func launch() error {
 	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: others})
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	path, args := os.Args[1], os.Args[1:]
-	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, launcherEnv) || strings.HasPrefix(s, allowedEnv) })
+	env := slices.DeleteFunc(os.Environ(), func(s string) bool {
+		return strings.HasPrefix(s, launcherEnv) || strings.HasPrefix(s, allowedEnv) || strings.HasPrefix(s, onlyEnv)
+	})
 	listener, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
 		uintptr(unsafe.Pointer(&program)))
 	if errno != 0 {
@@ -238,6 +282,8 @@ func intercept(ctx context.Context, decide func(call) verdict, environment []str
 		cancel()
 		return outcome{}, fmt.Errorf("%w: %v: %s", err, cmd.Wait(), &stderr)
 	}
+	// Since Linux 6.6: both take turns on one processor, and none of them waits for its share of a busy one.
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(listener), unix.SECCOMP_IOCTL_NOTIF_SET_FLAGS, unix.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
 	done := make(chan error, 1)
 	go func() { done <- serve(listener, cmd.Process, decide) }()
 	waited := cmd.Wait()

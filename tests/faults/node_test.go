@@ -490,10 +490,16 @@ func short(s string) string {
 	return s
 }
 
-// interceptRevsk runs a command of revsk of which decide sees each call.
+// intercept runs a command of revsk of which decide sees each call.
 func (n *node) intercept(decide func(call) verdict, args []string) outcome {
 	n.Helper()
-	o, err := intercept(context.Background(), decide, nil, os.Getenv(binaryEnv), commandLine(args)...)
+	return n.interceptOnly("", decide, args)
+}
+
+// interceptOnly is intercept of which decide sees the calls of one kind.
+func (n *node) interceptOnly(kind string, decide func(call) verdict, args []string) outcome {
+	n.Helper()
+	o, err := intercept(context.Background(), decide, []string{onlyEnv + "=" + kind}, os.Getenv(binaryEnv), commandLine(args)...)
 	require.NoError(n, err, args)
 	return o
 }
