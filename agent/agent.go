@@ -26,6 +26,7 @@ type Agent struct {
 	ctx       context.Context // of Run
 	began     time.Time
 	ran       atomic.Bool
+	stirred   atomic.Uint64 // how often others were seen to change programs or pins
 
 	mu       sync.Mutex
 	opts     Options

@@ -83,7 +83,10 @@ func TestMapsSettleAfterARestartOfTheirOwner(t *testing.T) {
 	term.turn(t.Context(), opts)
 	require.Zero(t, term.settling)
 
-	term.settling = time.Now() // as at a restart
+	k := newKeeper(term.a)
+	k.seen, k.moving = 1, 1 // what it saw last was something else
+	k.turn(t.Context())
+	require.False(t, term.a.view.looked, "it waits until that has ended")
 	n.services(service(1, lbmap.ProtocolUDP, stays4))
 	term.turn(t.Context(), opts)
 	require.Contains(t, term.gone, udp(goes4))
@@ -162,4 +165,34 @@ func TestOnlyWhatCanBeEndedIsAdopted(t *testing.T) {
 	opts.Protocols = TerminateAll
 	term.turn(t.Context(), opts)
 	require.Contains(t, term.gone, tcp)
+}
+
+// A service whose sockets go to an L7 proxy comes and goes without a change of the backend maps. What one survey says of it may be
+// over when the next one begins.
+func TestProxyOfAServiceThatIsAwayForAMoment(t *testing.T) {
+	n := newNode(t)
+	n.newOwner()
+	proxy := netip.MustParseAddrPort("127.0.0.1:9999")
+	tcp := func(at netip.AddrPort) inspect.Backend {
+		return inspect.Backend{AddrPort: at, Protocol: lbmap.ProtocolTCP}
+	}
+	l7 := service(2, lbmap.ProtocolTCP, stays4)
+	l7.Flags, l7.L7ProxyPort = lbmap.FlagL7LoadBalancer, proxy.Port()
+	term, opts := n.terminator()
+	s := newSurveyor(term.a)
+	missing := func() []inspect.Backend {
+		gone, err := s.missing(t.Context(), Options{Loader: n.loader(), Termination: opts}, []inspect.Backend{tcp(proxy), tcp(goes4)})
+		require.NoError(t, err)
+		return gone
+	}
+	with, without := []lbmap.Service{service(1, lbmap.ProtocolUDP, stays4), l7}, []lbmap.Service{service(1, lbmap.ProtocolUDP, stays4)}
+	for range 2 {
+		n.services(without...)
+		require.Equal(t, []inspect.Backend{tcp(goes4)}, missing())
+		n.services(with...)
+		require.Equal(t, []inspect.Backend{tcp(goes4)}, missing())
+	}
+	n.services(without...)
+	missing()
+	require.Equal(t, []inspect.Backend{tcp(goes4), tcp(proxy)}, missing())
 }

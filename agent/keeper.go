@@ -80,6 +80,7 @@ func (k *keeper) turn(ctx context.Context) {
 			k.movedAt = now
 		}
 		k.moving = print
+		k.a.stirred.Add(1)
 		// At the start there is nothing to wait for.
 		if k.seen != 0 && now.Sub(k.movedAt) < stillFor {
 			return
@@ -227,6 +228,7 @@ func (k *keeper) tell(now []loader.Problem) {
 	before := k.told
 	if back := hasProblem(now, loader.ProblemTakenBack); back && !hasProblem(before, loader.ProblemTakenBack) {
 		k.ownerRuns = k.movedAt
+		k.a.stirred.Add(1)
 		k.a.count(func(t *tally) { t.ownerRestarts++ })
 		k.a.happen(OwnerReturned{now[slices.IndexFunc(now, func(p loader.Problem) bool { return p.Code == loader.ProblemTakenBack })]})
 	}

@@ -67,9 +67,10 @@ type audit struct {
 type surveyor struct {
 	a         *Agent
 	nextAudit time.Time
-	reader    *inspect.Reader // nil: not opened
-	readerOf  ebpf.MapID      // the map that it reads first
-	used      time.Duration   // of a processor, by the last survey
+	reader    *inspect.Reader          // nil: not opened
+	readerOf  ebpf.MapID               // the map that it reads first
+	used      time.Duration            // of a processor, by the last survey
+	proxies   map[inspect.Backend]bool // those that no service had, as of the last survey
 }
 
 func newSurveyor(a *Agent) *surveyor { return &surveyor{a: a} }
@@ -230,6 +231,7 @@ func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect
 	defer tables.Close()
 	suspects = slices.DeleteFunc(suspects, func(b inspect.Backend) bool { return lacksFamily(tables, b) })
 	gone, err := inspect.GoneBackends(ctx, suspects, tables)
+	gone = s.withoutNewProxies(gone)
 	if errors.Is(err, inspect.ErrNoBackends) {
 		return nil, nil
 	}
@@ -248,6 +250,22 @@ func (s *surveyor) missing(ctx context.Context, opts Options, suspects []inspect
 	}
 	return gone, err
 }
+
+// withoutNewProxies leaves out what may be the L7 proxy of a service, unless the last survey has found no such service either. That
+// such a service is back, the backend maps would not say.
+func (s *surveyor) withoutNewProxies(gone []inspect.Backend) []inspect.Backend {
+	before := s.proxies
+	s.proxies = make(map[inspect.Backend]bool)
+	return slices.DeleteFunc(gone, func(b inspect.Backend) bool {
+		if at := b.AddrPort.Addr(); at != localhost4 && at != netip.IPv6Loopback() {
+			return false
+		}
+		s.proxies[b] = true
+		return !before[b]
+	})
+}
+
+var localhost4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 // countedMaps are the maps whose fill is of interest to operators.
 var countedMaps = []string{

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,9 +31,12 @@ type terminator struct {
 	changed  time.Time // when the maps changed last
 	lost     time.Time // when the last backend left
 	settling time.Time // since when there must be a time without changes; zero: there was one
+	stirred  uint64    // as of the agent, when that began
 	many     time.Time // since when more have gone at once than may; zero: they have not
 	held     string    // why nothing is ended
 	next     time.Time // not before
+
+	failed socketSet // could not be ended, which was told
 
 	sockets   *inspect.Terminator // nil: not opened
 	datapath  *loader.Datapath    // whose maps it uses
@@ -41,7 +45,7 @@ type terminator struct {
 
 func newTerminator(a *Agent) *terminator {
 	return &terminator{
-		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time),
+		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time), failed: make(socketSet),
 		maps: backendMaps{dir: a.options().Loader.MapsDir}, settling: time.Now(),
 	}
 }
@@ -66,13 +70,8 @@ const (
 func (t *terminator) run(ctx context.Context) {
 	defer t.maps.close()
 	defer t.closeSockets()
-	restarts := 0
 	for {
 		t.a.beat(loopBackends)
-		if n := t.a.ownerRestarts(); n != restarts {
-			restarts = n
-			t.settling = time.Now()
-		}
 		opts := t.a.options()
 		if opts.Termination.Protocols == TerminateOff {
 			// What changes meanwhile is not judged when it is turned on again.
@@ -107,8 +106,9 @@ func (t *terminator) turn(ctx context.Context, opts Termination) {
 		return
 	}
 	now := time.Now()
-	if anew {
-		t.settling = now
+	// A restart of the owner begins with its programs, or at the same time.
+	if n := t.a.stirred.Load(); anew || n != t.stirred {
+		t.settling, t.stirred = now, n
 	} else if !t.settling.IsZero() && t.rest(now) >= opts.Settle {
 		t.settling = time.Time{} // before what has changed just now
 	}
@@ -120,6 +120,7 @@ func (t *terminator) turn(ctx context.Context, opts Termination) {
 	t.show()
 	if len(t.gone) == 0 {
 		t.many = time.Time{}
+		clear(t.failed)
 		t.hold("")
 		return
 	}
@@ -264,6 +265,9 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	report, err := t.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
 	took := time.Since(begin)
 	for _, s := range report.Sockets {
+		if s.Outcome == inspect.OutcomeFailed && t.failed.seen(&s.Socket) {
+			continue
+		}
 		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
 		e := SocketTerminated{s, time.Since(left)}
 		t.a.count(func(t *tally) { t.termination(e) })
@@ -283,6 +287,21 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	}
 	// What cannot be ended for long is left to the surveys, too.
 	t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return begin.Sub(t.gone[b]) < leftToSurveys }))
+}
+
+// socketSet are sockets, by what tells one from another on every kernel.
+type socketSet map[socketID]bool
+
+type socketID struct {
+	netns, inode uint64
+	local, peer  netip.AddrPort
+}
+
+// seen tells whether a socket is in the set, and adds it.
+func (s socketSet) seen(x *inspect.Socket) bool {
+	id := socketID{x.NetNS.Inode, x.Inode, x.Local, x.Peer}
+	defer func() { s[id] = true }()
+	return s[id]
 }
 
 func (t *terminator) done(backends []inspect.Backend) {
@@ -371,12 +390,6 @@ func (a *Agent) presentBackends() backendSet {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.view.backends.present
-}
-
-func (a *Agent) ownerRestarts() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.tally.ownerRestarts
 }
 
 // isHash tells whether a map is the hash of a family.

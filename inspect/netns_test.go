@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The process's first thread, which never ends, is for the main goroutine only: any other may leave its thread in a network
+// namespace, which then keeps that.
+func init() { runtime.LockOSThread() }
+
 // inNetNS calls f on a thread in a new network namespace, whose loopback device is up. The thread
 // ends with the call, the namespace with what f leaves in it.
 func inNetNS(t testing.TB, f func()) {

@@ -46,7 +46,8 @@ type TerminateOptions struct {
 	Service ServiceFilter
 	// DryRun destroys nothing and says what would be destroyed.
 	DryRun bool
-	// Most is how many sockets are looked at, at most: [Report].More says that there were others. 0: all.
+	// Most is how many sockets are ended, at most: [Report].More says that there were others. Those that cannot be ended do not
+	// count. 0: all.
 	Most int
 }
 
@@ -229,8 +230,9 @@ func (t *termination) run(ctx context.Context) error {
 
 // endAll destroys what is connected, until nothing is.
 func (t *termination) endAll(ctx context.Context) error {
-	for range rounds {
-		connected, err := t.connected(ctx)
+	for round := 0; round < rounds; round++ {
+		failed := t.failed()
+		connected, err := t.connected(ctx, t.opts.Most+failed)
 		if err != nil || len(connected) == 0 {
 			return err
 		}
@@ -241,11 +243,14 @@ func (t *termination) endAll(ctx context.Context) error {
 		if err := t.destroy(ctx, connected); err != nil {
 			return err
 		}
-		if t.opts.DryRun || !slices.ContainsFunc(connected, func(c *Termination) bool { return c.Outcome != OutcomeFailed }) {
+		switch {
+		case t.more && t.failed() > failed && !t.opts.DryRun:
+			round-- // others take the place of those that cannot be ended
+		case t.opts.DryRun, !slices.ContainsFunc(connected, func(c *Termination) bool { return c.Outcome != OutcomeFailed }):
 			return nil // another round would not find or do more
 		}
 	}
-	connected, err := t.connected(ctx)
+	connected, err := t.connected(ctx, len(t.found))
 	for _, c := range connected {
 		if c.Outcome != OutcomeFailed {
 			c.set(OutcomeFailed, ErrStillConnected)
@@ -273,9 +278,20 @@ func needStorage(config *ebpf.Map) (hasHash bool, err error) {
 	return true, nil
 }
 
+// failed is how many sockets could not be ended.
+func (t *termination) failed() (n int) {
+	for _, c := range t.found {
+		if c.Outcome == OutcomeFailed {
+			n++
+		}
+	}
+	return n
+}
+
 // connected returns what is to be destroyed. A socket that was to be before is among them if it still
-// is, or is again.
-func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
+// is, or is again. With TerminateOptions.Most, so many sockets are known afterwards at most.
+func (t *termination) connected(ctx context.Context, most int) ([]*Termination, error) {
+	t.more = false
 	var all []*Termination
 	for s, err := range t.reader.Sockets(ctx, t.meant) {
 		if err != nil {
@@ -283,7 +299,7 @@ func (t *termination) connected(ctx context.Context) ([]*Termination, error) {
 		}
 		known := t.found[identityOf(&s)]
 		if known == nil {
-			if t.opts.Most > 0 && len(t.found) >= t.opts.Most {
+			if t.opts.Most > 0 && len(t.found) >= most {
 				t.more = true
 				continue
 			}

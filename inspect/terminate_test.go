@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
@@ -575,7 +576,7 @@ func (g *ground) victims(gone service) []*Termination {
 		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
 		found: make(map[identity]*Termination),
 	}
-	victims, err := found.connected(g.Context())
+	victims, err := found.connected(g.Context(), 0)
 	require.NoError(g, err)
 	return victims
 }
@@ -966,5 +967,49 @@ func TestTerminatesSoManyAtMost(t *testing.T) {
 		for _, s := range []*testSocket{a, b, c} {
 			require.NotZero(g, s.error(g.T))
 		}
+	})
+}
+
+// Sockets that cannot be ended do not keep others from being ended, however many they are.
+func TestSocketsThatCannotBeEndedTakeNobodysPlace(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		gone := g.service()
+		var unreachable []*testSocket
+		var fds []int
+		inNetNS(g.T, func() {
+			for range 5 {
+				s := g.connected(gone.front)
+				unreachable, fds = append(unreachable, s), append(fds, s.fd)
+			}
+		})
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(g, err)
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
+		require.NoError(g, unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(fds...), nil, 0))
+		for _, s := range unreachable {
+			s.close()
+		}
+		opts := g.options(gone.backend)
+		opts.DryRun = true
+		// The thread that has been in their namespace may take a moment to end.
+		require.Eventually(g, func() bool {
+			report, err := g.end(opts)
+			return err == nil && report.Count(OutcomeFailed) == len(unreachable)
+		}, time.Minute, 10*time.Millisecond)
+		live := []*testSocket{g.connected(gone.front), g.connected(gone.front)}
+		opts.DryRun, opts.Most = false, 1
+		for range live {
+			report, err := g.end(opts)
+			require.NoError(g, err)
+			require.Equal(g, 1, report.Count(OutcomeDestroyed))
+		}
+		for _, s := range live {
+			require.NotZero(g, s.error(g.T))
+		}
+		report, err := g.end(opts)
+		require.NoError(g, err)
+		require.False(g, report.More)
+		require.Len(g, reported(report, OutcomeFailed), len(unreachable))
 	})
 }
