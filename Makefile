@@ -108,7 +108,7 @@ test-agent: clang ## Test revsk beside the Go code of Cilium's agent (root)
 test-clients: build ## Test real programs whose backend goes (root)
 	@command -v node javac python3 haproxy nginx redis-server ip >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
 		nodejs default-jdk-headless python3 haproxy nginx redis-server iproute2; }
-	cd tests/clients && $(GO) test -count=1 -timeout 3m -v .
+	cd tests/clients && $(GO) test -count=1 -timeout 10m -v .
 
 # Where the rendered charts are kept for a moment.
 RENDERED ?= $(CURDIR)/bin/charts

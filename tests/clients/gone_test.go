@@ -3,7 +3,11 @@
 package clients
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -21,35 +25,8 @@ const silence = 2 * time.Second
 func TestBackendGone(t *testing.T) {
 	for _, mode := range []string{"storage", "mirror", "legacy"} {
 		t.Run(mode, func(t *testing.T) {
-			setMode(t, mode)
-			appear(t, backendA)
-			appear(t, backendB)
-			serve(t, backendA, "A")
-			serve(t, backendB, "B")
-			for backend, name := range map[string]string{backendA: "A", backendB: "B"} {
-				require.NoError(t, waitFor(time.Minute, func() bool {
-					redis(backend+":6379", "SET name "+name)
-					return redis(backend+":6379", "GET name") == name
-				}))
-			}
-			replaced, bystanders := services(replacedAddr), services(bystanderAddr)
-			setServices(t, replaced, backendA)
-			setServices(t, bystanders, backendB)
-			pairs := startPrograms(t)
-			begin := time.Now()
-			for _, p := range pairs {
-				for s, backend := range map[*socket]string{p.replaced: "A", p.bystander: "B"} {
-					require.NoError(t, waitFor(time.Minute, func() bool {
-						_, ok := s.answer(begin, backend)
-						return ok
-					}), "%s asks %s", s.program, backend)
-				}
-			}
-			ports := make(map[*socket]string)
-			for _, p := range pairs {
-				e, _ := p.bystander.answer(begin, "B")
-				ports[p.bystander] = e.local
-			}
+			pairs, ports := startScene(t, mode)
+			replaced := services(replacedAddr)
 
 			flapped := time.Now()
 			setServices(t, replaced, "")
@@ -90,6 +67,84 @@ func TestBackendGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// startScene starts servers at two backends and the programs that ask them, and returns these with the local ports of the bystanders.
+func startScene(t *testing.T, mode string) (pairs []pair, ports map[*socket]string) {
+	t.Helper()
+	setMode(t, mode)
+	appear(t, backendA)
+	appear(t, backendB)
+	serve(t, backendA, "A")
+	serve(t, backendB, "B")
+	for backend, name := range map[string]string{backendA: "A", backendB: "B"} {
+		require.NoError(t, waitFor(time.Minute, func() bool {
+			redis(backend+":6379", "SET name "+name)
+			return redis(backend+":6379", "GET name") == name
+		}))
+	}
+	setServices(t, services(replacedAddr), backendA)
+	setServices(t, services(bystanderAddr), backendB)
+	pairs = startPrograms(t)
+	begin := time.Now()
+	for _, p := range pairs {
+		for s, backend := range map[*socket]string{p.replaced: "A", p.bystander: "B"} {
+			require.NoError(t, waitFor(time.Minute, func() bool {
+				_, ok := s.answer(begin, backend)
+				return ok
+			}), "%s asks %s", s.program, backend)
+		}
+	}
+	ports = make(map[*socket]string)
+	for _, p := range pairs {
+		e, _ := p.bystander.answer(begin, "B")
+		ports[p.bystander] = e.local
+	}
+	return pairs, ports
+}
+
+// With an agent nobody has to do anything.
+func TestBackendGoneWithAgent(t *testing.T) {
+	for _, mode := range []string{"storage", "mirror"} {
+		t.Run(mode, func(t *testing.T) {
+			pairs, ports := startScene(t, mode)
+			page := "unix:" + t.TempDir() + "/agent"
+			run(t, revsk("agent", "--terminate", "all", "--terminate-settle", "500ms", "--listen", page), io.Discard)
+			require.NoError(t, waitFor(time.Minute, func() bool { return knowsBackends(page) }))
+			time.Sleep(time.Second) // the maps come to rest
+
+			disappear(t, backendA)
+			gone := time.Now()
+			setServices(t, services(replacedAddr), backendB)
+			results := newTable(fmt.Sprintf("mode %s: the backend of a service is gone; revsk agent runs:", mode),
+				"PROGRAM", "ANSWERED AGAIN", "OTHER CONNECTION")
+			for _, p := range pairs {
+				name := p.replaced.program
+				require.NoError(t, waitFor(time.Minute, func() bool { _, ok := p.replaced.answer(gone, "B"); return ok }), name)
+				e, _ := p.replaced.answer(gone, "B")
+				for _, e := range p.bystander.since(gone) {
+					require.Equal(t, ports[p.bystander], e.local, "%s, beside: %s", name, e.err)
+				}
+				results.add(name, "after "+milliseconds(e.at.Sub(gone)), "keeps its port")
+			}
+		})
+	}
+}
+
+// knowsBackends tells whether the agent has read the backends, and is right.
+func knowsBackends(page string) bool {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", strings.TrimPrefix(page, "unix:"))
+	}}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://agent/metrics")
+	if err != nil {
+		return false
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return err == nil && strings.Contains(string(text), "\nrevsk_backends 8\n") && strings.Contains(string(text), "\nrevsk_ready 1\n")
 }
 
 // report checks what has become of two connections, and returns the peer that the program has seen.
