@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/maplayout"
 )
 
 // bulk reads, writes and removes many entries of a map with one system call. Keys and values are one after the other,
@@ -136,13 +137,13 @@ func readKeys[K any, PK decoder[K]](name string, m *ebpf.Map) ([]K, error) {
 }
 
 // writeError adds the name of the map to an error, and ErrFull where the kernel says so: E2BIG for a
-// hash, ENOSPC for a trie.
-func writeError(name string, err error) error {
+// hash, ENOSPC for a trie, or ErrFrozen.
+func writeError(name string, m *ebpf.Map, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
 		return fmt.Errorf("writing %s: %w", name, ErrFull)
 	}
-	return fmt.Errorf("writing %s: %w", name, err)
+	return fmt.Errorf("writing %s: %w", name, maplayout.Frozen(m, err, ErrFrozen))
 }

@@ -47,6 +47,9 @@ var (
 	// program writes it without a Writer.
 	ErrConflict = errors.New("something else writes the same map")
 
+	// ErrFrozen is returned when another process has frozen a map with BPF_MAP_FREEZE: nobody can write to it any more.
+	ErrFrozen = errors.New("map of the load balancer is frozen")
+
 	// ErrNoMap is returned when a call needs a map that [Tables] does not have.
 	ErrNoMap = errors.New("map is missing")
 

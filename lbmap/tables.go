@@ -181,7 +181,7 @@ func put(name string, m *ebpf.Map, key, value any) error {
 	if m == nil {
 		return fmt.Errorf("writing %s: %w", name, ErrNoMap)
 	}
-	return writeError(name, m.Update(key, value, ebpf.UpdateAny))
+	return writeError(name, m, m.Update(key, value, ebpf.UpdateAny))
 }
 
 // remove deletes an entry of a map that may be nil.
@@ -193,5 +193,5 @@ func remove(name string, m *ebpf.Map, key any) error {
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("removing from %s: %w", name, ErrNotFound)
 	}
-	return writeError(name, err)
+	return writeError(name, m, err)
 }

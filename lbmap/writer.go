@@ -260,7 +260,7 @@ func (w *Writer) writeGroup(ctx context.Context, g group) (done int, err error) 
 		}
 		done += n
 		if err != nil {
-			return done, writeError(g.name, err)
+			return done, writeError(g.name, m, err)
 		}
 	}
 	return done, nil
@@ -321,7 +321,7 @@ func (w *Writer) undo(g group) error {
 			err = m.Put(o.key.slice(), o.old.slice())
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("undoing: %w", writeError(g.name, err)))
+			errs = append(errs, fmt.Errorf("undoing: %w", writeError(g.name, m, err)))
 		}
 	}
 	return errors.Join(errs...)

@@ -52,6 +52,9 @@ func Load(ctx context.Context, opts Options) (_ *Datapath, err error) {
 	if err == nil {
 		err = a.apply(ctx, steps)
 	}
+	if err == nil {
+		err = a.dp.checkCurrent(false) // another process may have made them anew since they were opened
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ func (dp *Datapath) Lock(ctx context.Context) (*Locked, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := dp.checkCurrent(); err != nil {
+	if err := dp.checkCurrent(true); err != nil {
 		unlock()
 		return nil, err
 	}
@@ -75,9 +75,13 @@ func OpenLocked(ctx context.Context, opts Options) (*Locked, error) {
 // isGone tells whether a lock could not be taken because its directory is not there any more.
 func isGone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNotLoaded) }
 
-// checkCurrent returns an error wrapping ErrStale if other maps are pinned than those that were opened.
-func (dp *Datapath) checkCurrent() error {
+// checkCurrent returns an error wrapping ErrStale if other maps are pinned than those that were opened, with own false
+// of those of the load balancer.
+func (dp *Datapath) checkCurrent(own bool) error {
 	for name, m := range dp.maps {
+		if !own && ownMap(name) {
+			continue
+		}
 		path := dp.opts.pinPath(name)
 		pinned, err := openPinnedMap(path)
 		if errors.Is(err, os.ErrNotExist) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/sock"
 	"github.com/revsk/revsk/internal/kclock"
+	"github.com/revsk/revsk/internal/maplayout"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -37,10 +38,7 @@ func (dp *Datapath) changeConfig(change func(*sock.SockRevskConfigValue)) error 
 	change(&cfg)
 	m := dp.maps[mapConfig]
 	if err := m.Put(uint32(0), cfg); err != nil {
-		if info, infoErr := m.Info(); infoErr == nil && info.Frozen() {
-			err = ErrFrozen // the kernel says EPERM, as where a capability is missing
-		}
-		return fmt.Errorf("writing %s: %w", mapConfig, err)
+		return fmt.Errorf("writing %s: %w", mapConfig, maplayout.Frozen(m, err, ErrFrozen))
 	}
 	return nil
 }

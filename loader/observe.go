@@ -132,6 +132,7 @@ type mapState struct {
 	foreign   bool       // what is pinned there is no map of this type
 	err       error      // why what is pinned there cannot be used
 	has       bool       // entries
+	frozen    bool       // nobody can write to it any more
 	used      []mapUse
 	done      bool // of the layout before: no socket has a value in it any more
 	// entries and size tell how full it is; 0: they are not known.
@@ -474,6 +475,11 @@ func (o *observation) lookAtMapPin(s *mapState) error {
 		s.err = fmt.Errorf("%s: %w", s.pin, err)
 		return nil
 	}
+	info, err := m.Info()
+	if err != nil {
+		return fmt.Errorf("reading about %s: %w", s.pin, present(err))
+	}
+	s.frozen = info.Frozen()
 	switch s.name {
 	case mapReverse4, mapReverse6:
 		s.has, err = hasEntries(m)

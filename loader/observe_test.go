@@ -104,6 +104,58 @@ func TestAMapThatTheControlPlaneHasMadeAnewIsAProblemAndALoadMendsIt(t *testing.
 	require.Empty(t, codes(t, options()))
 }
 
+// It cannot be mended by a load, which would say so.
+func TestAMapOfAnotherLayoutInPlaceOfOneInUse(t *testing.T) {
+	load(t, options())
+	services := mapsDir + "/cilium_lb4_services_v2"
+	require.NoError(t, os.Remove(services))
+	pinMap(t, services, &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 12, ValueSize: 16, MaxEntries: 777})
+	dp, err := loader.Open(options())
+	if err == nil {
+		defer dp.Close()
+	}
+	require.ErrorIs(t, err, loader.ErrLayout)
+	requireRefused(t, loader.ErrLayout, func() error { return loadAndClose(t, options()) })
+}
+
+// Another process makes the maps anew while they are being loaded: no program is left that uses those of before.
+func TestMapsThatAreReplacedDuringALoad(t *testing.T) {
+	services := mapsDir + "/cilium_lb4_services_v2"
+	for name, valueSize := range map[string]uint32{"same layout": 12, "another layout": 16} {
+		t.Run(name, func(t *testing.T) {
+			load(t, options())
+			before := attached(t)
+			replaced := false
+			opts := options().WithStep(func(step string) error {
+				if step == "load programs" {
+					replaced = true
+					require.NoError(t, os.Remove(services))
+					pinMap(t, services, &ebpf.MapSpec{Type: ebpf.Hash, KeySize: 12, ValueSize: valueSize, MaxEntries: 777})
+				}
+				return nil
+			})
+			require.ErrorIs(t, loadAndClose(t, opts), loader.ErrStale)
+			require.True(t, replaced)
+			require.Equal(t, before, attached(t))
+			if valueSize == 12 {
+				require.Equal(t, []string{loader.ProblemMapReplaced}, codes(t, options()))
+				mustLoad(t, options())
+				require.Empty(t, codes(t, options()))
+			} else {
+				requireRefused(t, loader.ErrLayout, func() error { return loadAndClose(t, options()) })
+			}
+		})
+	}
+}
+
+func TestAFrozenMapOfTheLoadBalancerIsAProblem(t *testing.T) {
+	dp := load(t, options())
+	require.NoError(t, dp.Map("cilium_lb4_services_v2").Freeze())
+	require.Equal(t, []string{loader.ProblemMapFrozen}, codes(t, options()))
+	mustLoad(t, options())
+	require.Equal(t, []string{loader.ProblemMapFrozen}, codes(t, options()))
+}
+
 // What programs use is pinned again, with what sockets remember in it.
 func TestPinsThatWereRemovedAreAdopted(t *testing.T) {
 	own := []string{"revsk_conn", "revsk_config", "revsk_peers", "revsk_metrics"}

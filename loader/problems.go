@@ -34,6 +34,7 @@ const (
 	ProblemBeside        = "other-datapath"   // another datapath runs on the same sockets
 	ProblemMapMissing    = "map-pin-missing"  // nothing is pinned where a map is that the programs use
 	ProblemMapReplaced   = "map-replaced"     // another map is pinned than the programs use
+	ProblemMapFrozen     = "map-frozen"       // another process has frozen a map: nobody can write to it any more
 	ProblemHashFull      = "hash-full"        // the hash will soon evict the entries of live sockets
 	ProblemUnsafeDir     = "unsafe-directory" // others could have put something in place of the pins
 	ProblemAgentOff      = "agent-off"        // another agent has removed its links, in whose place our programs are
@@ -219,10 +220,20 @@ func (s mapState) problems(mode Mode) []Problem {
 		}
 		all = append(all, p)
 	case len(used) > 0 && slices.ContainsFunc(used, func(use mapUse) bool { return use.id != s.pinned }):
-		all = append(all, Problem{
+		p := Problem{
 			Code: ProblemMapReplaced,
 			Text: fmt.Sprintf("map %d is pinned at %s, and programs use map %d", s.pinned, s.pin, used[0].id),
 			Mend: "revsk load",
+		}
+		if s.err != nil { // a load refuses it
+			p.Text, p.Mend = fmt.Sprintf("%s: %v", p.Text, s.err), ""
+		}
+		all = append(all, p)
+	}
+	if s.frozen {
+		all = append(all, Problem{
+			Code: ProblemMapFrozen,
+			Text: fmt.Sprintf("another process has frozen the map %d at %s: nobody can write to it", s.pinned, s.pin),
 		})
 	}
 	hash := s.name == mapReverse4 || s.name == mapReverse6

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/maplayout"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/revnat"
 )
@@ -179,8 +180,9 @@ func (dp *Datapath) refill(ctx context.Context) error {
 		if !dp.reachable(key) {
 			continue
 		}
-		if err := dp.hashOf(key).Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			return fmt.Errorf("writing the hash: %w", err)
+		m := dp.hashOf(key)
+		if err := m.Update(key, value, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("writing the hash: %w", maplayout.Frozen(m, err, lbmap.ErrFrozen))
 		}
 	}
 	// What was closed meanwhile would leave an entry.

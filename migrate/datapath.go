@@ -46,6 +46,15 @@ func openDatapath(ctx context.Context, opts loader.Options, log *slog.Logger) (_
 	if d.hash.v4 == nil || d.hash.v6 == nil {
 		return nil, fmt.Errorf("%s: %w", opts.MapsDir, ErrNoHash)
 	}
+	for _, m := range []*ebpf.Map{d.hash.v4, d.hash.v6} {
+		info, err := m.Info()
+		if err != nil {
+			return nil, err
+		}
+		if info.Frozen() {
+			return nil, fmt.Errorf("%s: %w", info.Name, lbmap.ErrFrozen) // entries could be moved, and none deleted
+		}
+	}
 	hooks, err := dp.Hooks()
 	if err != nil {
 		return nil, err

@@ -118,10 +118,10 @@ func (h hash) write(keys []hashKey, values []hashValue) error {
 		}
 	}
 	if err := batch.Write(h.v4, keys4, values4); err != nil {
-		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK4Map, err)
+		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK4Map, maplayout.Frozen(h.v4, err, lbmap.ErrFrozen))
 	}
 	if err := batch.Write(h.v6, keys6, values6); err != nil {
-		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK6Map, err)
+		return fmt.Errorf("writing to %s: %w", lbmap.ReverseSK6Map, maplayout.Frozen(h.v6, err, lbmap.ErrFrozen))
 	}
 	return nil
 }
@@ -138,10 +138,10 @@ func (h hash) delete(keys []hashKey) error {
 		}
 	}
 	if err := batch.Delete(h.v4, keys4); err != nil {
-		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK4Map, err)
+		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK4Map, maplayout.Frozen(h.v4, err, lbmap.ErrFrozen))
 	}
 	if err := batch.Delete(h.v6, keys6); err != nil {
-		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK6Map, err)
+		return fmt.Errorf("deleting from %s: %w", lbmap.ReverseSK6Map, maplayout.Frozen(h.v6, err, lbmap.ErrFrozen))
 	}
 	return nil
 }

@@ -94,6 +94,7 @@ var advice = []struct {
 
 	{lbmap.ErrNoMap, exitFailed, "run revsk load, which creates the maps, or name their directory with --maps"},
 	{lbmap.ErrLayout, exitFailed, "use the release that made it, or name another directory with --maps"},
+	{lbmap.ErrFrozen, exitFailed, "have the agent that owns the map make it anew; where there is none, run revsk unload, remove its pin, and run revsk load"},
 	{lbmap.ErrFull, exitFailed, "delete services, or have the owner of the map make it larger"},
 	{lbmap.ErrLocked, exitFailed, "wait for the other process that writes services to finish, or use a longer --wait"},
 	{lbmap.ErrInUse, exitFailed, "see revsk service list, and choose another or let revsk choose"},
