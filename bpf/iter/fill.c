@@ -116,7 +116,7 @@ static __always_inline __u32 ctx_time(void)
 	return tuple_time(bpf_ktime_get_ns());
 }
 
-/* An import never evicts what hooks wrote. */
+/* An import never evicts what hooks wrote, and so makes nothing of it older. */
 static __always_inline bool ctx_may_evict(void)
 {
 	return false;
@@ -146,7 +146,7 @@ static __always_inline __u64 ctx_bucket_choose(struct sock_ref *s, __u32 number,
 {
 	const struct endpoint none = {};
 
-	return bucket_choose(s->sk, number, bucket, &none);
+	return bucket_choose(s->sk, number, bucket, &none, false);
 }
 
 /* What only grow_descriptor does, and what an import never does. */

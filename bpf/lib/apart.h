@@ -54,7 +54,7 @@ static __always_inline __u64 choose_in_bucket(struct sock_ref *s, __u32 number, 
 {
 	const struct endpoint actual = sock_peer(s->sk);
 
-	return bucket_choose(s->sk, number, bucket, &actual);
+	return bucket_choose(s->sk, number, bucket, &actual, true);
 }
 
 APART(__u64, bucket_choose, TABLE_NONE, choose_in_bucket(&s, number, bucket), __u32 number,

@@ -313,7 +313,7 @@ static __noinline int peers_add(struct sock_ref *s, struct revsk_peers_value *p,
 	if (!p || !t)
 		return -EINVAL;
 	/* Slots make room only where there is no memory for a table. */
-	if (!p->table_class)
+	if (!p->table_class && ctx_may_evict())
 		tuples_age(p->slots, REVSK_SLOTS);
 	for (int i = 0; i < REVSK_SLOTS; i++) {
 		if (!p->slots[i].peer_port) {

@@ -332,9 +332,12 @@ static __always_inline __u64 smaller(__u64 a, __u64 b)
 	return b + (difference & is_less);
 }
 
-/* The place for a new tuple in a bucket: its key, with the position in the low bits; or TABLE_NONE. */
+/*
+ * The place for a new tuple in a bucket: its key, with the position in the low bits; or TABLE_NONE. @ages: the
+ * tuples there age by that.
+ */
 static __always_inline __u64 bucket_choose(void *sk, __u32 number, __u64 bucket,
-					   const struct endpoint *actual)
+					   const struct endpoint *actual, bool ages)
 {
 	struct table_ref r = table_numbered(sk, number);
 	__u64 best = TABLE_NONE >> 1, used = 0;
@@ -350,7 +353,8 @@ static __always_inline __u64 bucket_choose(void *sk, __u32 number, __u64 bucket,
 #pragma unroll
 	for (int i = 0; i < TABLE_WAYS; i++)
 		best = smaller(place_key(&t[i], actual, used) | (bucket * TABLE_WAYS + i), best);
-	tuples_age(t, TABLE_WAYS);
+	if (ages)
+		tuples_age(t, TABLE_WAYS);
 	return best;
 }
 

@@ -370,14 +370,14 @@ var rules = []rule{
 	{
 		name: "tuples age as others want their places",
 		file: "lib/table.h",
-		old:  "	tuples_age(t, TABLE_WAYS);\n",
+		old:  "	if (ages)\n		tuples_age(t, TABLE_WAYS);\n",
 		new:  "",
 		pkg:  "tests/prog", test: "TestFullTable/a peer that only answers keeps its service",
 	},
 	{
 		name: "slots age as others want their places",
 		file: "lib/peers.h",
-		old:  "	if (!p->table_class)\n		tuples_age(p->slots, REVSK_SLOTS);\n",
+		old:  "	if (!p->table_class && ctx_may_evict())\n		tuples_age(p->slots, REVSK_SLOTS);\n",
 		new:  "",
 		pkg:  "tests/prog", test: "TestNoMemoryForATable/a slot whose peer only answers does not make room",
 	},
