@@ -52,7 +52,7 @@ func TestNoTupleIsHalfAnOldOneAndHalfANewOne(t *testing.T) {
 			for s, err := range r.Sockets(t.Context(), Filter{}) {
 				require.NoError(t, err)
 				for _, tuple := range s.Tuples() {
-					tuple.Time = 0
+					tuple.Time, tuple.Age = 0, 0
 					seen[*tuple]++
 				}
 			}
