@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -36,7 +35,7 @@ type terminator struct {
 	held     string    // why nothing is ended
 	next     time.Time // not before
 
-	failed socketSet // could not be ended, which was told
+	failed map[inspect.SocketID]bool // could not be ended, which was told
 
 	sockets   *inspect.Terminator // nil: not opened
 	datapath  *loader.Datapath    // whose maps it uses
@@ -45,7 +44,7 @@ type terminator struct {
 
 func newTerminator(a *Agent) *terminator {
 	return &terminator{
-		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time), failed: make(socketSet),
+		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time), failed: make(map[inspect.SocketID]bool),
 		maps: backendMaps{dir: a.options().Loader.MapsDir}, settling: time.Now(),
 	}
 }
@@ -265,8 +264,11 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	report, err := t.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
 	took := time.Since(begin)
 	for _, s := range report.Sockets {
-		if s.Outcome == inspect.OutcomeFailed && t.failed.seen(&s.Socket) {
-			continue
+		if s.Outcome == inspect.OutcomeFailed {
+			if t.failed[s.Socket.ID()] {
+				continue
+			}
+			t.failed[s.Socket.ID()] = true
 		}
 		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
 		e := SocketTerminated{s, time.Since(left)}
@@ -287,21 +289,6 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	}
 	// What cannot be ended for long is left to the surveys, too.
 	t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return begin.Sub(t.gone[b]) < leftToSurveys }))
-}
-
-// socketSet are sockets, by what tells one from another on every kernel.
-type socketSet map[socketID]bool
-
-type socketID struct {
-	netns, inode uint64
-	local, peer  netip.AddrPort
-}
-
-// seen tells whether a socket is in the set, and adds it.
-func (s socketSet) seen(x *inspect.Socket) bool {
-	id := socketID{x.NetNS.Inode, x.Inode, x.Local, x.Peer}
-	defer func() { s[id] = true }()
-	return s[id]
 }
 
 func (t *terminator) done(backends []inspect.Backend) {

@@ -181,7 +181,7 @@ func (t *Terminator) Terminate(ctx context.Context, opts TerminateOptions) (Repo
 	one := termination{
 		Terminator: t, opts: opts,
 		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
-		found: make(map[identity]*Termination),
+		found: make(map[SocketID]*Termination),
 	}
 	err := one.run(ctx)
 	if err != nil {
@@ -198,21 +198,20 @@ type termination struct {
 	opts  TerminateOptions
 	meant Filter
 	used  bool // the destroyer
-	found map[identity]*Termination
+	found map[SocketID]*Termination
 	left  int  // unmigrated
 	more  bool // sockets were left out
 }
 
-// identity is what a socket is known by from one round to the next. Its cookie is not part of it:
-// before Linux 5.12 the first round may see none.
-type identity struct {
+// SocketID is what a socket is known by from one look to the next, on every kernel; it can be compared, and is a key of maps.
+// Its cookie is not part of it: before Linux 5.12 the first look may see none.
+type SocketID struct {
 	netns, inode uint64
 	local, peer  netip.AddrPort
 }
 
-func identityOf(s *Socket) identity {
-	return identity{s.NetNS.Inode, s.Inode, s.Local, s.Peer}
-}
+// ID is what the socket is known by, as long as it is open and stays connected.
+func (s *Socket) ID() SocketID { return SocketID{s.NetNS.Inode, s.Inode, s.Local, s.Peer} }
 
 func (t *termination) run(ctx context.Context) error {
 	hasHash, err := needStorage(t.maps.Config)
@@ -297,14 +296,14 @@ func (t *termination) connected(ctx context.Context, most int) ([]*Termination, 
 		if err != nil {
 			return nil, err
 		}
-		known := t.found[identityOf(&s)]
+		known := t.found[s.ID()]
 		if known == nil {
 			if t.opts.Most > 0 && len(t.found) >= most {
 				t.more = true
 				continue
 			}
 			known = &Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound}
-			t.found[identityOf(&s)] = known
+			t.found[s.ID()] = known
 		}
 		all = append(all, known)
 	}

@@ -574,7 +574,7 @@ func (g *ground) victims(gone service) []*Termination {
 	found := termination{
 		Terminator: &Terminator{maps: g.Maps, reader: reader}, opts: opts,
 		meant: Filter{Service: opts.Service, Backends: NewBackendSet(opts.Backends...), Connected: true},
-		found: make(map[identity]*Termination),
+		found: make(map[SocketID]*Termination),
 	}
 	victims, err := found.connected(g.Context(), 0)
 	require.NoError(g, err)
