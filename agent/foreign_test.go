@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/passprog"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -24,20 +24,15 @@ func TestAForeignProgramInALinkOfOurs(t *testing.T) {
 	l, err := link.LoadPinnedLink(filepath.Join(n.loader().PinsDir, "links", "revsk_connect4"), nil)
 	require.NoError(t, err)
 	defer l.Close()
-	put := func(prog *ebpf.Program, err error) ebpf.ProgramID {
+	put := func(prog *ebpf.Program) ebpf.ProgramID {
 		t.Helper()
-		require.NoError(t, err)
-		defer prog.Close()
 		require.NoError(t, l.Update(prog))
 		info, err := prog.Info()
 		require.NoError(t, err)
 		id, _ := info.ID()
 		return id
 	}
-	there := put(ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "policy", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
-	}))
+	there := put(passprog.Connect4(t))
 	awaits(t, "it is said", soon, func() bool {
 		err := r.Ready()
 		return err != nil && hasProblem(r.Agent.problems(), loader.ProblemForeign)
@@ -54,7 +49,11 @@ func TestAForeignProgramInALinkOfOurs(t *testing.T) {
 	require.NoError(t, l.Close())
 	l, err = link.LoadPinnedLink(filepath.Join(n.loader().PinsDir, "links", "revsk_connect4"), nil)
 	require.NoError(t, err)
-	there = put(ebpf.NewProgramFromID(ebpf.ProgramID(n.program("recvmsg4"))))
+	defer l.Close()
+	other, err := ebpf.NewProgramFromID(ebpf.ProgramID(n.program("recvmsg4")))
+	require.NoError(t, err)
+	defer other.Close()
+	there = put(other)
 	awaits(t, "replaced", soon, func() bool {
 		info, err := l.Info()
 		return err == nil && info.Program != there

@@ -7,10 +7,10 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/passprog"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -24,18 +24,6 @@ func putIntoLink(t *testing.T, hook string, prog *ebpf.Program) ebpf.ProgramID {
 	return programID(t, prog)
 }
 
-// foreignProgram is a program of connect hooks that nobody knows.
-func foreignProgram(t *testing.T) *ebpf.Program {
-	t.Helper()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "policy", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
-	})
-	require.NoError(t, err)
-	t.Cleanup(func() { prog.Close() })
-	return prog
-}
-
 func detachLink(t *testing.T, hook string) {
 	t.Helper()
 	l, err := link.LoadPinnedLink(filepath.Join(pinsDir, "links", hook), nil)
@@ -47,7 +35,7 @@ func detachLink(t *testing.T, hook string) {
 // Nobody but its owner knows whether a program may go that somebody has put into a link of ours.
 func TestAForeignProgramInALinkOfOurs(t *testing.T) {
 	load(t, options())
-	there := putIntoLink(t, "revsk_connect4", foreignProgram(t))
+	there := putIntoLink(t, "revsk_connect4", passprog.Connect4(t))
 	attachedThere := func() { t.Helper(); require.Contains(t, attached(t)[ebpf.AttachCGroupInet4Connect], there) }
 	require.Equal(t, []string{loader.ProblemForeign}, codes(t, options()))
 	for _, opts := range []loader.Options{options(), takeover()} {
@@ -105,7 +93,7 @@ func TestAForeignProgramThatComesMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			load(t, options())
-			prog := foreignProgram(t)
+			prog := passprog.Connect4(t)
 			var there ebpf.ProgramID
 			opts := options().WithStep(func(step string) error {
 				if (step == "attach revsk_connect4" || step == "detach revsk_connect4") && there == 0 {

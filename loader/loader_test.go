@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/passprog"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/revnat"
@@ -617,12 +617,7 @@ func TestForeignLinkIsRefused(t *testing.T) {
 
 func TestExclusiveProgramIsReported(t *testing.T) {
 	cleanUp(t)
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
-	})
-	require.NoError(t, err)
-	defer prog.Close()
+	prog := passprog.Connect4(t)
 	cgroup, err := os.Open(sandbox.Cgroup())
 	require.NoError(t, err)
 	defer cgroup.Close()

@@ -10,11 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
+	"github.com/revsk/revsk/internal/passprog"
 	"github.com/revsk/revsk/internal/reference"
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/loader"
@@ -169,16 +168,10 @@ func TestTheAdviceWhereTheCgroupWasMadeAgain(t *testing.T) {
 // putForeignProgram puts a program into a link of ours that has nothing to do with either agent.
 func putForeignProgram(t *testing.T, p place) {
 	t.Helper()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "policy", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
-	})
-	require.NoError(t, err)
-	defer prog.Close()
 	l, err := link.LoadPinnedLink(filepath.Join(p.pins(), "links", "revsk_connect4"), nil)
 	require.NoError(t, err)
 	defer l.Close()
-	require.NoError(t, l.Update(prog))
+	require.NoError(t, l.Update(passprog.Connect4(t)))
 }
 
 // What every command says of a foreign program in a link of ours, which stays there.
