@@ -20,8 +20,7 @@ static __always_inline int reject(int err)
 	return HOOK_REJECT;
 }
 
-/* A program that ran before this one has rejected the call: nothing comes of it. */
-static __always_inline bool is_rejected(void)
+static __always_inline bool ctx_is_rejected(void)
 {
 	return cfg_set_retval && bpf_get_retval();
 }

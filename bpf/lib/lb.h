@@ -144,6 +144,9 @@ static __noinline __u64 lb_choose_backend(struct sock_ref *s, const struct lb_fo
 		return LB_CHOICE(0, svc->rev_nat_index, service_proxy_port(svc));
 	}
 	sticky = cfg_session_affinity && (svc->flags & SVC_AFFINITY);
+	/* Affinity is written to: not for what comes to nothing. */
+	if (sticky && ctx_is_rejected())
+		return LB_UNTRANSLATED;
 	if (sticky) {
 		backend_id = affinity_backend(svc, &f->addr, ctx_netns_cookie(s->ctx));
 		forget_memory();

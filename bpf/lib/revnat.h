@@ -224,6 +224,8 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 	struct revsk_peers_value *p = NULL;
 	int err = 0;
 
+	if (ctx_is_rejected())
+		return 0;
 	/* Storage first: it is what can fail, and a rejected call leaves nothing in the hash. */
 	if (mode_has_storage(mode)) {
 		/* Asked for before: on a socket without any storage this costs nothing. */
@@ -243,13 +245,22 @@ static __always_inline int revnat_connect(struct sock_ref *s, struct revsk_conn_
 	return err;
 }
 
+/*
+ * Whether a call to no service can end anything. Most sockets remember nothing, and the hash is only in mode
+ * dual asked beside that. @p is what peers_get says.
+ */
+static __always_inline bool revnat_has_any(struct sock_ref *s, struct revsk_peers_value *p)
+{
+	return p || conn_get(s) || current_mode() == REVSK_MODE_DUAL;
+}
+
 /* connect to no service: drop conn if its peer is the very address now connected to. */
 static __always_inline void revnat_connect_direct(struct sock_ref *s, const struct endpoint *dst,
 						  bool datagram)
 {
 	bool dropped;
 
-	if (!dst->port)
+	if (!dst->port || !revnat_has_any(s, datagram ? peers_get(s) : NULL) || ctx_is_rejected())
 		return;
 	dropped = conn_drop(s, dst, REVSK_DROPPED_DIRECT);
 	if (datagram && datagram_drop(s, dst, REVSK_DROPPED_DIRECT))
@@ -264,16 +275,23 @@ static __always_inline int peers_store(struct sock_ref *s, struct revsk_peers_va
 	struct revsk_tuple *old;
 	int err;
 
+	if (!p && ctx_is_rejected())
+		return 0;
 	p = peers_get_or_create(s, p);
 	if (!p)
 		return -ENOMEM;
 	t->time = time_now();
 	old = peers_find(s, p, &peer);
 	if (old && tuple_same_service(old, t)) {
-		tuple_touch(old, t->time);
-		tuple_used(old);
+		/* Most sends have nothing to note. */
+		if ((old->time != t->time || old->age) && !ctx_is_rejected()) {
+			tuple_touch(old, t->time);
+			tuple_used(old);
+		}
 		return 0;
 	}
+	if (ctx_is_rejected())
+		return 0;
 	if (old) {
 		t->flags |= old->flags & REVSK_TUPLE_OVERTAKEN;
 		peers_replace(s, p, t);
@@ -300,9 +318,9 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
 
 	if (mode_has_storage(mode))
 		err = peers_store(s, p, t);
-	else if (p && peers_remove(s, p, &peer))
+	else if (p && !ctx_is_rejected() && peers_remove(s, p, &peer))
 		count(REVSK_DROPPED_REPLACED);
-	if (!err && mode_has_hash(mode))
+	if (!err && mode_has_hash(mode) && !ctx_is_rejected())
 		err = hash_store(s, t, mode);
 	return err;
 }
@@ -314,13 +332,14 @@ static __always_inline int revnat_sendmsg(struct sock_ref *s, struct revsk_peers
  * without the lock, so that a connect by another thread in between makes the two the same. See
  * docs/design.md.)
  */
-static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, const struct endpoint *dst)
+static __always_inline void revnat_sendmsg_direct(struct sock_ref *s, struct revsk_peers_value *p,
+						  const struct endpoint *dst)
 {
 	enum revsk_mode mode = current_mode();
 	const struct endpoint peer = sock_peer(s->sk);
 	bool dropped;
 
-	if (!dst->port)
+	if (!dst->port || !revnat_has_any(s, p) || ctx_is_rejected())
 		return;
 	dropped = peers_drop(s, dst, REVSK_DROPPED_DIRECT);
 	if (endpoint_equal(&peer, dst)) {

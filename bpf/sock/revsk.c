@@ -25,7 +25,8 @@ static __always_inline bool health_check(struct bpf_sock_addr *ctx)
 {
 	int none = 0;
 
-	if (!cfg_health_check || !ctx->sk || ctx->sk->mark != HEALTH_CHECK_MARK)
+	if (!cfg_health_check || !ctx->sk || ctx->sk->mark != HEALTH_CHECK_MARK ||
+	    ctx_is_rejected())
 		return false;
 	bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &none, sizeof(none));
 	return true;
@@ -48,6 +49,8 @@ static __always_inline int finish(struct bpf_sock_addr *ctx, const struct revsk_
 
 static __always_inline int unreachable(void)
 {
+	if (ctx_is_rejected())
+		return HOOK_PROCEED;
 	count(REVSK_REJECTED_NO_BACKEND);
 	return reject(-EHOSTUNREACH);
 }
@@ -67,7 +70,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	__u64 choice = LB_UNTRANSLATED;
 	bool health;
 
-	if (!s.sk || is_rejected())
+	if (!s.sk)
 		return HOOK_PROCEED;
 	carry_over(ctx);
 	health = health_check(ctx);
@@ -111,14 +114,14 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	struct revsk_peers_value *p;
 	struct revsk_tuple t = {};
 
-	if (!s.sk || is_rejected())
+	if (!s.sk)
 		return HOOK_PROCEED;
 	carry_over(ctx);
 	p = peers_get(&s);
 	if (!sends_to_own_peer(ctx, &dst))
 		choice = lb_choose(&s, &dst, ctx->protocol, v6);
 	if (choice == LB_UNTRANSLATED) {
-		revnat_sendmsg_direct(&s, &dst);
+		revnat_sendmsg_direct(&s, p, &dst);
 		return HOOK_PROCEED;
 	}
 	if (choice == LB_UNREACHABLE || !lb_tuple(choice, &dst, &t))

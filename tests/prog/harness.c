@@ -49,7 +49,8 @@ struct harness_input {
 	struct harness_endpoint address;
 	__u8 protocol;
 	__u8 datagram;
-	__u8 pad2[6];
+	__u8 rejected; /* by another program */
+	__u8 pad2[5];
 };
 
 struct harness_output {
@@ -92,6 +93,11 @@ static __always_inline __u64 ctx_host_netns_cookie(void)
 static __always_inline __u32 ctx_time(void)
 {
 	return clock;
+}
+
+static __always_inline bool ctx_is_rejected(void)
+{
+	return input.rejected;
 }
 
 static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb)
@@ -224,7 +230,7 @@ static __always_inline long test_sendmsg_direct(struct sock_ref *s)
 {
 	const struct endpoint dst = input_address();
 
-	revnat_sendmsg_direct(s, &dst);
+	revnat_sendmsg_direct(s, peers_get(s), &dst);
 	return 0;
 }
 

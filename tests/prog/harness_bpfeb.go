@@ -37,7 +37,8 @@ type harnessHarnessInput struct {
 	Address         harnessHarnessEndpoint
 	Protocol        uint8
 	Datagram        uint8
-	Pad2            [6]uint8
+	Rejected        uint8
+	Pad2            [5]uint8
 }
 
 type harnessHarnessOutput struct {

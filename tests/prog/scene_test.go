@@ -91,8 +91,9 @@ const (
 // subject is one of the sockets of a scene.
 type subject struct {
 	*socket
-	s    *scene
-	dead bool // released
+	s          *scene
+	dead       bool // released
+	isRejected bool // what it calls, by another program
 }
 
 func newScene(t *testing.T, h *harness, f family, tcp bool) *scene {
@@ -196,6 +197,9 @@ func (x *subject) input() harnessHarnessInput {
 	in.Tuple.Time = x.s.now
 	if x.v6 {
 		in.PacketIsV6 = 1
+	}
+	if x.isRejected {
+		in.Rejected = 1
 	}
 	if x.tcp {
 		in.PacketIsTcp = 1

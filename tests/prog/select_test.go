@@ -596,6 +596,12 @@ func TestSelectAffinity(t *testing.T) {
 			s.wantBackend(s.toService1(), 11)
 			s.wantAffinity(hostNetns, 11)
 		}},
+		selection{"what another program has rejected leaves no entry", nil, func(s *scene) {
+			s.put(sticky)
+			s.isRejected = true
+			s.wantUntranslated(s.toService1())
+			s.wantNoAffinity(hostNetns)
+		}},
 		selection{"an entry that no longer holds is deleted though no other backend is found", nil, func(s *scene) {
 			s.put(service{flags: lbmap.FlagAffinity, word: timeout, backends: []int{10}, noBackends: true})
 			s.match(12)
