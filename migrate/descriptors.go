@@ -19,7 +19,7 @@ import (
 )
 
 // requestLevel is the level of the setsockopt calls that fill_descriptor is for (REQUEST_LEVEL in
-// bpf/iter/fill.c).
+// bpf/iter/descriptor.c).
 const requestLevel = 0x72657673
 
 // errNotReached: no program has done its work for the socket. It is not below the cgroup of the hooks, for
@@ -71,11 +71,11 @@ func (d *descriptors) attach() error {
 			return fmt.Errorf("loading the programs that visit sockets by descriptor: %w", err)
 		}
 		// In the kernel's own words for the thread, which do not depend on a namespace.
-		_, err := d.programs.descriptors.Programs[iter.FillProgNoteCaller].Run(&ebpf.RunOptions{})
+		_, err := d.programs.descriptors.Programs[iter.DescriptorProgNoteCaller].Run(&ebpf.RunOptions{})
 		if err != nil {
 			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
 		}
-		for _, name := range []string{iter.FillProgGrowDescriptor, iter.FillProgFillDescriptor} {
+		for _, name := range []string{iter.DescriptorProgGrowDescriptor, iter.DescriptorProgFillDescriptor} {
 			var hook link.Link
 			if hook, err = attachSockoptHook(d.cgroup, d.programs.descriptors.Programs[name]); err != nil {
 				d.detach()
@@ -127,8 +127,8 @@ func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket
 	if err := d.attach(); err != nil {
 		return err
 	}
-	requests := d.programs.descriptors.Maps[iter.FillMapRevskRequests]
-	request := iter.FillRevskRequest{Cookie: cookie, Nonce: nonce()}
+	requests := d.programs.descriptors.Maps[iter.DescriptorMapRevskRequests]
+	request := iter.DescriptorRevskRequest{Cookie: cookie, Nonce: nonce()}
 	err = requests.Put(uint32(fd), request)
 	if errors.Is(err, unix.ENOMEM) {
 		// The application may have used up what the socket may have. That is no reason to leave those of others.

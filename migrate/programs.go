@@ -17,7 +17,7 @@ import (
 	"github.com/revsk/revsk/internal/bpfiter"
 )
 
-// programs are those of bpf/iter/fill.c, and the entries that they are to move.
+// programs are those of bpf/iter/fill.c and descriptor.c, and the entries that they are to move.
 type programs struct {
 	*socketEntries
 	iterators *ebpf.Collection // nil: sockets are visited by descriptor only
@@ -39,7 +39,7 @@ type programs struct {
 
 var (
 	iteratorPrograms   = []string{iter.FillProgFillTcp, iter.FillProgFillUdp, iter.FillProgFindFiles}
-	descriptorPrograms = []string{iter.FillProgFillDescriptor, iter.FillProgGrowDescriptor, iter.FillProgNoteCaller}
+	descriptorPrograms = []string{iter.DescriptorProgFillDescriptor, iter.DescriptorProgGrowDescriptor, iter.DescriptorProgNoteCaller}
 )
 
 // loadPrograms loads what the engine needs, with room for so many entries. datapath are the maps to work on, by name.
@@ -104,7 +104,7 @@ func (p *programs) loadDescriptors() error {
 	if p.descriptors != nil {
 		return nil
 	}
-	spec, err := iter.LoadFill()
+	spec, err := iter.LoadDescriptor()
 	if err != nil {
 		return err
 	}
@@ -191,8 +191,11 @@ func (p *programs) take(entries []*entry) error {
 	err := batch.Write(sockets, p.cookies, p.states)
 	for _, c := range []*ebpf.Collection{p.iterators, p.descriptors} {
 		if c != nil && err == nil {
-			err = errors.Join(c.Variables[iter.FillVarRevskJudged].Set(uint64(0)), c.Variables[iter.FillVarRevskWithoutRoom].Set(uint64(0)))
+			err = c.Variables[iter.FillVarRevskJudged].Set(uint64(0))
 		}
+	}
+	if p.iterators != nil && err == nil {
+		err = p.iterators.Variables[iter.FillVarRevskWithoutRoom].Set(uint64(0))
 	}
 	if err != nil {
 		return fmt.Errorf("handing entries to the programs: %w", err)

@@ -6,7 +6,8 @@
 package iter
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem dump -no-global-types -type revsk_socket -type revsk_wanted -type revsk_wanted_backend -type revsk_wanted_service Dump dump.c
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -Wno-unused-function -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem fill -no-global-types -type revsk_result -type revsk_seen -type revsk_import_entry -type revsk_import_socket -type revsk_request -type revsk_call Fill fill.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -Wno-unused-function -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem fill -no-global-types -type revsk_result -type revsk_seen -type revsk_import_entry -type revsk_import_socket Fill fill.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -Wno-unused-function -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem descriptor -no-global-types -type revsk_request -type revsk_call Descriptor descriptor.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem destroy -no-global-types -type revsk_victim Destroy destroy.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem files -no-global-types Files files.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v3 -I../lib" -target bpfel,bpfeb -go-package iter -output-stem look -no-global-types -type revsk_look_socket -type revsk_look_backend -type revsk_look_connected Look look.c

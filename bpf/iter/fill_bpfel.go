@@ -13,13 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type FillRevskCall struct {
-	_     structs.HostLayout
-	Nonce uint64
-	Index uint32
-	Pad   uint32
-}
-
 type FillRevskImportEntry struct {
 	_    structs.HostLayout
 	Peer struct {
@@ -47,14 +40,6 @@ type FillRevskImportSocket struct {
 	Protocol uint8
 	Seen     uint8
 	Pad      [4]uint8
-}
-
-type FillRevskRequest struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Nonce  uint64
-	Served uint32
-	Pad    uint32
 }
 
 type FillRevskResult uint32
@@ -102,7 +87,6 @@ const (
 	FillMapRevskImportSockets         = "revsk_import_sockets"
 	FillMapRevskMetrics               = "revsk_metrics"
 	FillMapRevskPeers                 = "revsk_peers"
-	FillMapRevskRequests              = "revsk_requests"
 	FillMapRevskTab1k                 = "revsk_tab_1k"
 	FillMapRevskTab2k                 = "revsk_tab_2k"
 	FillMapRevskTab4k                 = "revsk_tab_4k"
@@ -123,12 +107,9 @@ const (
 	FillMapRevskTab8k7                = "revsk_tab_8k_7"
 	FillMapRevskTab8k8                = "revsk_tab_8k_8"
 	FillMapRevskTab8k9                = "revsk_tab_8k_9"
-	FillProgFillDescriptor            = "fill_descriptor"
 	FillProgFillTcp                   = "fill_tcp"
 	FillProgFillUdp                   = "fill_udp"
 	FillProgFindFiles                 = "find_files"
-	FillProgGrowDescriptor            = "grow_descriptor"
-	FillProgNoteCaller                = "note_caller"
 	FillVarCfgAffinityHz              = "cfg_affinity_hz"
 	FillVarCfgAnyProtocol             = "cfg_any_protocol"
 	FillVarCfgExternalIpMitigation    = "cfg_external_ip_mitigation"
@@ -150,11 +131,9 @@ const (
 	FillVarCfgSetRetval               = "cfg_set_retval"
 	FillVarCfgTableClasses            = "cfg_table_classes"
 	FillVarCfgTableMaps               = "cfg_table_maps"
-	FillVarRevskCaller                = "revsk_caller"
 	FillVarRevskFilesOnly             = "revsk_files_only"
 	FillVarRevskJudged                = "revsk_judged"
 	FillVarRevskWithoutRoom           = "revsk_without_room"
-	FillVarUnusedCall                 = "unused_call"
 	FillVarUnusedResult               = "unused_result"
 	FillVarUnusedSeen                 = "unused_seen"
 )
@@ -201,12 +180,9 @@ type FillSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FillProgramSpecs struct {
-	FillDescriptor *ebpf.ProgramSpec `ebpf:"fill_descriptor"`
-	FillTcp        *ebpf.ProgramSpec `ebpf:"fill_tcp"`
-	FillUdp        *ebpf.ProgramSpec `ebpf:"fill_udp"`
-	FindFiles      *ebpf.ProgramSpec `ebpf:"find_files"`
-	GrowDescriptor *ebpf.ProgramSpec `ebpf:"grow_descriptor"`
-	NoteCaller     *ebpf.ProgramSpec `ebpf:"note_caller"`
+	FillTcp   *ebpf.ProgramSpec `ebpf:"fill_tcp"`
+	FillUdp   *ebpf.ProgramSpec `ebpf:"fill_udp"`
+	FindFiles *ebpf.ProgramSpec `ebpf:"find_files"`
 }
 
 // FillMapSpecs contains maps before they are loaded into the kernel.
@@ -232,7 +208,6 @@ type FillMapSpecs struct {
 	RevskImportSockets    *ebpf.MapSpec `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.MapSpec `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.MapSpec `ebpf:"revsk_peers"`
-	RevskRequests         *ebpf.MapSpec `ebpf:"revsk_requests"`
 	RevskTab1k            *ebpf.MapSpec `ebpf:"revsk_tab_1k"`
 	RevskTab2k            *ebpf.MapSpec `ebpf:"revsk_tab_2k"`
 	RevskTab4k            *ebpf.MapSpec `ebpf:"revsk_tab_4k"`
@@ -280,11 +255,9 @@ type FillVariableSpecs struct {
 	CfgSetRetval               *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
 	CfgTableClasses            *ebpf.VariableSpec `ebpf:"cfg_table_classes"`
 	CfgTableMaps               *ebpf.VariableSpec `ebpf:"cfg_table_maps"`
-	RevskCaller                *ebpf.VariableSpec `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.VariableSpec `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.VariableSpec `ebpf:"revsk_judged"`
 	RevskWithoutRoom           *ebpf.VariableSpec `ebpf:"revsk_without_room"`
-	UnusedCall                 *ebpf.VariableSpec `ebpf:"unused_call"`
 	UnusedResult               *ebpf.VariableSpec `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.VariableSpec `ebpf:"unused_seen"`
 }
@@ -328,7 +301,6 @@ type FillMaps struct {
 	RevskImportSockets    *ebpf.Map `ebpf:"revsk_import_sockets"`
 	RevskMetrics          *ebpf.Map `ebpf:"revsk_metrics"`
 	RevskPeers            *ebpf.Map `ebpf:"revsk_peers"`
-	RevskRequests         *ebpf.Map `ebpf:"revsk_requests"`
 	RevskTab1k            *ebpf.Map `ebpf:"revsk_tab_1k"`
 	RevskTab2k            *ebpf.Map `ebpf:"revsk_tab_2k"`
 	RevskTab4k            *ebpf.Map `ebpf:"revsk_tab_4k"`
@@ -372,7 +344,6 @@ func (m *FillMaps) Close() error {
 		m.RevskImportSockets,
 		m.RevskMetrics,
 		m.RevskPeers,
-		m.RevskRequests,
 		m.RevskTab1k,
 		m.RevskTab2k,
 		m.RevskTab4k,
@@ -421,11 +392,9 @@ type FillVariables struct {
 	CfgSetRetval               *ebpf.Variable `ebpf:"cfg_set_retval"`
 	CfgTableClasses            *ebpf.Variable `ebpf:"cfg_table_classes"`
 	CfgTableMaps               *ebpf.Variable `ebpf:"cfg_table_maps"`
-	RevskCaller                *ebpf.Variable `ebpf:"revsk_caller"`
 	RevskFilesOnly             *ebpf.Variable `ebpf:"revsk_files_only"`
 	RevskJudged                *ebpf.Variable `ebpf:"revsk_judged"`
 	RevskWithoutRoom           *ebpf.Variable `ebpf:"revsk_without_room"`
-	UnusedCall                 *ebpf.Variable `ebpf:"unused_call"`
 	UnusedResult               *ebpf.Variable `ebpf:"unused_result"`
 	UnusedSeen                 *ebpf.Variable `ebpf:"unused_seen"`
 }
@@ -434,22 +403,16 @@ type FillVariables struct {
 //
 // It can be passed to LoadFillObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FillPrograms struct {
-	FillDescriptor *ebpf.Program `ebpf:"fill_descriptor"`
-	FillTcp        *ebpf.Program `ebpf:"fill_tcp"`
-	FillUdp        *ebpf.Program `ebpf:"fill_udp"`
-	FindFiles      *ebpf.Program `ebpf:"find_files"`
-	GrowDescriptor *ebpf.Program `ebpf:"grow_descriptor"`
-	NoteCaller     *ebpf.Program `ebpf:"note_caller"`
+	FillTcp   *ebpf.Program `ebpf:"fill_tcp"`
+	FillUdp   *ebpf.Program `ebpf:"fill_udp"`
+	FindFiles *ebpf.Program `ebpf:"find_files"`
 }
 
 func (p *FillPrograms) Close() error {
 	return _FillClose(
-		p.FillDescriptor,
 		p.FillTcp,
 		p.FillUdp,
 		p.FindFiles,
-		p.GrowDescriptor,
-		p.NoteCaller,
 	)
 }
 

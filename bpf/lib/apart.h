@@ -5,7 +5,8 @@
  * beside the context, and what a function needs it reads from the socket again.
  *
  * The program that includes this defines APART_CTX, its context, and how to come from that to the socket:
- * apart_socket(ctx), and apart_done(sk) when it is no longer used.
+ * apart_socket(ctx), and apart_done(sk) when it is no longer used; and whether its tuples may make room for others:
+ * APART_MAY_EVICT.
  */
 #pragma once
 
@@ -54,7 +55,7 @@ static __always_inline __u64 choose_in_bucket(struct sock_ref *s, __u32 number, 
 {
 	const struct endpoint actual = sock_peer(s->sk);
 
-	return bucket_choose(s->sk, number, bucket, &actual, true);
+	return bucket_choose(s->sk, number, bucket, &actual, ctx_may_evict());
 }
 
 APART(__u64, bucket_choose, TABLE_NONE, choose_in_bucket(&s, number, bucket), __u32 number,
@@ -119,7 +120,7 @@ static __always_inline bool ctx_has_tables(struct sock_ref *s)
 
 static __always_inline bool ctx_may_evict(void)
 {
-	return true;
+	return APART_MAY_EVICT;
 }
 
 /* lb.h */

@@ -11,7 +11,7 @@
  * but runs when the last file descriptor is gone, so no other hook of the socket can run.
  *
  * The migrator adds tuples under the same lock: its programs run in iter/tcp (which takes it since
- * 5.15) and iter/udp (since 6.5), or as a setsockopt hook on any kernel (bpf/iter/fill.c). Other
+ * 5.15) and iter/udp (since 6.5), or as a setsockopt hook on any kernel (bpf/iter/fill.h). Other
  * iterators, and user space, do not hold that lock and only read. So that they never read half a
  * tuple, hooks change a tuple under the value's own bpf_spin_lock, and those readers copy it under
  * that lock (BPF_F_LOCK from user space). Creating and deleting a storage is atomic by itself (RCU).

@@ -68,7 +68,7 @@ func measure(root bool) (sizes, error) {
 		}
 	}
 	all := make(sizes)
-	for _, load := range []func() (*ebpf.CollectionSpec, error){sock.LoadSock, iter.LoadFill, iter.LoadFiles, iter.LoadQueued} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){sock.LoadSock, iter.LoadFill, iter.LoadDescriptor, iter.LoadFiles, iter.LoadQueued} {
 		spec, err := load()
 		if err != nil {
 			return nil, err

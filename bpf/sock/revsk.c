@@ -6,6 +6,7 @@
 #define APART_CTX struct bpf_sock_addr
 #define apart_socket(ctx) ((ctx)->sk)
 #define apart_done(sk)
+#define APART_MAY_EVICT true
 
 #include "apart.h"
 #include "bind.h"

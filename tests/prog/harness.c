@@ -13,6 +13,7 @@
 #define APART_CTX struct __sk_buff
 #define apart_socket(ctx) find_socket(ctx)
 #define apart_done(sk) bpf_sk_release(sk)
+#define APART_MAY_EVICT true
 
 static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb);
 

@@ -38,11 +38,12 @@ type rule struct {
 var objects = map[string]map[string]string{
 	"tests/prog": {"tests/prog/harness": "tests/prog/harness_bpfel.o"},
 	"": {
-		"bpf/sock/revsk":   "bpf/sock/revsk_bpfel.o",
-		"bpf/iter/dump":    "bpf/iter/dump_bpfel.o",
-		"bpf/iter/fill":    "bpf/iter/fill_bpfel.o",
-		"bpf/iter/destroy": "bpf/iter/destroy_bpfel.o",
-		"bpf/iter/look":    "bpf/iter/look_bpfel.o",
+		"bpf/sock/revsk":      "bpf/sock/revsk_bpfel.o",
+		"bpf/iter/dump":       "bpf/iter/dump_bpfel.o",
+		"bpf/iter/fill":       "bpf/iter/fill_bpfel.o",
+		"bpf/iter/descriptor": "bpf/iter/descriptor_bpfel.o",
+		"bpf/iter/destroy":    "bpf/iter/destroy_bpfel.o",
+		"bpf/iter/look":       "bpf/iter/look_bpfel.o",
 	},
 }
 

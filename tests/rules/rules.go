@@ -833,9 +833,9 @@ var rules = []rule{
 	},
 	{
 		name: "nothing that hooks have stored makes room for the migration",
-		file: "iter/fill.c",
-		old:  "static __always_inline bool ctx_may_evict(void)\n{\n	return false;",
-		new:  "static __always_inline bool ctx_may_evict(void)\n{\n	return true;",
+		file: "iter/descriptor.c",
+		old:  "#define APART_MAY_EVICT false",
+		new:  "#define APART_MAY_EVICT true",
 		pkg:  "tests/kernel", test: "TestMigrateEvictsNothing/iter",
 	},
 
