@@ -140,6 +140,7 @@ func (s *surveyor) survey(ctx context.Context, opts Options) {
 		}
 	}
 	if !s.a.outcome(stepSurvey, err) {
+		s.used = 0 // there are no figures, so the next survey is not put off
 		return
 	}
 	found.at, found.duration = time.Now(), time.Since(begin)
