@@ -246,3 +246,21 @@ func TestWhatIsNoNamespaceIsNotOpened(t *testing.T) {
 		assert.Error(t, err, path)
 	}
 }
+
+// A process makes its table of mounts as long as it likes, or there are many of them: others are found nevertheless.
+func TestTablesOfMountsAreReadForSoLong(t *testing.T) {
+	pid, mounted := startHolder(t, "mount elsewhere")
+	_, held := startHolder(t, "file")
+	for left, want := range map[time.Duration]bool{0: false, time.Nanosecond: false, mostOfTables: true} {
+		f := newFinder()
+		f.left = left
+		f.addMounts(pid)
+		require.Equal(t, want, f.byInode[mounted] != nil, left)
+		require.Less(t, f.left, max(left, 1))
+		for range f.each(t.Context()) {
+		}
+		require.NoError(t, f.err)
+		require.NotNil(t, f.byInode[held], left)
+		require.NoError(t, f.found.Close())
+	}
+}
