@@ -49,9 +49,15 @@ func processorTimeOf(t *testing.T, pid int) time.Duration {
 
 func residentMiB(t *testing.T, pid int) int {
 	t.Helper()
+	return memoryMiB(t, pid, "VmRSS")
+}
+
+// memoryMiB is one of the figures that /proc has of a process.
+func memoryMiB(t *testing.T, pid int, figure string) int {
+	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	require.NoError(t, err)
-	_, rest, ok := strings.Cut(string(text), "VmRSS:")
+	_, rest, ok := strings.Cut(string(text), figure+":")
 	require.True(t, ok)
 	kib, err := strconv.Atoi(strings.Fields(rest)[0])
 	require.NoError(t, err)

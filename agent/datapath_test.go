@@ -328,6 +328,8 @@ func runChild() int {
 		opts = Options{Loader: n.loader(), AuditEvery: -1}
 	case holdSockets:
 		return runHolder()
+	case hostileProcess:
+		return runHostile()
 	}
 	if err := Run(ctx, opts); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -342,6 +344,8 @@ const (
 	optionsDefault  = "default"
 	// holdSockets is for a process that is no agent, but holds sockets.
 	holdSockets = "hold"
+	// hostileProcess is for one of nobody's.
+	hostileProcess = "hostile"
 )
 
 // child starts an agent in a process of its own.

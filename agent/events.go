@@ -5,6 +5,7 @@ package agent
 import (
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -195,12 +196,29 @@ func (e SocketTerminated) Line() (slog.Level, string, []slog.Attr) {
 	return level, "socket of a backend that is gone", attrs
 }
 
+// mostNamed is how many processes that have a socket open are named. A process can share its sockets with as many as it likes.
+const mostNamed = 8
+
 func owners(all []inspect.Process) string {
 	var names []string
-	for _, p := range all {
-		names = append(names, fmt.Sprintf("%s(%d)", p.Command, p.ID))
+	for _, p := range all[:min(len(all), mostNamed)] {
+		names = append(names, fmt.Sprintf("%s(%d)", plain(p.Command), p.ID))
+	}
+	if len(all) > mostNamed {
+		names = append(names, "...")
 	}
 	return strings.Join(names, " ")
+}
+
+// plain replaces what could control a terminal in a name that a process has chosen for itself, which a handler of JSON leaves as
+// it is, and what could make it look like that of another process.
+func plain(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) || strings.ContainsRune(" ()\ufffd", r) {
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 func netnsName(n inspect.NetNS) string {

@@ -311,7 +311,7 @@ func (t *terminator) openSockets() error {
 	}
 	t.closeSockets()
 	t.datapath, t.socketsOf = dp, key
-	t.sockets, err = inspect.OpenTerminator(maps, inspect.Options{BufferSize: terminatorBuffer})
+	t.sockets, err = inspect.OpenTerminator(maps, inspect.Options{BufferSize: terminatorBuffer, MostOwners: mostNamed + 1})
 	return err
 }
 

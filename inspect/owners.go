@@ -21,6 +21,8 @@ type ownerTable struct {
 	files []uint64
 	// alone are the processes as owners, by id.
 	alone map[uint32][]Process
+	// most is how many owners of a socket are kept; 0: all.
+	most int
 	// read says that it is not older than what is asked for.
 	read bool
 }
@@ -51,16 +53,35 @@ func (t *ownerTable) load(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("looking for the owners of sockets: %w", err)
 		}
-		if f.Inode <= math.MaxUint32 {
-			t.files = append(t.files, f.Inode<<32|uint64(f.PID))
+		if f.Inode > math.MaxUint32 {
+			continue
 		}
+		if len(t.files) == cap(t.files) {
+			t.thin()
+			t.files = slices.Grow(t.files, len(t.files)/2+1) // room for some before it is thinned again
+		}
+		t.files = append(t.files, f.Inode<<32|uint64(f.PID))
 	}
-	slices.Sort(t.files)
-	// A process may have several descriptors of a socket.
-	t.files = slices.Compact(t.files)
+	t.thin()
 	t.alone = make(map[uint32][]Process)
 	t.read = true
 	return nil
+}
+
+// thin sorts the files, and leaves each process of a socket once, and no more processes of it than are kept.
+func (t *ownerTable) thin() {
+	slices.Sort(t.files)
+	kept := t.files[:0]
+	for _, f := range t.files {
+		n := len(kept)
+		if n > 0 && kept[n-1] == f {
+			continue // a process may have several descriptors of a socket
+		}
+		if t.most == 0 || n < t.most || kept[n-t.most]>>32 != f>>32 {
+			kept = append(kept, f)
+		}
+	}
+	t.files = kept
 }
 
 // openFiles is how many files the machine has open, 0 if that is not known.

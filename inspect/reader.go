@@ -17,6 +17,9 @@ import (
 type Options struct {
 	// SkipOwners leaves Socket.Owners empty, which saves looking through all open files.
 	SkipOwners bool
+	// MostOwners is how many processes Socket.Owners has, at most: those with the lowest ids. It bounds the memory that processes
+	// can take which share many sockets. 0: all.
+	MostOwners int
 	// NetNSDir is the directory with the names of network namespaces. Default: /run/netns.
 	NetNSDir string
 	// BufferSize is the size in bytes of the buffer between the kernel and this process, at least 256 KiB. Sockets are
@@ -156,7 +159,7 @@ func (r *Reader) read(ctx context.Context, f Filter, withOwners bool, yield func
 	if err := r.programs.want(&f); err != nil {
 		return err
 	}
-	var owners ownerTable
+	owners := ownerTable{most: r.opts.MostOwners}
 	if r.width == 0 {
 		r.width = r.firstWidth(&f)
 	}

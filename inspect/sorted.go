@@ -40,7 +40,7 @@ func (r *Reader) Sorted(ctx context.Context, f Filter) (*Sorted, error) {
 	if r == nil || !r.inUse.CompareAndSwap(false, true) {
 		return nil, ErrInUse
 	}
-	s := &Sorted{reader: r}
+	s := &Sorted{reader: r, owners: ownerTable{most: r.opts.MostOwners}}
 	if err := s.read(ctx, f); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("listing sockets: %w", err)
