@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/capability"
 	"github.com/revsk/revsk/internal/netns"
 )
@@ -47,6 +49,9 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 			continue
 		}
 		err := ns.Do(func() error { return t.destroyer.destroy(ctx, here) })
+		if errors.Is(err, blocked.ErrLocked) {
+			err = ns.Do(func() error { return destroySingly(ctx, here, err) })
+		}
 		if err != nil {
 			return fmt.Errorf("network namespace %d: %w", ns.Inode, err)
 		}
@@ -67,6 +72,20 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 		for _, s := range unreachable {
 			s.set(OutcomeFailed, err)
 		}
+	}
+	return nil
+}
+
+// destroySingly destroys what the iterators have not, of which one waits for a socket that a process keeps locked: by sock_diag,
+// which wants the lock of the very socket only.
+func destroySingly(ctx context.Context, sockets []*Termination, locked error) error {
+	left := slices.DeleteFunc(slices.Clone(sockets), func(s *Termination) bool { return s.Outcome == OutcomeDestroyed })
+	err := diagDestroyer{}.load(Maps{})
+	if !errors.Is(err, errCannot) {
+		return errors.Join(err, diagDestroyer{}.destroy(ctx, left))
+	}
+	for _, s := range left {
+		s.set(OutcomeFailed, fmt.Errorf("%w, maybe another one: %w", locked, err))
 	}
 	return nil
 }

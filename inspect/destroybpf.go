@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/internal/probe"
@@ -77,13 +78,17 @@ func (d *bpfDestroyer) destroyBatch(ctx context.Context, sockets []*Termination)
 			iterators[programs.DestroyProgDestroyUdp] = true
 		}
 	}
+	var locked error
 	for name := range iterators {
-		if _, err := iterate(ctx, d.programs.Programs[name], nil); err != nil {
+		err := visit(ctx, d.programs.Programs[name])
+		if err != nil && !errors.Is(err, blocked.ErrLocked) {
 			return err
 		}
+		locked = errors.Join(locked, err)
 	}
 	for _, s := range sockets {
 		var v programs.DestroyRevskVictim
+		// What the iterators meet later is none of theirs any more.
 		if err := victims.LookupAndDelete(s.Socket.Cookie, &v); err != nil {
 			return fmt.Errorf("reading what was destroyed: %w", err)
 		}
@@ -96,7 +101,7 @@ func (d *bpfDestroyer) destroyBatch(ctx context.Context, sockets []*Termination)
 			s.set(OutcomeFailed, fmt.Errorf("bpf_sock_destroy: %w", unix.Errno(-v.Verdict)))
 		}
 	}
-	return nil
+	return locked
 }
 
 func victim(s *Termination) programs.DestroyRevskVictim {

@@ -10,8 +10,12 @@ import (
 	"github.com/revsk/revsk/internal/bpfiter"
 )
 
-// iterate runs a program on every socket that has storage in m. For whole see [bpfiter.Run].
-func iterate(ctx context.Context, prog *ebpf.Program, m *ebpf.Map) (whole bool, err error) {
-	whole, err = bpfiter.RunProgram(ctx, prog, m)
-	return whole, loadError(err)
+// visit runs a program on every socket of a protocol that there is in the namespace of the calling thread.
+func visit(ctx context.Context, prog *ebpf.Program) error {
+	it, err := bpfiter.Attach(prog, nil)
+	if err != nil {
+		return loadError(err)
+	}
+	defer it.Close()
+	return bpfiter.Visit(ctx, it)
 }

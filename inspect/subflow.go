@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/openfiles"
 	"github.com/revsk/revsk/internal/sockaddr"
 )
@@ -49,6 +50,9 @@ func endParents(ctx context.Context, sockets []*Termination) error {
 	return nil
 }
 
+// disconnects wait for the lock of the socket that is disconnected.
+var disconnects blocked.Calls
+
 // disconnectParent disconnects a socket of another process. Returns an error wrapping os.ErrNotExist if it is not there any
 // more.
 func disconnectParent(f openfiles.File) error {
@@ -76,5 +80,9 @@ func disconnectParent(f openfiles.File) error {
 	if err != nil || protocol != unix.IPPROTO_MPTCP {
 		return err
 	}
-	return sockaddr.Disconnect(fd)
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return disconnects.Do(f.Inode, func() { unix.Close(own) }, func() error { return sockaddr.Disconnect(own) })
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/sockdiag"
 )
 
@@ -73,7 +74,13 @@ func (m *migration) lookAgain(ctx context.Context, entries []*entry, wanted func
 	for i, e := range entries {
 		looks[i] = &entry{key: e.key, value: e.value, stale: e.stale, origin: e}
 	}
-	if err := m.lookTheOtherWay(ctx, looks); err != nil {
+	err := m.lookTheOtherWay(ctx, looks)
+	if errors.Is(err, blocked.ErrLocked) {
+		// What cannot be looked for has not been found, and is not known to be gone.
+		for _, look := range looks {
+			look.result = ResultUnknown
+		}
+	} else if err != nil {
 		return nil, err
 	}
 	var some []*entry

@@ -8,13 +8,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/openfiles"
 )
 
@@ -29,8 +30,7 @@ var errNotReached = errors.New("socket could not be reached")
 // descriptors visits sockets by their file descriptors. The hook that this takes is attached when the first
 // socket needs it, for as long as descriptors is open, and goes with the process.
 //
-// The hook serves the thread that has called newDescriptors, and no other: the caller stays on it until
-// close.
+// The hook serves the thread that visits a socket, and no other.
 type descriptors struct {
 	programs *programs
 	cgroup   string
@@ -40,7 +40,6 @@ type descriptors struct {
 }
 
 func newDescriptors(p *programs, cgroup string) *descriptors {
-	runtime.LockOSThread()
 	return &descriptors{programs: p, cgroup: cgroup, pidfds: make(map[int]int)}
 }
 
@@ -50,7 +49,6 @@ func (d *descriptors) close() {
 		unix.Close(fd)
 	}
 	d.detach()
-	runtime.UnlockOSThread()
 }
 
 func (d *descriptors) detach() {
@@ -70,11 +68,7 @@ func (d *descriptors) attach() error {
 		if err := d.programs.loadDescriptors(); err != nil {
 			return fmt.Errorf("loading the programs that visit sockets by descriptor: %w", err)
 		}
-		// In the kernel's own words for the thread, which do not depend on a namespace.
-		_, err := d.programs.descriptors.Programs[iter.DescriptorProgNoteCaller].Run(&ebpf.RunOptions{})
-		if err != nil {
-			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
-		}
+		var err error
 		for _, name := range []string{iter.DescriptorProgGrowDescriptor, iter.DescriptorProgFillDescriptor} {
 			var hook link.Link
 			if hook, err = attachSockoptHook(d.cgroup, d.programs.descriptors.Programs[name]); err != nil {
@@ -145,23 +139,57 @@ func (d *descriptors) visit(fd int, cookie uint64, s *iter.FillRevskImportSocket
 			err = errors.Join(err, fmt.Errorf("deleting a request from a socket: %w", deleteErr))
 		}
 	}()
-	var call [16]byte // struct revsk_call
-	binary.NativeEndian.PutUint64(call[:], request.Nonce)
-	for i := range s.Count {
-		binary.NativeEndian.PutUint32(call[8:], i)
-		// What another program on the hook makes of the call says nothing: all of them run.
-		refusal := unix.SetsockoptString(fd, requestLevel, 0, string(call[:]))
-		if refusal == nil && i+1 < s.Count {
-			continue
+	err = d.call(fd, cookie, request.Nonce, s.Count)
+	if errors.Is(err, blocked.ErrLocked) {
+		if number, ok := d.programs.number(cookie); ok {
+			d.programs.locked[number] = true
 		}
-		if err := requests.Lookup(uint32(fd), &request); err != nil {
-			return fmt.Errorf("reading a request back: %w", err)
-		}
-		if request.Served != i+1 {
-			return errors.Join(errNotReached, refusal)
-		}
+		return errNotReached
 	}
-	return nil
+	return err
+}
+
+// visits wait for the lock of the socket that is visited.
+var visits blocked.Calls
+
+// call makes the calls that have fill_descriptor judge the entries of a socket. Returns an error wrapping errNotReached, or
+// [blocked.ErrLocked].
+func (d *descriptors) call(fd int, cookie, nonce uint64, entries uint32) error {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	noteCaller, requests := d.programs.descriptors.Programs[iter.DescriptorProgNoteCaller], d.programs.descriptors.Maps[iter.DescriptorMapRevskRequests]
+	var left atomic.Bool // nobody waits for it any more
+	err = visits.Do(cookie, func() { unix.Close(own) }, func() error {
+		// In the kernel's own words for the thread, which do not depend on a namespace.
+		if _, err := noteCaller.Run(&ebpf.RunOptions{}); err != nil {
+			return fmt.Errorf("noting whose calls the setsockopt hook is to serve: %w", err)
+		}
+		var call [16]byte // struct revsk_call
+		binary.NativeEndian.PutUint64(call[:], nonce)
+		for i := range entries {
+			binary.NativeEndian.PutUint32(call[8:], i)
+			// What another program on the hook makes of the call says nothing: all of them run.
+			refusal := unix.SetsockoptString(own, requestLevel, 0, string(call[:]))
+			if left.Load() {
+				return nil
+			}
+			if refusal == nil && i+1 < entries {
+				continue
+			}
+			var request iter.DescriptorRevskRequest
+			if err := requests.Lookup(uint32(own), &request); err != nil {
+				return fmt.Errorf("reading a request back: %w", err)
+			}
+			if request.Served != i+1 {
+				return errors.Join(errNotReached, refusal)
+			}
+		}
+		return nil
+	})
+	left.Store(errors.Is(err, blocked.ErrLocked))
+	return err
 }
 
 // nonce is a number that nobody else knows.

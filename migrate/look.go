@@ -4,6 +4,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/revsk/revsk/bpf/iter"
 	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/lbmap"
@@ -19,9 +21,11 @@ import (
 
 // looker says what a migration would do with entries, and changes nothing.
 type looker struct {
-	engine   Engine       // not EngineAuto; EnginePidfd after EngineIter was refused
-	backends []backendKey // sockets connected to them without an entry are counted
-	hash     hash         // in which that entry would be
+	engine Engine // not EngineAuto; EnginePidfd after EngineIter was refused
+	// mayChange: of the engine, too, where a process keeps a socket locked that an iterator waits for.
+	mayChange bool
+	backends  []backendKey // sockets connected to them without an entry are counted
+	hash      hash         // in which that entry would be
 
 	// As of the last pass: the sockets that are connected to a backend and have no entry for it among those that were read. More
 	// is how many of them were not noted, for there was no room.
@@ -57,7 +61,12 @@ func (l *looker) look(ctx context.Context, entries []*entry) error {
 	}
 	defer stop()
 	for last := len(x.cookies) + 1; ; {
-		if err := pass(ctx); err != nil {
+		err := pass(ctx)
+		if errors.Is(err, blocked.ErrLocked) && l.engine == EngineIter && l.mayChange {
+			l.engine = EnginePidfd
+			return l.look(ctx, entries)
+		}
+		if err != nil {
 			return err
 		}
 		unseen := 0

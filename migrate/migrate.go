@@ -115,6 +115,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		visitor: visitor{
 			engine:    engine,
 			mayChange: opts.Engine != EngineIter,
+			log:       w.log,
 			cgroup:    opts.Loader.Cgroup,
 			datapath:  w.dp.programMaps(),
 		},
@@ -304,7 +305,7 @@ func (m *migration) outdated(ctx context.Context) error {
 	if err := m.markHeld(ctx, bySocket(fresh)); err != nil {
 		return err
 	}
-	if err := (&looker{engine: m.visitor.engine}).look(ctx, fresh); err != nil {
+	if err := (&looker{engine: m.visitor.engine, mayChange: m.visitor.mayChange}).look(ctx, fresh); err != nil {
 		return err
 	}
 	for _, e := range fresh {

@@ -113,7 +113,7 @@ func MakePlan(ctx context.Context, opts PlanOptions) (*Plan, error) {
 	if err == nil {
 		defer dp.Close()
 	}
-	l := looker{engine: engine, backends: backendsOf(list), hash: source}
+	l := looker{engine: engine, mayChange: opts.Engine != EngineIter, backends: backendsOf(list), hash: source}
 	agent, err := usedByAgent(dp, opts.Loader)
 	if err != nil {
 		return nil, err

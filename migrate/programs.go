@@ -35,6 +35,8 @@ type programs struct {
 	unreached error
 	// withoutRoom are the sockets, by number, that have no memory even for the request to visit them.
 	withoutRoom map[int]bool
+	// locked are those that a process keeps locked.
+	locked map[int]bool
 }
 
 var (
@@ -175,7 +177,8 @@ func (p *programs) take(entries []*entry) error {
 			return fmt.Errorf("taking entries from the programs: %w", err)
 		}
 	}
-	p.socketEntries, p.unreached, p.withoutRoom = bySocket(entries), nil, make(map[int]bool)
+	p.socketEntries, p.unreached = bySocket(entries), nil
+	p.withoutRoom, p.locked = make(map[int]bool), make(map[int]bool)
 	p.states = make([]iter.FillRevskImportSocket, len(p.cookies))
 	for i := range p.states {
 		p.states[i].First, p.states[i].Count = p.first[i], p.first[i+1]-p.first[i]
@@ -248,6 +251,9 @@ func (p *programs) judge() (open int, err error) {
 			e.judgeUnvisited(p.sightings()[number].seen || p.states[number].Seen != 0)
 			if e.result == ResultUnknown && p.unreached != nil {
 				e.why += ": " + p.unreached.Error()
+			}
+			if p.locked[number] {
+				e.why = "a process keeps its socket locked"
 			}
 			open++
 		}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -13,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
+	"github.com/revsk/revsk/internal/batch"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/netns"
 )
@@ -20,7 +24,8 @@ import (
 // visitor visits the sockets of entries, and has programs move the entries onto them.
 type visitor struct {
 	engine    Engine // not EngineAuto
-	mayChange bool   // of the engine, if the kernel refuses it
+	mayChange bool   // of the engine, if the kernel refuses it or a process keeps a socket locked
+	log       *slog.Logger
 	cgroup    string
 	datapath  map[string]*ebpf.Map
 	progress  func(done, total int)
@@ -64,10 +69,15 @@ func (s *visitor) visit(ctx context.Context, entries []*entry) error {
 	if err := p.take(entries); err != nil {
 		return err
 	}
-	stop := s.watch(p)
+	stop := sync.OnceFunc(s.watch(p))
 	defer stop()
 	for last := len(entries) + 1; ; {
-		if err := s.pass(ctx, p); err != nil {
+		err := s.pass(ctx, p)
+		if errors.Is(err, blocked.ErrLocked) && s.engine == EngineIter && s.mayChange {
+			stop()
+			return s.visitOtherwise(ctx, entries, err)
+		}
+		if err != nil {
 			return err
 		}
 		s.passes++
@@ -81,6 +91,22 @@ func (s *visitor) visit(ctx context.Context, entries []*entry) error {
 			return fmt.Errorf("looking for sockets in flight: %w", err)
 		}
 	}
+}
+
+// visitOtherwise visits the sockets by descriptor, where an iterator waits for one that a process keeps locked.
+func (s *visitor) visitOtherwise(ctx context.Context, entries []*entry, locked error) error {
+	s.log.Warn("visiting sockets by descriptor from here on", "error", locked)
+	// What the iterator meets when it goes on has no entries any more.
+	if err := batch.Delete(s.programs.maps[iter.FillMapRevskImportSockets], s.programs.cookies); err != nil {
+		return fmt.Errorf("taking entries from the programs: %w", err)
+	}
+	room := s.programs.room()
+	s.close()
+	s.engine = EnginePidfd
+	if err := s.load(room); err != nil {
+		return err
+	}
+	return s.visit(ctx, entries)
 }
 
 // watch reports progress until it is stopped.
@@ -156,7 +182,7 @@ func runInNamespaces(ctx context.Context, enough func() (bool, error), programs 
 	}
 	return eachNamespace(ctx, enough, func() error {
 		for _, it := range iterators {
-			if _, err := bpfiter.Run(ctx, it); err != nil {
+			if err := bpfiter.Visit(ctx, it); err != nil {
 				return err
 			}
 		}

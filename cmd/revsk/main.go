@@ -14,13 +14,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/revsk/revsk/api"
+	"github.com/revsk/revsk/internal/blocked"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal, a second one kills the process.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr, giveUp: giveUp}, os.Args[1:]))
+	code := run(ctx, &env{Stdout: os.Stdout, Stderr: os.Stderr, giveUp: giveUp}, os.Args[1:])
+	if blocked.Waiting() {
+		fmt.Fprintln(os.Stderr, "revsk: the work is done as far as it can be; the kernel ends this process when the socket that a process keeps locked is not any more")
+	}
+	os.Exit(code)
 }
 
 // run runs a command line and returns the exit code.

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/blocked"
 )
 
 // Types is what the loading of iterators knows of the kernel's types, for all loads of the process: to read them takes
@@ -51,6 +53,23 @@ func Run(ctx context.Context, it *link.Iter) (whole bool, err error) {
 	}
 	defer r.Close()
 	return Drain(ctx, r)
+}
+
+// visits are the readings of iterators that lock sockets. Where one is blocked, others would be.
+var visits blocked.Calls
+
+// Visit is [Run] for an iterator over the sockets of a protocol, which waits for the lock of each (TCP since Linux 5.15, UDP since
+// 6.5). Returns an error wrapping [blocked.ErrLocked] if a process keeps one locked. Then the program goes on when it can, with
+// whatever its maps hold by then.
+func Visit(ctx context.Context, it *link.Iter) error {
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("opening iterator: %w", err)
+	}
+	return visits.Do(nil, func() { r.Close() }, func() error {
+		_, err := Drain(ctx, r)
+		return err
+	})
 }
 
 // Records runs an iterator once, and returns what it writes: records of a size in bytes. Each is valid until the

@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/blocked"
 )
 
 // ErrNotSupported is returned where the kernel cannot list or destroy sockets of a protocol.
@@ -155,6 +157,9 @@ func supportError(err error, protocol int) error {
 	return err
 }
 
+// destroys wait for the lock of the socket that is to be destroyed.
+var destroys blocked.Calls
+
 // Destroy aborts a socket; its application then gets ECONNABORTED. The kernel finds the socket by its addresses and
 // device, and leaves it alone if its cookie differs.
 //
@@ -162,15 +167,27 @@ func supportError(err error, protocol int) error {
 // check shortly before.
 //
 // Returns an error wrapping [os.ErrNotExist] if there is no such socket, or if the kernel cannot diagnose such
-// sockets: List tells which. Returns one wrapping [ErrNotSupported] if the kernel cannot destroy.
+// sockets: List tells which. Returns one wrapping [ErrNotSupported] if the kernel cannot destroy, and one wrapping
+// [blocked.ErrLocked] if a process keeps the socket locked.
 func Destroy(s Socket) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
 	r := request(s)
 	req.AddData(&r)
-	_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
+	// Opened here, in the namespace of the calling thread.
+	netlink, err := nl.Subscribe(unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return fmt.Errorf("destroying socket %v to %v: %w", s.Local, s.Remote, err)
+	}
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_SOCK_DIAG: {Socket: netlink}}
+	err = destroys.Do(s.Cookie, netlink.Close, func() error {
+		_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
+		return err
+	})
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, blocked.ErrLocked):
+		err = fmt.Errorf("%w: it is destroyed as soon as it is not", err)
 	case errors.Is(err, unix.ENOENT):
 		err = os.ErrNotExist
 	case errors.Is(err, unix.EOPNOTSUPP):

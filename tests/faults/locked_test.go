@@ -3,61 +3,21 @@
 package faults
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
-	"sync"
+	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/lockedsocket"
 )
 
-// Of linux/userfaultfd.h.
-const (
-	uffdAPI        = 0xaa
-	uffdMissing    = 1
-	uffdioAPI      = 0xc018aa3f
-	uffdioRegister = 0xc020aa00
-	uffdPatience   = 10 * time.Second
-	lockedFor      = 2 * time.Second
-)
-
-// lockSocket has a thread send on a connected TCP socket from memory that is not there, as where that is a file of a server that
-// does not answer. The kernel keeps the socket locked until release is called, or the process ends.
-func lockSocket(t *testing.T, fd int) (release func()) {
-	t.Helper()
-	faults, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
-	require.Zero(t, errno)
-	memory, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	require.NoError(t, err)
-	api := [3]uint64{uffdAPI}
-	_, _, errno = unix.Syscall(unix.SYS_IOCTL, faults, uffdioAPI, uintptr(unsafe.Pointer(&api)))
-	require.Zero(t, errno)
-	register := [4]uint64{uint64(uintptr(unsafe.Pointer(&memory[0]))), uint64(len(memory)), uffdMissing}
-	_, _, errno = unix.Syscall(unix.SYS_IOCTL, faults, uffdioRegister, uintptr(unsafe.Pointer(&register)))
-	require.Zero(t, errno)
-	sent := make(chan error, 1)
-	go func() { // not by unix.Write, which may look at the memory itself
-		_, _, errno := unix.Syscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&memory[0])), 64)
-		sent <- errno
-	}()
-	poll := []unix.PollFd{{Fd: int32(faults), Events: unix.POLLIN}}
-	require.NoError(t, uninterrupted(func() error { _, err := unix.Poll(poll, int(uffdPatience.Milliseconds())); return err }))
-	require.NotZero(t, poll[0].Revents, "nobody asks for the memory")
-	return func() {
-		t.Helper()
-		require.NoError(t, unix.Close(int(faults)))
-		require.Equal(t, unix.Errno(0), <-sent)
-		require.NoError(t, unix.Munmap(memory))
-	}
-}
-
-// A process can keep one of its sockets locked. What has to look into that socket waits for it, as the kernel's iterators of TCP
-// sockets and SOCK_DESTROY do; everything else does not, and what waits goes on when the lock is given back.
+// A process can keep one of its sockets locked. Only what is about that socket is left undone, and done when it is not any more.
 func TestASocketThatStaysLocked(t *testing.T) {
 	n := newNode(t)
 	inMode("rollback", "mode dual")(n)
@@ -72,25 +32,31 @@ func TestASocketThatStaysLocked(t *testing.T) {
 	}
 	locked := func(f func()) {
 		t.Helper()
-		release := sync.OnceFunc(lockSocket(t, tcp.fd))
+		release := lockedsocket.Lock(t, tcp.fd)
 		defer release()
 		f()
 	}
-	waits := func(args ...string) {
+	// It says what it has done meanwhile, and ends when the lock is given back: the kernel ends no process before.
+	goesOn := func(says string, args ...string) {
 		t.Helper()
-		var out bytes.Buffer
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		require.NoError(t, err)
+		defer out.Close()
 		cmd := exec.Command(os.Getenv(binaryEnv), commandLine(args)...)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		ended := make(chan error, 1)
+		cmd.Stdout, cmd.Stderr = out, out
 		locked(func() {
 			require.NoError(t, cmd.Start())
-			go func() { ended <- cmd.Wait() }()
-			time.Sleep(lockedFor) // before Linux 5.15 the iterator does not take the lock, and it may have ended
+			require.Eventually(t, func() bool {
+				text, err := os.ReadFile(out.Name())
+				return err == nil && strings.Contains(string(text), says)
+			}, time.Minute, 10*time.Millisecond, "%v", args)
 			n.inTime("status")
 			n.inTime("list")
-			everyoneElse(args[0] + " waits")
+			everyoneElse(args[0])
 		})
-		require.NoError(t, <-ended, "%v: %s", args, &out)
+		err = cmd.Wait()
+		text, _ := os.ReadFile(out.Name())
+		require.Contains(t, string(text), "the kernel ends this process", "%v: %v", args, err)
 	}
 	locked(func() {
 		for _, line := range []string{
@@ -101,10 +67,11 @@ func TestASocketThatStaysLocked(t *testing.T) {
 		}
 		everyoneElse("nobody waits")
 	})
-	waits("migrate")
+	goesOn("a process keeps its socket locked", "migrate")
+	n.inTime("migrate")
 	require.Equal(t, before, n.answers())
 	require.Contains(t, n.run("status", "-o", "json").stdout, `"mode": "storage"`)
-	waits("terminate", backend4.String()+"/tcp")
+	goesOn("a process keeps a socket locked", "terminate", backend4.String()+"/tcp")
 	_, err := unix.Getpeername(tcp.fd)
 	require.ErrorIs(t, err, unix.ENOTCONN)
 }
