@@ -207,6 +207,30 @@ func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
+const (
+	resolveCached = 0x20 // RESOLVE_CACHED, which package unix has not got
+	lookUps       = 5    // how often a path is looked up, if mounts and names change meanwhile
+)
+
+// lookUp asks no file system, which may belong to a process and never answer: what leads to a mount is in the kernel's cache. Before
+// Linux 5.12 there is no way not to ask.
+func lookUp(root int, path string) (fd int, err error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | resolveCached,
+	}
+	for range lookUps {
+		if fd, err = unix.Openat2(root, path, &how); !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+	}
+	if errors.Is(err, unix.EINVAL) {
+		how.Resolve &^= resolveCached
+		return unix.Openat2(root, path, &how)
+	}
+	return fd, err
+}
+
 // openIn opens a namespace's file as a process sees it. That process controls the path, so openIn checks
 // the file before it opens it for use, and follows no link.
 func openIn(pid int, path string) *os.File {
@@ -215,10 +239,7 @@ func openIn(pid int, path string) *os.File {
 		return nil
 	}
 	defer root.Close()
-	fd, err := unix.Openat2(int(root.Fd()), path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
-	})
+	fd, err := lookUp(int(root.Fd()), path)
 	if err != nil {
 		return nil
 	}
