@@ -172,11 +172,7 @@ func (k *keeper) step(ctx context.Context) (more, well bool) {
 			if opts.Loader.Takeover && p.Mend != "" {
 				return k.load(ctx, status)
 			}
-		case loader.ProblemForeign:
-			if p.Mend == "revsk load" {
-				return k.load(ctx, status)
-			}
-		case loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemLinkUnpinned,
+		case loader.ProblemNotAttached, loader.ProblemMisplaced, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemLinkUnpinned,
 			loader.ProblemCgroupRemoved, loader.ProblemMapMissing, loader.ProblemMapReplaced:
 			return k.load(ctx, status)
 		}

@@ -16,7 +16,7 @@ import (
 var problemCodes = []string{
 	loader.ProblemNotAttached, loader.ProblemHooksMissing, loader.ProblemLinkDetached, loader.ProblemCgroupRemoved,
 	loader.ProblemTakenBack, loader.ProblemBeside, loader.ProblemMapMissing, loader.ProblemMapReplaced, loader.ProblemHashFull,
-	loader.ProblemForeign, loader.ProblemMapFrozen, loader.ProblemUnsafeDir, loader.ProblemLinkUnpinned, loader.ProblemAgentOff, loader.ProblemModeDual, loader.ProblemNotRoot,
+	loader.ProblemForeign, loader.ProblemMisplaced, loader.ProblemMapFrozen, loader.ProblemUnsafeDir, loader.ProblemLinkUnpinned, loader.ProblemAgentOff, loader.ProblemModeDual, loader.ProblemNotRoot,
 }
 
 func (a *Agent) collectDatapath(ch chan<- prometheus.Metric) {

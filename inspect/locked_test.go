@@ -37,6 +37,9 @@ func TestEndsOthersBesideALockedSocket(t *testing.T) {
 
 func TestALockedSocketIsEndedWhenItIsNotLockedAnyMore(t *testing.T) {
 	eachGround(t, tcp, func(g *ground) {
+		if g.family == IPv6 {
+			return // nothing of it depends on the family, and it takes seconds
+		}
 		s := g.service()
 		before := runtime.NumGoroutine()
 		locked, other := g.connected(s.front), g.connected(s.front)

@@ -74,7 +74,7 @@ func TestAProgramOfAnotherHookInALinkOfOurs(t *testing.T) {
 	require.NoError(t, err)
 	defer prog.Close()
 	putIntoLink(t, "revsk_connect4", prog)
-	require.Equal(t, []string{loader.ProblemForeign}, codes(t, options()))
+	require.Equal(t, []string{loader.ProblemMisplaced}, codes(t, options()))
 	hooks, err := dp.Hooks()
 	require.NoError(t, err)
 	for _, h := range hooks {

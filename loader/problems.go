@@ -24,23 +24,24 @@ type Problem struct {
 
 // The codes of a [Problem].
 const (
-	ProblemNotAttached   = "not-attached"     // no hook is attached
-	ProblemHooksMissing  = "hooks-missing"    // some hooks are not attached
-	ProblemLinkDetached  = "link-detached"    // a pinned link is attached to nothing
-	ProblemLinkUnpinned  = "link-pin-missing" // a hook's link, or program, is not pinned
-	ProblemCgroupRemoved = "cgroup-removed"   // the hooks are on a cgroup that was removed and made again
-	ProblemTakenBack     = "taken-back"       // another agent has put its programs back on its hooks
-	ProblemForeign       = "foreign-program"  // a link of ours holds a program that is not this hook's
-	ProblemBeside        = "other-datapath"   // another datapath runs on the same sockets
-	ProblemMapMissing    = "map-pin-missing"  // nothing is pinned where a map is that the programs use
-	ProblemMapReplaced   = "map-replaced"     // another map is pinned than the programs use
-	ProblemMapFrozen     = "map-frozen"       // another process has frozen a map: nobody can write to it any more
-	ProblemHashFull      = "hash-full"        // the hash will soon evict the entries of live sockets
-	ProblemUnsafeDir     = "unsafe-directory" // others could have put something in place of the pins
-	ProblemAgentOff      = "agent-off"        // another agent has removed its links, in whose place our programs are
-	ProblemModeDual      = "mode-dual"        // mode dual, for longer than a migration takes
-	ProblemNotRoot       = "cgroup-not-root"  // the cgroup is the root of a namespace: only sockets of a container are translated
-	ProblemHashLacks     = "hash-lacks"       // the hash lacks what sockets hold: only [Datapath.CompareHash] finds out
+	ProblemNotAttached   = "not-attached"      // no hook is attached
+	ProblemHooksMissing  = "hooks-missing"     // some hooks are not attached
+	ProblemLinkDetached  = "link-detached"     // a pinned link is attached to nothing
+	ProblemLinkUnpinned  = "link-pin-missing"  // a hook's link, or program, is not pinned
+	ProblemCgroupRemoved = "cgroup-removed"    // the hooks are on a cgroup that was removed and made again
+	ProblemTakenBack     = "taken-back"        // another agent has put its programs back on its hooks
+	ProblemForeign       = "foreign-program"   // a link of ours holds a program that is not ours
+	ProblemMisplaced     = "misplaced-program" // a link of ours holds a program of another of our hooks
+	ProblemBeside        = "other-datapath"    // another datapath runs on the same sockets
+	ProblemMapMissing    = "map-pin-missing"   // nothing is pinned where a map is that the programs use
+	ProblemMapReplaced   = "map-replaced"      // another map is pinned than the programs use
+	ProblemMapFrozen     = "map-frozen"        // another process has frozen a map: nobody can write to it any more
+	ProblemHashFull      = "hash-full"         // the hash will soon evict the entries of live sockets
+	ProblemUnsafeDir     = "unsafe-directory"  // others could have put something in place of the pins
+	ProblemAgentOff      = "agent-off"         // another agent has removed its links, in whose place our programs are
+	ProblemModeDual      = "mode-dual"         // mode dual, for longer than a migration takes
+	ProblemNotRoot       = "cgroup-not-root"   // the cgroup is the root of a namespace: only sockets of a container are translated
+	ProblemHashLacks     = "hash-lacks"        // the hash lacks what sockets hold: only [Datapath.CompareHash] finds out
 )
 
 // dualFor is how long mode dual may last without being a problem. A migration takes minutes.
@@ -121,7 +122,7 @@ func (o *observation) hookProblems() []Problem {
 		}
 	}
 	say(ProblemTakenBack, "taken back by another agent", back, takeOverCommand)
-	say(ProblemForeign, "programs of other hooks are attached", misplaced, "revsk load")
+	say(ProblemMisplaced, "programs of other hooks are attached", misplaced, "revsk load")
 	say(ProblemHooksMissing, "not attached", missing, "revsk load")
 	say(ProblemLinkUnpinned, "attached, and not pinned", unpinned, "revsk load")
 	if o.agentOff() {

@@ -58,11 +58,6 @@ func runAll(ctx context.Context, opts *options, stdout, stderr io.Writer) (bool,
 		return false, fmt.Errorf("writing the table: %w", err)
 	}
 	ok := !slices.ContainsFunc(results, func(m *machineResult) bool { return !m.ok() })
-	if opts.docs != "" {
-		if err := writeDocs(opts.docs, results, time.Now()); err != nil {
-			return false, err
-		}
-	}
 	if !ok && opts.out == "" {
 		// What is needed to look into a failure outlives the working directory.
 		if kept, err := os.MkdirTemp("", "revsk-vm-failed-"); err == nil && os.Rename(r.out, filepath.Join(kept, "out")) == nil {
@@ -78,6 +73,7 @@ type runner struct {
 	work, out string
 	json      io.Writer
 	stderr    io.Writer // locked
+	docs      sync.Mutex
 
 	root  string // of the module
 	build *build
@@ -149,12 +145,23 @@ func (r *runner) runMachines(ctx context.Context) ([]*machineResult, error) {
 			for i := range next {
 				if errs[i] = ctx.Err(); errs[i] == nil {
 					results[i], errs[i] = r.runMachine(ctx, jobs[i].kernel, jobs[i].variant)
+					errs[i] = errors.Join(errs[i], r.note(results[i]))
 				}
 			}
 		})
 	}
 	wg.Wait()
 	return results, errors.Join(errs...)
+}
+
+// note adds a machine to the page of kernels: also one that was cut off, with the suites that had ended.
+func (r *runner) note(m *machineResult) error {
+	if r.opts.docs == "" || len(m.Suites) == 0 {
+		return nil
+	}
+	r.docs.Lock()
+	defer r.docs.Unlock()
+	return writeDocs(r.opts.docs, []*machineResult{m}, time.Now())
 }
 
 // runMachine runs one machine. Only what concerns the whole run is an error.
@@ -175,7 +182,7 @@ func (r *runner) runMachine(ctx context.Context, name string, v variant) (*machi
 		err = r.bootMachine(ctx, m, rules, v)
 	}
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return m, ctx.Err()
 	}
 	if err != nil {
 		m.Problems = append(m.Problems, failure{What: "running the machine", Why: err.Error()})
