@@ -619,6 +619,21 @@ func TestHostileSocketsInFlight(t *testing.T) {
 			require.ErrorIs(t, e.Err, inspect.ErrUnreachable)
 		}
 	}
+	// Surveys find what cannot be ended again and again. It counts, but is said once.
+	opts.SurveyEvery = 100 * time.Millisecond
+	require.NoError(t, r.Configure(opts))
+	awaits(t, "another attempt", time.Minute, func() bool {
+		r.Agent.mu.Lock()
+		defer r.Agent.mu.Unlock()
+		return r.tally.terminations[terminationKind{inspect.OutcomeFailed, lbmap.ProtocolUDP}] >= 2*inFlight
+	})
+	said := 0
+	for _, e := range eventsOf[SocketTerminated](r) {
+		if e.Outcome == inspect.OutcomeFailed {
+			said++
+		}
+	}
+	require.Equal(t, inFlight, said)
 	a.unharmed()
 }
 

@@ -35,7 +35,8 @@ type terminator struct {
 	held     string    // why nothing is ended
 	next     time.Time // not before
 
-	failed map[inspect.SocketID]bool // could not be ended, which was told
+	failed map[inspect.SocketID]bool      // could not be ended, which was counted
+	told   map[inspect.SocketID]time.Time // the same, of earlier attempts, which a survey makes again: when the last one was
 
 	sockets   *inspect.Terminator // nil: not opened
 	datapath  *loader.Datapath    // whose maps it uses
@@ -45,6 +46,7 @@ type terminator struct {
 func newTerminator(a *Agent) *terminator {
 	return &terminator{
 		a: a, gone: make(map[inspect.Backend]time.Time), recent: make(map[inspect.Backend]time.Time), failed: make(map[inspect.SocketID]bool),
+		told: make(map[inspect.SocketID]time.Time),
 		maps: backendMaps{dir: a.options().Loader.MapsDir}, settling: time.Now(),
 	}
 }
@@ -270,11 +272,18 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 			}
 			t.failed[s.Socket.ID()] = true
 		}
+		before := t.told[s.Socket.ID()]
+		if s.Outcome == inspect.OutcomeFailed {
+			t.told[s.Socket.ID()] = begin
+		}
 		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
 		e := SocketTerminated{s, time.Since(left)}
 		t.a.count(func(t *tally) { t.termination(e) })
-		t.a.happen(e)
+		if before.IsZero() || s.Outcome != inspect.OutcomeFailed {
+			t.a.happen(e)
+		}
 	}
+	maps.DeleteFunc(t.told, func(_ inspect.SocketID, last time.Time) bool { return begin.Sub(last) > 2*longestRest })
 	// An effort that a busy node makes long is made the less often.
 	t.next = begin.Add(max(time.Second, 3*took))
 	switch {
