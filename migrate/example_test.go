@@ -11,13 +11,23 @@ import (
 	"os"
 	"testing"
 
+	"github.com/cilium/ebpf/rlimit"
+
 	"github.com/revsk/revsk/internal/sandbox"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 	"github.com/revsk/revsk/migrate"
 )
 
-func TestMain(m *testing.M) { os.Exit(sandbox.TestMain(m.Run)) }
+func TestMain(m *testing.M) {
+	os.Exit(sandbox.TestMain(func() int {
+		if err := rlimit.RemoveMemlock(); err != nil {
+			fmt.Fprintln(os.Stderr, "the tests of package migrate need memory for BPF maps:", err)
+			return 1
+		}
+		return m.Run()
+	}))
+}
 
 // nodeWithHash is a node on which a client has connected to a service while the hash was all that remembered.
 func nodeWithHash(ctx context.Context) (opts loader.Options, remove func()) {
