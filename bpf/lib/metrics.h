@@ -15,7 +15,7 @@ enum revsk_metric {
 	REVSK_RELEASE_ZEROED = 7, /* releases whose destination the kernel had zeroed */
 	REVSK_REJECTED_NO_BACKEND = 8, /* calls rejected with EHOSTUNREACH */
 	REVSK_REJECTED_NO_MEMORY = 9, /* calls rejected with ENOMEM */
-	REVSK_TRANSLATED = 10, /* connects and sends rewritten to a backend, be they rejected by others or not */
+	REVSK_TRANSLATED = 10, /* connects and sends rewritten to a backend, rejected or not */
 	REVSK_REVERSED = 11, /* reads rewritten to a service */
 	REVSK_HASH_NOT_WRITTEN = 12, /* mode mirror: tuples that the hash has not taken */
 	REVSK_METRIC_COUNT = 13,

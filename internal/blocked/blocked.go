@@ -39,7 +39,7 @@ func Waiting() bool { return left.Load() > 0 }
 // Calls are calls of a kind.
 type Calls struct {
 	mu   sync.Mutex
-	left map[any]bool // those that were given up and are still blocked, by what they are about
+	left map[any]int // how many were given up and are still blocked, by what they are about
 }
 
 // most is how many calls of a kind are left behind, which is a thread for each. Who keeps sockets locked needs as many.
@@ -50,13 +50,14 @@ const most = 256
 // Either way, free is called in the end.
 func (c *Calls) Do(about any, free func(), f func() error) error {
 	c.mu.Lock()
-	isLeft := c.left[about] || len(c.left) >= most
+	isLeft := c.left[about] > 0 || len(c.left) >= most
 	c.mu.Unlock()
 	if isLeft {
 		free()
 		return fmt.Errorf("%w, and is waited for already", ErrLocked)
 	}
 	thread, done := make(chan int, 1), make(chan error, 1)
+	givenUp := false // under the lock
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -65,9 +66,11 @@ func (c *Calls) Do(about any, free func(), f func() error) error {
 		free()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.left[about] {
-			delete(c.left, about)
+		if givenUp {
 			left.Add(-1)
+			if c.left[about]--; c.left[about] == 0 {
+				delete(c.left, about)
+			}
 		}
 		done <- err
 	}()
@@ -92,9 +95,10 @@ func (c *Calls) Do(about any, free func(), f func() error) error {
 	default:
 	}
 	if c.left == nil {
-		c.left = make(map[any]bool)
+		c.left = make(map[any]int)
 	}
-	c.left[about] = true
+	givenUp = true
+	c.left[about]++
 	left.Add(1)
 	return ErrLocked
 }

@@ -179,7 +179,7 @@ func Destroy(s Socket) error {
 		return fmt.Errorf("destroying socket %v to %v: %w", s.Local, s.Remote, err)
 	}
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_SOCK_DIAG: {Socket: netlink}}
-	err = destroys.Do(s.Cookie, netlink.Close, func() error {
+	err = destroys.Do(s.Cookie, func() { netlink.Close() }, func() error {
 		_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
 		return err
 	})
