@@ -471,7 +471,8 @@ func TestAFailureIsSaidOnce(t *testing.T) {
 	defer other.Close()
 	require.NoError(t, other.Pin(pin))
 	for _, step := range []string{stepLook, stepSurvey} {
-		awaits(t, step+" fails three times", time.Minute, func() bool {
+		// A survey rests in proportion to the time that the last one took which succeeded.
+		awaits(t, step+" fails three times", 5*time.Minute, func() bool {
 			r.Agent.mu.Lock()
 			defer r.Agent.mu.Unlock()
 			return r.tally.errors[step] >= 3

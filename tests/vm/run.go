@@ -161,7 +161,9 @@ func (r *runner) note(m *machineResult) error {
 	}
 	r.docs.Lock()
 	defer r.docs.Unlock()
-	return writeDocs(r.opts.docs, []*machineResult{m}, time.Now())
+	page := *m // which earlier suites are added to
+	page.Suites = slices.Clone(m.Suites)
+	return writeDocs(r.opts.docs, []*machineResult{&page}, time.Now())
 }
 
 // runMachine runs one machine. Only what concerns the whole run is an error.
