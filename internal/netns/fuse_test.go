@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/revsk/revsk/internal/oldkernel"
 )
 
 // A namespace can be mounted in a file system of a process, to which others have access, and which answers no more.
@@ -22,7 +24,7 @@ func TestAFileSystemThatDoesNotAnswer(t *testing.T) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveCached}
 	root, err := unix.Openat2(unix.AT_FDCWD, "/", &how)
 	if errors.Is(err, unix.EINVAL) {
-		t.Skip("before Linux 5.12 it is waited for")
+		oldkernel.Skip(t, 5, 12, "RESOLVE_CACHED")
 	}
 	require.NoError(t, err)
 	require.NoError(t, unix.Close(root))
@@ -49,9 +51,10 @@ func mountFUSE(t *testing.T) (dir string, silence func()) {
 	t.Helper()
 	dir = t.TempDir()
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Skip("no FUSE: ", err)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		oldkernel.SkipWithout(t, "CONFIG_FUSE_FS", oldkernel.Has(t, "/sys/fs/fuse"))
 	}
+	require.NoError(t, err)
 	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)
 	require.NoError(t, unix.Mount("fuse", dir, "fuse", 0, options))
 	t.Cleanup(func() {

@@ -18,7 +18,7 @@ import (
 // module that is not loaded at boot stays unusable.
 var (
 	diagModules  = []string{"inet_diag", "tcp_diag", "udp_diag"}
-	otherModules = []string{"veth", "dummy", "sch_ingress", "cls_bpf"}
+	otherModules = []string{"veth", "dummy", "sch_ingress", "cls_bpf", "fuse"}
 )
 
 // A module is a kernel module, uncompressed.
