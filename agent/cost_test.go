@@ -24,7 +24,6 @@ import (
 
 	"github.com/revsk/revsk/internal/sockaddr"
 	"github.com/revsk/revsk/lbmap"
-	"github.com/revsk/revsk/loader"
 )
 
 var idleTime = flag.Duration("agent.idle", 5*time.Second, "for how long the cost of an idle agent is measured")
@@ -146,10 +145,9 @@ func frugal() {
 // An agent that has nothing to do costs next to nothing, on a node with many services and sockets.
 func TestIdleCost(t *testing.T) {
 	n := newNode(t)
-	agent := n.child(optionsDefault)
+	agent := n.loadedChild()
 	stop := func() { _ = agent.Process.Kill(); _ = agent.Wait() }
 	t.Cleanup(stop)
-	awaits(t, "loaded", soon, func() bool { return n.program("connect4") != 0 && n.mode() == loader.ModeStorage })
 	n.large(*idleSockets)
 	time.Sleep(5 * time.Second) // what is new is looked at
 	before, begin := processorTimeOf(t, agent.Process.Pid), time.Now()

@@ -356,6 +356,14 @@ func (n *node) child(options string) *exec.Cmd {
 	return cmd
 }
 
+// loadedChild starts one with default options, and waits until it has loaded the datapath.
+func (n *node) loadedChild() *exec.Cmd {
+	n.Helper()
+	agent := n.child(optionsDefault)
+	awaits(n.T, "loaded", soon, func() bool { return n.program("connect4") != 0 && n.mode() == loader.ModeStorage })
+	return agent
+}
+
 // launch starts a process that ends with the test at the latest, however the test ends.
 func (n *node) launch(cmd *exec.Cmd) {
 	n.Helper()

@@ -390,6 +390,14 @@ func newAttacked(n *node) *attacked {
 	return a
 }
 
+// newAttackedChild is the same with an agent in a process of its own.
+func newAttackedChild(t *testing.T) (*attacked, *exec.Cmd) {
+	t.Helper()
+	n := newNode(t)
+	agent := n.loadedChild()
+	return newAttacked(n), agent
+}
+
 func udpBackends(all ...netip.AddrPort) (backends []lbmap.Backend) {
 	for _, b := range all {
 		backends = append(backends, lbmap.Backend{AddrPort: b, Protocol: lbmap.ProtocolUDP})
@@ -639,13 +647,10 @@ func TestHostileSocketsInFlight(t *testing.T) {
 
 // Processes come and go faster than they can be looked at.
 func TestHostileStormOfProcesses(t *testing.T) {
-	n := newNode(t)
-	agent := n.child(optionsDefault)
-	awaits(t, "loaded", soon, func() bool { return n.program("connect4") != 0 && n.mode() == loader.ModeStorage })
-	a := newAttacked(n)
+	a, agent := newAttackedChild(t)
 	time.Sleep(4 * time.Second) // the maps settle
 	before := residentMiB(t, agent.Process.Pid)
-	n.hostile("storm", "", false)
+	a.hostile("storm", "", false)
 	time.Sleep(2 * time.Second)
 	a.lose()
 	time.Sleep(2 * time.Second)
@@ -685,11 +690,8 @@ func TestHostileToThoseWhoLook(t *testing.T) {
 
 // Many processes have the same sockets open: what is known of a socket does not grow with them.
 func TestHostileSharersOfSockets(t *testing.T) {
-	n := newNode(t)
-	agent := n.child(optionsDefault)
-	awaits(t, "loaded", soon, func() bool { return n.program("connect4") != 0 && n.mode() == loader.ModeStorage })
-	a := newAttacked(n)
-	n.hostile("share", "", false)
+	a, agent := newAttackedChild(t)
+	a.hostile("share", "", false)
 	time.Sleep(4 * time.Second) // the maps settle
 	before := residentMiB(t, agent.Process.Pid)
 	a.lose()

@@ -266,20 +266,19 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	report, err := t.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
 	took := time.Since(begin)
 	for _, s := range report.Sockets {
+		wasTold := false
 		if s.Outcome == inspect.OutcomeFailed {
-			if t.failed[s.Socket.ID()] {
+			id := s.Socket.ID()
+			if t.failed[id] {
 				continue
 			}
-			t.failed[s.Socket.ID()] = true
-		}
-		before := t.told[s.Socket.ID()]
-		if s.Outcome == inspect.OutcomeFailed {
-			t.told[s.Socket.ID()] = begin
+			_, wasTold = t.told[id]
+			t.failed[id], t.told[id] = true, begin
 		}
 		left := since[inspect.Backend{AddrPort: s.Connection.Peer, Protocol: s.Socket.Protocol}]
 		e := SocketTerminated{s, time.Since(left)}
 		t.a.count(func(t *tally) { t.termination(e) })
-		if before.IsZero() || s.Outcome != inspect.OutcomeFailed {
+		if !wasTold {
 			t.a.happen(e)
 		}
 	}

@@ -171,11 +171,8 @@ func keepUsed(spec *ebpf.CollectionSpec) {
 
 // take hands entries to the programs, in the place of those before. They are not more than there is room for.
 func (p *programs) take(entries []*entry) error {
-	sockets := p.maps[iter.FillMapRevskImportSockets]
-	if p.socketEntries != nil {
-		if err := batch.Delete(sockets, p.cookies); err != nil {
-			return fmt.Errorf("taking entries from the programs: %w", err)
-		}
+	if err := p.takeBack(); err != nil {
+		return err
 	}
 	p.socketEntries, p.unreached = bySocket(entries), nil
 	p.withoutRoom, p.locked = make(map[int]bool), make(map[int]bool)
@@ -191,7 +188,7 @@ func (p *programs) take(entries []*entry) error {
 			w.Stale = 1
 		}
 	}
-	err := batch.Write(sockets, p.cookies, p.states)
+	err := batch.Write(p.maps[iter.FillMapRevskImportSockets], p.cookies, p.states)
 	for _, c := range []*ebpf.Collection{p.iterators, p.descriptors} {
 		if c != nil && err == nil {
 			err = c.Variables[iter.FillVarRevskJudged].Set(uint64(0))
@@ -202,6 +199,17 @@ func (p *programs) take(entries []*entry) error {
 	}
 	if err != nil {
 		return fmt.Errorf("handing entries to the programs: %w", err)
+	}
+	return nil
+}
+
+// takeBack leaves the programs without entries: also one that runs.
+func (p *programs) takeBack() error {
+	if p.socketEntries == nil {
+		return nil
+	}
+	if err := batch.Delete(p.maps[iter.FillMapRevskImportSockets], p.cookies); err != nil {
+		return fmt.Errorf("taking entries from the programs: %w", err)
 	}
 	return nil
 }

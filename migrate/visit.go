@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/bpf/iter"
-	"github.com/revsk/revsk/internal/batch"
 	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/netns"
@@ -97,8 +96,8 @@ func (s *visitor) visit(ctx context.Context, entries []*entry) error {
 func (s *visitor) visitOtherwise(ctx context.Context, entries []*entry, locked error) error {
 	s.log.Warn("visiting sockets by descriptor from here on", "error", locked)
 	// What the iterator meets when it goes on has no entries any more.
-	if err := batch.Delete(s.programs.maps[iter.FillMapRevskImportSockets], s.programs.cookies); err != nil {
-		return fmt.Errorf("taking entries from the programs: %w", err)
+	if err := s.programs.takeBack(); err != nil {
+		return err
 	}
 	room := s.programs.room()
 	s.close()
