@@ -35,7 +35,7 @@ func (d *bpfDestroyer) load(maps Maps) error {
 		return err
 	}
 	spec.Maps[programs.DestroyMapRevskVictims].MaxEntries = destroyBatch
-	d.programs, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: bpfiter.Types, MapReplacements: maps.tuples()})
+	d.programs, err = bpfiter.Load(spec, maps.tuples())
 	err = probe.Recheck(err)
 	refused := new(ebpf.VerifierError)
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.As(err, &refused) {

@@ -138,7 +138,7 @@ func loadSome(wanted func(program string) bool, size int, replacements map[strin
 	if err := spec.Variables[programs.DumpVarCfgBufferSize].Set(uint64(size)); err != nil {
 		return nil, err
 	}
-	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: bpfiter.Types})
+	return bpfiter.Load(spec, replacements)
 }
 
 // datapath are the maps that the programs read.

@@ -168,7 +168,7 @@ func (l *looker) load(x *socketEntries) (*ebpf.Collection, error) {
 	if err := spec.Variables[iter.LookVarCfgNoteLacking].Set(len(l.backends) > 0); err != nil {
 		return nil, err
 	}
-	p, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: bpfiter.Types})
+	p, err := bpfiter.Load(spec, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -133,7 +133,7 @@ func (p *programs) load(spec *ebpf.CollectionSpec, names []string) (*ebpf.Collec
 			replacements[name] = m
 		}
 	}
-	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements, Cache: bpfiter.Types})
+	return bpfiter.Load(spec, replacements)
 }
 
 func (p *programs) close() {

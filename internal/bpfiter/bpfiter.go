@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpfiter runs BPF iterators.
+// Package bpfiter loads and runs BPF iterators.
 package bpfiter
 
 import (
@@ -11,16 +11,11 @@ import (
 	"iter"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/blocked"
 )
-
-// Types is what the loading of iterators knows of the kernel's types, for all loads of the process: to read them takes
-// longer than loading most iterators.
-var Types = btf.NewCache()
 
 // Attach makes an iterator of a program; over the elements of m, if that is not nil.
 func Attach(prog *ebpf.Program, m *ebpf.Map) (*link.Iter, error) {

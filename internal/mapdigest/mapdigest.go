@@ -30,7 +30,9 @@ type Reader struct {
 	sum      *ebpf.Map
 	all      *ebpf.Program // nil: iter is used
 	iter     *link.Iter
-	filled   bool // as of the last digest
+	filled   bool          // as of the last digest
+	entries  *ebpf.Program // nil: the kernel has no count
+	count    *ebpf.Map     // which it fills
 }
 
 // variant is which kind of program adds up a map.
@@ -47,6 +49,10 @@ func Open(m *ebpf.Map) (*Reader, error) {
 	r, err := open(m, inOneCall)
 	if err != nil {
 		r, err = open(m, byIterator)
+	}
+	if err == nil {
+		// A kernel without a count has the digest alone.
+		r.entries, r.count, _ = load(DigestProgDigestEntries, r.digested)
 	}
 	return r, err
 }
@@ -92,15 +98,15 @@ func load(program string, digested *ebpf.Map) (*ebpf.Program, *ebpf.Map, error) 
 			delete(spec.Programs, name)
 		}
 	}
-	opts := ebpf.CollectionOptions{Cache: bpfiter.Types}
+	var replaced map[string]*ebpf.Map
 	if digested == nil {
 		delete(spec.Maps, DigestMapRevskDigested)
 	} else {
 		s := spec.Maps[DigestMapRevskDigested]
 		s.ValueSize, s.MaxEntries, s.Flags = digested.ValueSize(), digested.MaxEntries(), digested.Flags()
-		opts.MapReplacements = map[string]*ebpf.Map{DigestMapRevskDigested: digested}
+		replaced = map[string]*ebpf.Map{DigestMapRevskDigested: digested}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	coll, err := bpfiter.Load(spec, replaced)
 	if err != nil {
 		return nil, nil, fmt.Errorf("loading the program of the digest: %w", err)
 	}
@@ -142,9 +148,22 @@ func readSum(sum *ebpf.Map) (Digest, error) {
 	return Digest{d.Sum, d.Count}, err
 }
 
-// Close frees the program and its map.
+// Entries returns how many entries the map has, in a time that does not depend on it, and whether the kernel counts them (Linux
+// 6.6). What changes its value is not in it, nor what goes while another comes.
+func (r *Reader) Entries() (n uint64, counted bool, err error) {
+	if r.entries == nil {
+		return 0, false, nil
+	}
+	if _, err := r.entries.Run(&ebpf.RunOptions{}); err != nil {
+		return 0, true, fmt.Errorf("counting the entries of a map: %w", err)
+	}
+	d, err := readSum(r.count)
+	return d.Count, true, err
+}
+
+// Close frees the programs and their maps.
 func (r *Reader) Close() error {
-	err := errors.Join(r.digested.Close(), r.sum.Close(), r.all.Close())
+	err := errors.Join(r.digested.Close(), r.sum.Close(), r.all.Close(), r.entries.Close(), r.count.Close())
 	if r.iter != nil {
 		err = errors.Join(err, r.iter.Close())
 	}

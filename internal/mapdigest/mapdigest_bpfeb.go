@@ -23,13 +23,14 @@ type DigestRevskDigest struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DigestMapRevskDigested = "revsk_digested"
-	DigestMapRevskDigests  = "revsk_digests"
-	DigestProgDigest12     = "digest_12"
-	DigestProgDigest24     = "digest_24"
-	DigestProgDigestAll12  = "digest_all_12"
-	DigestProgDigestAll24  = "digest_all_24"
-	DigestProgDigestCount  = "digest_count"
+	DigestMapRevskDigested  = "revsk_digested"
+	DigestMapRevskDigests   = "revsk_digests"
+	DigestProgDigest12      = "digest_12"
+	DigestProgDigest24      = "digest_24"
+	DigestProgDigestAll12   = "digest_all_12"
+	DigestProgDigestAll24   = "digest_all_24"
+	DigestProgDigestCount   = "digest_count"
+	DigestProgDigestEntries = "digest_entries"
 )
 
 // LoadDigest returns the embedded CollectionSpec for Digest.
@@ -74,11 +75,12 @@ type DigestSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DigestProgramSpecs struct {
-	Digest12    *ebpf.ProgramSpec `ebpf:"digest_12"`
-	Digest24    *ebpf.ProgramSpec `ebpf:"digest_24"`
-	DigestAll12 *ebpf.ProgramSpec `ebpf:"digest_all_12"`
-	DigestAll24 *ebpf.ProgramSpec `ebpf:"digest_all_24"`
-	DigestCount *ebpf.ProgramSpec `ebpf:"digest_count"`
+	Digest12      *ebpf.ProgramSpec `ebpf:"digest_12"`
+	Digest24      *ebpf.ProgramSpec `ebpf:"digest_24"`
+	DigestAll12   *ebpf.ProgramSpec `ebpf:"digest_all_12"`
+	DigestAll24   *ebpf.ProgramSpec `ebpf:"digest_all_24"`
+	DigestCount   *ebpf.ProgramSpec `ebpf:"digest_count"`
+	DigestEntries *ebpf.ProgramSpec `ebpf:"digest_entries"`
 }
 
 // DigestMapSpecs contains maps before they are loaded into the kernel.
@@ -136,11 +138,12 @@ type DigestVariables struct {
 //
 // It can be passed to LoadDigestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DigestPrograms struct {
-	Digest12    *ebpf.Program `ebpf:"digest_12"`
-	Digest24    *ebpf.Program `ebpf:"digest_24"`
-	DigestAll12 *ebpf.Program `ebpf:"digest_all_12"`
-	DigestAll24 *ebpf.Program `ebpf:"digest_all_24"`
-	DigestCount *ebpf.Program `ebpf:"digest_count"`
+	Digest12      *ebpf.Program `ebpf:"digest_12"`
+	Digest24      *ebpf.Program `ebpf:"digest_24"`
+	DigestAll12   *ebpf.Program `ebpf:"digest_all_12"`
+	DigestAll24   *ebpf.Program `ebpf:"digest_all_24"`
+	DigestCount   *ebpf.Program `ebpf:"digest_count"`
+	DigestEntries *ebpf.Program `ebpf:"digest_entries"`
 }
 
 func (p *DigestPrograms) Close() error {
@@ -150,6 +153,7 @@ func (p *DigestPrograms) Close() error {
 		p.DigestAll12,
 		p.DigestAll24,
 		p.DigestCount,
+		p.DigestEntries,
 	)
 }
 

@@ -85,6 +85,30 @@ func TestDigestOfNothing(t *testing.T) {
 	})
 }
 
+func TestEntries(t *testing.T) {
+	for _, size := range []uint32{12, 24} {
+		m := newHash(t, size, 100)
+		r, err := Open(m)
+		require.NoError(t, err)
+		defer r.Close()
+		entries := func() uint64 {
+			n, counted, err := r.Entries()
+			require.NoError(t, err)
+			if !counted {
+				oldkernel.Skip(t, 6, 6, "no count of a map's entries")
+			}
+			return n
+		}
+		require.EqualValues(t, 100, entries())
+		require.NoError(t, m.Delete(uint32(7)))
+		require.EqualValues(t, 99, entries())
+		require.NoError(t, m.Put(uint32(8), value(size, 1)))
+		require.EqualValues(t, 99, entries(), "a value that changes")
+		require.NoError(t, m.Put(uint32(1000), value(size, 1)))
+		require.EqualValues(t, 100, entries())
+	}
+}
+
 func TestCount(t *testing.T) {
 	for _, kind := range []ebpf.MapType{ebpf.Hash, ebpf.LRUHash} {
 		require.NoError(t, rlimit.RemoveMemlock())

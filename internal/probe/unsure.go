@@ -19,7 +19,7 @@ import (
 // ErrUnsure is returned when asking the kernel for a feature has failed, so that there is no answer.
 var ErrUnsure = errors.New("the kernel could not be asked what it can do")
 
-var requires = regexp.MustCompile(`^(.*?)(?: not supported \(|: direct access )requires (?:>= v|Linux )(\d+)\.(\d+)`)
+var requires = regexp.MustCompile(`^(.*?) not supported \(requires >= v(\d+)\.(\d+)`)
 
 // Recheck returns the error of a call of the BPF library, or, where that only seems to say that the kernel lacks a
 // feature, one wrapping [ErrUnsure] and the reason, if that lasts. For most features the library takes every failure
