@@ -24,12 +24,14 @@ type backendMaps struct {
 	inodes [2]uint64 // of the pins; 0: there is none
 	tables *lbmap.Tables
 	digest [2]*mapdigest.Reader // nil: the map is not there
-	cost   time.Duration        // of finding out whether something has changed
+	cost   time.Duration        // of a digest
 
 	// What was read last. A read that fails changes nothing of it.
-	anew   bool // nothing was, of these maps
-	last   [2]mapdigest.Digest
-	states []lbmap.BackendState
+	anew    bool // nothing was, of these maps
+	at      time.Time
+	entries [2]uint64 // 0 where the kernel does not count them
+	last    [2]mapdigest.Digest
+	states  []lbmap.BackendState
 }
 
 var backendMapNames = [2]string{lbmap.Backends4Map, lbmap.Backends6Map}
@@ -41,31 +43,74 @@ func (s backendSet) has(b inspect.Backend) bool {
 	return s[b] || s[inspect.Backend{AddrPort: b.AddrPort, Protocol: lbmap.ProtocolAny}]
 }
 
-// read returns the backends, or nil if they are as before. Anew says that the maps are others than before.
-func (m *backendMaps) read(ctx context.Context, states []lbmap.BackendState) (set backendSet, anew bool, err error) {
+// How long at most it may take until a digest is read again: a little less than two or four times the default of Options.Poll. The
+// first is, with the grace period, little enough for sockets to end within 1.5 s. The second is for where the kernel counts the
+// backends: only one that has left while another came can go unnoticed for so long.
+const (
+	mostRest        = 850 * time.Millisecond
+	mostRestCounted = 1750 * time.Millisecond
+)
+
+// restFor is how many times longer than an effort is rested after it.
+const restFor = 500
+
+// read returns the backends, or nil if they are as before. Anew says that the maps are others than before. Closely says that what is
+// there is to be known for sure: else it may be older, by as long as it rests between two digests.
+func (m *backendMaps) read(ctx context.Context, states []lbmap.BackendState, closely bool) (set backendSet, anew bool, err error) {
 	if err := m.open(); err != nil {
 		return nil, false, err
 	}
 	begin := time.Now()
-	var now [2]mapdigest.Digest
+	entries, counted, err := m.count()
+	if err != nil {
+		return nil, false, err
+	}
+	most := mostRest
+	if counted {
+		most = mostRestCounted
+	}
+	same := !m.anew && slices.Equal(states, m.states)
+	if same && !closely && entries == m.entries && begin.Sub(m.at) < min(restFor*m.cost, most) {
+		return nil, false, nil
+	}
+	now, err := m.digests(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	m.cost = time.Since(begin)
+	if !same || now != m.last {
+		if set, err = readBackends(ctx, m.tables, states); err != nil {
+			return nil, false, err
+		}
+		anew = m.anew
+	}
+	m.anew, m.at, m.entries, m.last, m.states = false, begin, entries, now, states
+	return set, anew, nil
+}
+
+// count returns how many backends each map has, if the kernel counts them.
+func (m *backendMaps) count() (n [2]uint64, counted bool, err error) {
 	for i, r := range m.digest {
 		if r == nil {
 			continue
 		}
-		if now[i], err = r.Read(ctx); err != nil {
-			return nil, false, err
+		if n[i], counted, err = r.Entries(); !counted || err != nil {
+			return n, false, err
 		}
 	}
-	m.cost = time.Since(begin)
-	if !m.anew && now == m.last && slices.Equal(states, m.states) {
-		return nil, false, nil
+	return n, counted, nil
+}
+
+func (m *backendMaps) digests(ctx context.Context) (all [2]mapdigest.Digest, err error) {
+	for i, r := range m.digest {
+		if r == nil {
+			continue
+		}
+		if all[i], err = r.Read(ctx); err != nil {
+			return all, err
+		}
 	}
-	if set, err = readBackends(ctx, m.tables, states); err != nil {
-		return nil, false, err
-	}
-	anew = m.anew
-	m.anew, m.last, m.states = false, now, states
-	return set, anew, nil
+	return all, nil
 }
 
 // lacks tells whether the family of a backend has no map, so that nothing says whether the backend is there.

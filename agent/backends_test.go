@@ -4,6 +4,8 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/oldkernel"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -52,9 +55,9 @@ func TestAReadThatFailsIsMadeGoodForByTheNext(t *testing.T) {
 	m := &term.maps
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err := m.read(canceled, nil)
+	_, _, err := m.read(canceled, nil, true)
 	require.Error(t, err)
-	set, anew, err := m.read(t.Context(), nil)
+	set, anew, err := m.read(t.Context(), nil, true)
 	require.NoError(t, err)
 	require.True(t, anew)
 	require.Len(t, set, 3)
@@ -62,13 +65,46 @@ func TestAReadThatFailsIsMadeGoodForByTheNext(t *testing.T) {
 	n.services(service(1, lbmap.ProtocolUDP, stays4), service6(goes6))
 	broken := m.digest[1]
 	require.NoError(t, broken.Close())
-	_, _, err = m.read(t.Context(), nil)
+	_, _, err = m.read(t.Context(), nil, true)
 	require.Error(t, err)
 	m.digest[1] = nil
-	set, anew, err = m.read(t.Context(), nil)
+	set, anew, err = m.read(t.Context(), nil, true)
 	require.NoError(t, err)
 	require.False(t, anew)
 	require.Equal(t, backendSet{udp(stays4): true, udp(goes6): true}, set)
+}
+
+// Between two digests a backend that leaves is noticed by the kernel's count, one that another takes the place of by the next
+// digest, or at once if it is asked closely.
+func TestBackendsAreCountedBetweenDigests(t *testing.T) {
+	n := newNode(t)
+	n.newOwner()
+	n.services(service(1, lbmap.ProtocolUDP, goes4, stays4), service6(goes6))
+	term, _ := n.terminator()
+	m := &term.maps
+	read := func(closely bool) backendSet {
+		t.Helper()
+		m.cost = time.Hour
+		set, _, err := m.read(t.Context(), nil, closely)
+		require.NoError(t, err)
+		return set
+	}
+	require.Len(t, read(false), 3)
+	if _, counted, err := m.digest[0].Entries(); !counted {
+		oldkernel.Skip(t, 6, 6, fmt.Sprint("no count of a map's entries: ", err))
+	}
+	require.Nil(t, read(false))
+	n.services(service(1, lbmap.ProtocolUDP, stays4), service6(goes6))
+	require.Equal(t, backendSet{udp(stays4): true, udp(goes6): true}, read(false))
+	n.services(service(1, lbmap.ProtocolUDP, goes4), service6(goes6))
+	begin := time.Now()
+	require.Nil(t, read(false))
+	require.Less(t, time.Since(begin), mostRestCounted)
+	require.Equal(t, backendSet{udp(goes4): true, udp(goes6): true}, read(true))
+	n.services(service(1, lbmap.ProtocolUDP, stays4), service6(goes6))
+	awaits(t, "the next digest", mostRestCounted+time.Second, func() bool {
+		return maps.Equal(read(false), backendSet{udp(stays4): true, udp(goes6): true})
+	})
 }
 
 // When the owner of the maps was restarted they have to come to rest again, however long they were at rest before.

@@ -24,8 +24,3 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (a *Agent) untilTick(every time.Duration) time.Duration {
 	return every - time.Since(a.began)%every
 }
-
-// roundUp returns the first multiple of a unit that is not less than d.
-func roundUp(d, unit time.Duration) time.Duration {
-	return (d + unit - 1) / unit * unit
-}

@@ -56,16 +56,11 @@ const (
 	atOnce = 10 * time.Second
 	// patiently is how much longer than it has to be is waited for maps to come to rest.
 	patiently = 10
-	// restFor is how many times longer than an effort is rested after it.
-	restFor = 500
 	// unmigratedRest is the time between two looks for sockets that a migration has to move first.
 	unmigratedRest = 5 * time.Second
 	// leftToSurveys is after how long a backend whose sockets cannot be ended is forgotten. Where nothing is loaded all that ever
 	// leave would else be remembered, and held against those that leave later.
 	leftToSurveys = time.Minute
-	// mostRest is the longest time between two looks at the maps: twice the default of Options.Poll, and with the grace period little
-	// enough for sockets to end within 1.5 s.
-	mostRest = 900 * time.Millisecond
 )
 
 func (t *terminator) run(ctx context.Context) {
@@ -85,12 +80,9 @@ func (t *terminator) run(ctx context.Context) {
 		} else {
 			t.turn(ctx, opts.Termination)
 		}
-		pause := t.a.untilTick(min(roundUp(max(opts.Poll, restFor*t.maps.cost), opts.Poll), mostRest))
-		if len(t.gone) > 0 {
-			pause = min(pause, opts.Poll)
-			if left := time.Until(t.lost.Add(opts.Termination.Grace)); left > 0 {
-				pause = min(pause, left)
-			}
+		pause := t.a.untilTick(opts.Poll)
+		if left := time.Until(t.lost.Add(opts.Termination.Grace)); len(t.gone) > 0 && left > 0 {
+			pause = min(pause, left)
 		}
 		if sleep(ctx, pause) != nil {
 			return
@@ -99,7 +91,7 @@ func (t *terminator) run(ctx context.Context) {
 }
 
 func (t *terminator) turn(ctx context.Context, opts Termination) {
-	set, anew, err := t.maps.read(ctx, opts.States)
+	set, anew, err := t.maps.read(ctx, opts.States, len(t.gone) > 0 || !t.settling.IsZero())
 	if isMissing(err) {
 		return // there are no services yet
 	}
