@@ -418,18 +418,22 @@ func holdSocket() {
 	os.Exit(0)
 }
 
-// startChild starts a process that has s open until the test ends.
-func startChild(t testing.TB, s *testSocket) *exec.Cmd {
+// startChild starts a process that has sockets open until the test ends.
+func startChild(t testing.TB, sockets ...*testSocket) *exec.Cmd {
 	t.Helper()
-	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
-	require.NoError(t, err)
-	file := os.NewFile(uintptr(fd), "socket")
-	defer file.Close()
+	var files []*os.File
+	for _, s := range sockets {
+		fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+		require.NoError(t, err)
+		file := os.NewFile(uintptr(fd), "socket")
+		defer file.Close()
+		files = append(files, file)
+	}
 	program, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(program)
 	cmd.Env = append(os.Environ(), childEnv+"=1")
-	cmd.ExtraFiles = []*os.File{file}
+	cmd.ExtraFiles = files
 	stdin, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -47,7 +48,8 @@ type TerminateOptions struct {
 	// DryRun destroys nothing and says what would be destroyed.
 	DryRun bool
 	// Most is how many sockets are ended, at most: [Report].More says that there were others. Those that cannot be ended do not
-	// count. 0: all.
+	// count. No process gets more of the places than another that has sockets left, so that who has many keeps nobody else
+	// waiting; whose a socket is says its first owner. 0: all.
 	Most int
 }
 
@@ -290,22 +292,28 @@ func (t *termination) failed() (n int) {
 // connected returns what is to be destroyed. A socket that was to be before is among them if it still
 // is, or is again. With TerminateOptions.Most, so many sockets are known afterwards at most.
 func (t *termination) connected(ctx context.Context, most int) ([]*Termination, error) {
-	t.more = false
 	var all []*Termination
+	places := most - len(t.found)
+	if t.opts.Most == 0 {
+		places = math.MaxInt
+	}
+	others := newFairShare(places)
 	for s, err := range t.reader.Sockets(ctx, t.meant) {
 		if err != nil {
 			return nil, err
 		}
-		known := t.found[s.ID()]
-		if known == nil {
-			if t.opts.Most > 0 && len(t.found) >= most {
-				t.more = true
-				continue
-			}
-			known = &Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound}
-			t.found[s.ID()] = known
+		if known := t.found[s.ID()]; known != nil {
+			all = append(all, known)
+		} else {
+			others.add(&Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound})
 		}
-		all = append(all, known)
+	}
+	t.more = others.full
+	for _, of := range others.of {
+		for _, c := range of {
+			t.found[c.Socket.ID()] = c
+		}
+		all = append(all, of...)
 	}
 	return all, nil
 }

@@ -970,6 +970,32 @@ func TestTerminatesSoManyAtMost(t *testing.T) {
 	})
 }
 
+// A process with many sockets does not make another wait.
+func TestAProcessWithManySocketsKeepsNobodyWaiting(t *testing.T) {
+	eachGround(t, udp, func(g *ground) {
+		gone := g.service()
+		var many []*testSocket
+		for range 20 {
+			many = append(many, g.connected(gone.front))
+		}
+		one := g.connected(gone.front)
+		for range 20 {
+			many = append(many, g.connected(gone.front))
+		}
+		startChild(g, many...)
+		for _, s := range many {
+			s.close()
+		}
+		opts := g.options(gone.backend)
+		opts.Most = 2
+		report, err := g.end(opts)
+		require.NoError(g, err)
+		require.True(g, report.More)
+		require.Equal(g, 2, report.Count(OutcomeDestroyed))
+		require.NotZero(g, one.error(g.T))
+	})
+}
+
 // Sockets that cannot be ended do not keep others from being ended, however many they are.
 func TestSocketsThatCannotBeEndedTakeNobodysPlace(t *testing.T) {
 	eachGround(t, udp, func(g *ground) {
