@@ -461,10 +461,16 @@ func (a *applier) swap(h hook, linked bool, old, next *ebpf.Program) (undo func(
 // swapLinked returns an error wrapping [ErrTakenBack] if the link holds another program than the old one.
 func swapLinked(l link.Link, old, next *ebpf.Program) error {
 	err := l.(cgroupLink).UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
-	if errors.Is(err, unix.EPERM) {
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// It says so of both: another program is there, and this process may not.
+	there, lookErr := aboutLink(l)
+	expected, programErr := aboutProgram(old)
+	if lookErr == nil && programErr == nil && there.program != expected.id {
 		return fmt.Errorf("%w: %w", ErrTakenBack, err)
 	}
-	return err
+	return describe(err)
 }
 
 // swapAttached is swapLinked where there is no link.

@@ -116,7 +116,8 @@ func (f Features) Differences(other Features) []string {
 	return all
 }
 
-// readKept returns what is kept with the datapath; nil if nothing is yet.
+// readKept returns what is kept with the datapath; nil if nothing is yet. Returns an error wrapping [ErrNotAPin] or [ErrLayout] if
+// what is there is something else.
 func readKept(opts Options) (*keptState, error) {
 	path := opts.pinPath(mapFeatures)
 	m, err := openPinnedMap(path)
@@ -132,11 +133,11 @@ func readKept(opts Options) (*keptState, error) {
 	}
 	state := &keptState{Features: DefaultFeatures()}
 	text, err := m.LookupBytes(uint32(0))
-	if err == nil {
-		err = json.Unmarshal(bytes.TrimRight(text, "\x00"), state)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the features in %s: %w", path, err)
+		return nil, describe(fmt.Errorf("reading %s: %w", path, present(err)))
+	}
+	if err := json.Unmarshal(bytes.TrimRight(text, "\x00"), state); err != nil {
+		return nil, fmt.Errorf("%s: %w: it does not hold features: %w", path, ErrLayout, err)
 	}
 	return state, nil
 }

@@ -35,7 +35,7 @@ type observation struct {
 	mode   Mode
 	// kept are the features, and what else is kept with the datapath; nil: nothing is.
 	kept    *keptState
-	keptErr error // why it cannot be read
+	keptErr error // why what is there cannot be it
 	// modeFor is how long the mode has been what it is.
 	modeFor time.Duration
 	// changing: another process is changing the datapath. namespaced: its cgroup is the root of a cgroup
@@ -333,6 +333,9 @@ func observePins(opts Options) (*observation, error) {
 		o.removed = append(o.removed, l)
 	}
 	o.kept, o.keptErr = readKept(opts)
+	if o.keptErr != nil && !errors.Is(o.keptErr, ErrNotAPin) && !errors.Is(o.keptErr, ErrLayout) {
+		return nil, o.keptErr
+	}
 	for _, h := range hooks {
 		hs, err := hookState{hook: h}, error(nil)
 		if hs.pin, err = readLink(opts, opts.linkPath(h), &h); err != nil {

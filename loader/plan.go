@@ -444,7 +444,9 @@ func (o *observation) planState(f Features, places []*place) []step {
 	if o.kept != nil {
 		to.AgentLinks = o.kept.AgentLinks
 	}
-	if i := slices.IndexFunc(places, func(p *place) bool { return p.fromAgent && p.agentPin.id != 0 }); i >= 0 {
+	// Also of what an earlier load has taken over, without getting as far as this.
+	taken := func(p *place) bool { return (p.takesOver() || p.saved.id != 0) && p.agentPin.id != 0 }
+	if i := slices.IndexFunc(places, taken); i >= 0 {
 		to.AgentLinks = filepath.Dir(places[i].agentPin.path)
 	}
 	if o.kept != nil && *o.kept == to {

@@ -539,3 +539,36 @@ func keyOf(backend string) lbmap.ReverseSKKey {
 func valueOf(service string) lbmap.ReverseSKValue {
 	return lbmap.ReverseSKValue{Service: netip.MustParseAddrPort(service)}
 }
+
+// Where another agent has its links is kept, however far a load came that was killed before it kept that.
+func TestTheAgentsLinksAreKeptAfterAKill(t *testing.T) {
+	kept := func(o *observation) string {
+		t.Helper()
+		steps, _, err := planLoad(o)
+		require.NoError(t, err)
+		i := slices.IndexFunc(steps, func(s step) bool { _, is := s.(setFeatures); return is })
+		require.GreaterOrEqual(t, i, 0)
+		return steps[i].(setFeatures).to.AgentLinks
+	}
+	o := nothingThere()
+	agentOn(o, true, unix.BPF_F_ALLOW_MULTI)
+	require.Equal(t, "/bpf/cilium", kept(o))
+
+	// Its programs and links are pinned.
+	for i := range o.hooks {
+		if h := &o.hooks[i]; h.reference != "" {
+			h.saved, h.pin = h.on[0].program, h.agentPin
+			h.pin.path = o.opts.linkPath(h.hook)
+		}
+	}
+	require.Equal(t, "/bpf/cilium", kept(o))
+
+	// Ours are in its links.
+	o = takenOverFrom(true)
+	o.opts.Takeover, o.opts.TakeoverLinks = true, "/bpf/cilium"
+	o.each(func(h *hookState) {
+		h.agentPin = h.pin
+		h.agentPin.path = "/bpf/cilium/" + h.reference
+	})
+	require.Equal(t, "/bpf/cilium", kept(o))
+}
