@@ -455,7 +455,8 @@ func difference(want, got state) string {
 		if g, ok := got[key]; !ok {
 			lines = append(lines, key+": gone")
 		} else if g != want[key] {
-			lines = append(lines, fmt.Sprintf("%s: %s, not %s", key, short(g), short(want[key])))
+			same := max(0, common(g, want[key])-40)
+			lines = append(lines, fmt.Sprintf("%s: %s, not %s", key, short(g[same:]), short(want[key][same:])))
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(got)) {
@@ -481,6 +482,15 @@ func differenceWithoutLeaks(want, got state) string {
 		return out
 	}
 	return difference(strip(want), strip(got))
+}
+
+// common is how long the beginning is that two texts have in common.
+func common(a, b string) int {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 func short(s string) string {
