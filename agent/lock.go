@@ -34,12 +34,16 @@ func lock(ctx context.Context, dir string, waiting func()) (unlock func(), err e
 		if err := filelock.Take(ctx, f, -1, waiting); err != nil {
 			return nil, err
 		}
-		if filelock.InPlace(f) {
+		inPlace, err := filelock.InPlace(f)
+		if inPlace {
 			return func() {
 				_ = os.Remove(dir)
 				f.Close()
 			}, nil
 		}
 		f.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
 }

@@ -277,7 +277,7 @@ var countedMaps = []string{
 func countEntries(ctx context.Context, dir string) (all []fill, err error) {
 	for _, name := range countedMaps {
 		path := filepath.Join(dir, name)
-		if _, err := os.Stat(path); err != nil {
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})

@@ -69,14 +69,19 @@ func lock(ctx context.Context, dir string, wait time.Duration) (unlock func(), e
 		return nil, fmt.Errorf("changing %s: %w", dir, unix.EROFS)
 	}
 	err = filelock.Take(ctx, f, wait, nil)
-	switch {
-	case errors.Is(err, filelock.ErrTimeout):
+	if errors.Is(err, filelock.ErrTimeout) {
 		return nil, fmt.Errorf("%s: %w", dir, ErrLocked)
-	case err != nil:
+	}
+	if err != nil {
 		return nil, err
-	case !filelock.InPlace(f): // removed by the one who had the lock
+	}
+	inPlace, err := filelock.InPlace(f)
+	if err == nil && !inPlace { // removed by the one who had the lock
+		err = fmt.Errorf("%s: %w", dir, ErrNotLoaded)
+	}
+	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("%s: %w", dir, ErrNotLoaded)
+		return nil, err
 	}
 	return func() { f.Close() }, nil
 }

@@ -72,10 +72,16 @@ func wait(ctx context.Context, f *os.File, limit time.Duration, waiting func()) 
 }
 
 // InPlace tells whether f is still what its path leads to. A file that is removed by the one who has its lock is not.
-func InPlace(f *os.File) bool {
-	locked, errLocked := f.Stat()
-	there, errThere := os.Stat(f.Name())
-	return errLocked == nil && errThere == nil && os.SameFile(locked, there)
+func InPlace(f *os.File) (bool, error) {
+	locked, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Stat(f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(locked, there), err
 }
 
 func taken(f *os.File, err error) error {

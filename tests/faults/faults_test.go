@@ -342,3 +342,23 @@ func (n *node) inject(x injection, r *recorded) (kind string) {
 	}
 	return kind
 }
+
+// Faults of which something wrong has come once.
+func TestFaultsThatWereFound(t *testing.T) {
+	n := newNode(t)
+	for _, found := range []string{
+		"load again: EPERM of bpf LINK_UPDATE 1, in loader.swapLinked",                                   // was said to be another program's
+		"unload: EACCES of fstatat /sys/fs/bpf/node/revsk 1, in internal/filelock.InPlace < loader.lock", // was said not to be loaded
+		"migrate: EMFILE of bpf MAP_CREATE 1, in internal/bpfiter.Load < migrate.(*programs).load",       // the kernel was said to be too old
+		"load --takeover: killed before bpf MAP_UPDATE_ELEM 1, in loader.setFeatures.do",                 // where the agent's links are was forgotten
+		"unload --hand-back: EPERM of bpf MAP_LOOKUP_ELEM 1, in loader.readKept < loader.observePins",    // was left for somebody else's, as a success
+	} {
+		name, _, _ := strings.Cut(found, ": ")
+		s := scenarios[slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })]
+		r := n.record(s)
+		all := sorted(s, r, make(map[position]bool))
+		i := slices.IndexFunc(slices.Concat(all[:]...), func(x injection) bool { return strings.HasPrefix(x.String(), found) })
+		require.GreaterOrEqual(t, i, 0, "no such fault: %s", found)
+		n.inject(slices.Concat(all[:]...)[i], r)
+	}
+}
