@@ -61,6 +61,7 @@ var hostileDeeds = map[string]func() error{
 	"wander":     doWander,
 	"exec":       doExec,
 	"share":      doShare,
+	"hoard":      doHoard,
 }
 
 func init() {
@@ -686,6 +687,43 @@ func TestHostileToThoseWhoLook(t *testing.T) {
 			a.unharmed()
 		})
 	}
+}
+
+const hoarded = 5_000 // takes 5 s at the default of Termination.Rate
+
+func doHoard() error {
+	for range hoarded {
+		if _, err := connected(doomed); err != nil {
+			return err
+		}
+	}
+	untilTheEnd()
+	return nil
+}
+
+// Who has many sockets on a backend that goes makes nobody wait: of each process as many are ended as of any other.
+func TestHostileHoard(t *testing.T) {
+	n := newNode(t)
+	r := n.start(n.options())
+	r.ready()
+	a := newAttacked(n)
+	n.hostile("hoard", "", false)
+	settled(r)
+	a.lose()
+	dp, err := loader.Open(a.loader())
+	require.NoError(t, err)
+	defer dp.Close()
+	all, err := inspect.Sockets(t.Context(), dp.InspectMaps(), inspect.Options{SkipOwners: true})
+	require.NoError(t, err)
+	left := 0
+	for i := range all {
+		if c := all[i].Connection(); c != nil && c.Peer == a.goes {
+			left++
+		}
+	}
+	require.Greater(t, left, hoarded/2, "it was the turn of the bystander before")
+	a.accounted(r)
+	t.Log(a.counted(r))
 }
 
 // Many processes have the same sockets open: what is known of a socket does not grow with them.
