@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -378,6 +379,8 @@ func (n *node) command(options string) *exec.Cmd {
 	return cmd
 }
 
+var killTime = flag.Duration("agent.kills", 12*time.Second, "for how long the agent is killed again and again")
+
 // The agent is killed at random moments, while the owner restarts at others. What it has left undone the next one does.
 func TestKilledAtAnyMoment(t *testing.T) {
 	n := newNode(t)
@@ -386,7 +389,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	kills, restarts := 0, 0
-	for end := time.Now().Add(12 * time.Second); time.Now().Before(end); kills++ {
+	for end := time.Now().Add(*killTime); time.Now().Before(end); kills++ {
 		agent := n.child(optionsTakeover)
 		time.Sleep(100*time.Millisecond + time.Duration(random.IntN(2900))*time.Millisecond)
 		require.NoError(t, agent.Process.Kill())
