@@ -11,10 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/capability"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -85,7 +85,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if missing := capability.Missing(unix.CAP_SYS_ADMIN); missing != "" {
 		return fmt.Errorf("%w: no %s", loader.ErrPermission, missing)
 	}
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := probe.AllowMaps(); err != nil {
 		return fmt.Errorf("%w: %w", loader.ErrPermission, err)
 	}
 	// An audit does not get into anybody's way.

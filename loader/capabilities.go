@@ -3,10 +3,10 @@
 package loader
 
 import (
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/capability"
+	"github.com/revsk/revsk/internal/probe"
 )
 
 // lacking names the capabilities for loading programs that this process does not have.
@@ -17,5 +17,4 @@ func lacking() string {
 	return capability.Missing(unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON)
 }
 
-// allowMaps lets this process make maps: Linux before 5.11 accounts them against RLIMIT_MEMLOCK.
-func allowMaps() error { return describe(rlimit.RemoveMemlock()) }
+func allowMaps() error { return describe(probe.AllowMaps()) }

@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -39,7 +39,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		opts.BPFFS = "/sys/fs/bpf"
 	}
 	// Linux before 5.11 counts maps as locked memory.
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := probe.AllowMaps(); err != nil {
 		return nil, fmt.Errorf("raising the limit of locked memory: %w", err)
 	}
 	kernel, err := kernelRelease()

@@ -10,8 +10,7 @@ import (
 	"log/slog"
 	"path/filepath"
 
-	"github.com/cilium/ebpf/rlimit"
-
+	"github.com/revsk/revsk/internal/probe"
 	"github.com/revsk/revsk/loader"
 )
 
@@ -107,7 +106,7 @@ func (e *env) openToInspect() (*loader.Datapath, error) {
 
 // unlimitMemory lifts the limit of locked memory, which kernels before 5.11 apply to maps.
 func unlimitMemory() error {
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if err := probe.AllowMaps(); err != nil {
 		return fmt.Errorf("%w: %w", loader.ErrPermission, err)
 	}
 	return nil
