@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -319,7 +320,11 @@ func (a *applier) lockPins(ctx context.Context) error {
 			}
 			return nil
 		}
-		if !isGone(err) || ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, ErrLocked) { // another process has it
+			return err
+		}
+		if !isGone(err) {
+			_ = removeAll(made) // unless there is something in it by now
 			return err
 		}
 		// Whoever had the lock has removed the directory: again.

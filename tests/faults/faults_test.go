@@ -350,6 +350,7 @@ func TestFaultsThatWereFound(t *testing.T) {
 		"load again: EPERM of bpf LINK_UPDATE 1, in loader.swapLinked",                                   // was said to be another program's
 		"unload: EACCES of fstatat /sys/fs/bpf/node/revsk 1, in internal/filelock.InPlace < loader.lock", // was said not to be loaded
 		"migrate: EMFILE of bpf MAP_CREATE 1, in internal/bpfiter.Load < migrate.(*programs).load",       // the kernel was said to be too old
+		"load for the first time: ENOLCK of flock /sys/fs/bpf/node/revsk 1, in",                          // left the directory
 		"list: EMFILE of bpf MAP_CREATE 1, in ",                                                          // a capability was said to be missing
 		"load --takeover: killed before bpf MAP_UPDATE_ELEM 1, in loader.setFeatures.do",                 // where the agent's links are was forgotten
 		"unload --hand-back: EPERM of bpf MAP_LOOKUP_ELEM 1, in loader.readKept < loader.observePins",    // was left for somebody else's, as a success
