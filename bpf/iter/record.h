@@ -103,8 +103,12 @@ static __always_inline bool is_in_part(struct sock *sk)
 	return hash >= revsk_part_first && hash <= revsk_part_last;
 }
 
-/* Room for @size bytes at a position of the buffer, or NULL. */
-static __always_inline void *room_at(__u64 position, __u64 size)
+/*
+ * Room for @size bytes at a position of the buffer, or NULL. A function that is called has registers
+ * enough: where the compiler keeps the position on the stack, what the verifier finds out by the
+ * comparison is lost before Linux 6.8.
+ */
+static __noinline void *room_at(__u64 position, __u64 size)
 {
 	__u32 zero = 0;
 	void *buffer = bpf_map_lookup_elem(&revsk_records, &zero);
