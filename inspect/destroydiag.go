@@ -7,9 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/revsk/revsk/internal/blocked"
+	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/sockdiag"
 )
 
@@ -46,6 +50,13 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 		k := kind{int(s.Socket.Family), int(s.Socket.Protocol), s.Socket.Peer.Port()}
 		byKind[k] = append(byKind[k], s)
 	}
+	var serial bool
+	if slices.ContainsFunc(sockets, func(s *Termination) bool { return s.Socket.owned }) {
+		var err error
+		if serial, err = diagIsSerial(); err != nil {
+			return err
+		}
+	}
 	for k, wanted := range byKind {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -59,6 +70,10 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 			byInode[uint64(p.Inode)] = append(byInode[uint64(p.Inode)], p)
 		}
 		for _, s := range wanted {
+			if s.Socket.owned && serial {
+				s.set(OutcomeFailed, fmt.Errorf("%w, or just works on it: asked to end it, this kernel would answer nobody else meanwhile", blocked.ErrLocked))
+				continue
+			}
 			s.set(OutcomeLeft, nil)
 			for _, p := range byInode[s.Socket.Inode] {
 				if p.Remote != s.Socket.Peer || s.Socket.Cookie != 0 && p.Cookie != s.Socket.Cookie {
@@ -74,4 +89,18 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 		}
 	}
 	return nil
+}
+
+// diagIsSerial tells whether the kernel serves one user of sock_diag on the machine after the other (before Linux 6.9), so that one who
+// waits for the lock of a socket keeps all from it. Both came in one change: several at a time, and the owner of a handler.
+func diagIsSerial() (bool, error) {
+	kernel, err := bpfiter.Types.Kernel()
+	if err != nil {
+		return false, err
+	}
+	var handler *btf.Struct
+	if err := kernel.TypeByName("sock_diag_handler", &handler); err != nil {
+		return false, fmt.Errorf("finding out whether sock_diag serves several at a time: %w", err)
+	}
+	return !slices.ContainsFunc(handler.Members, func(m btf.Member) bool { return m.Name == "owner" }), nil
 }

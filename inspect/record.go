@@ -41,8 +41,11 @@ const leastRecord = socketSize + revnat.TupleSize
 // wholeTuples is how many tuples a whole record has before those of its peers: connection and former connection.
 const wholeTuples = 2
 
-// subflow is REVSK_SUBFLOW.
-const subflow = 0x8000
+// REVSK_SUBFLOW and REVSK_OWNED, in the number of tuples.
+const (
+	subflow = 0x8000
+	owned   = 0x4000
+)
 
 // record is a struct revsk_socket, and the tuples that follow it.
 type record []byte
@@ -64,7 +67,7 @@ func records(b []byte) iter.Seq[record] {
 func (r record) id() uint64           { return binary.NativeEndian.Uint64(r[idAt:]) }
 func (r record) netns() uint32        { return binary.NativeEndian.Uint32(r[netnsInodeAt:]) }
 func (r record) tableVersion() uint16 { return binary.NativeEndian.Uint16(r[tableVersionAt:]) }
-func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ subflow) }
+func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ (subflow | owned)) }
 func (r record) size() int            { return socketSize + r.tupleCount()*revnat.TupleSize }
 
 // holds says whether one of the tuples is not empty.
@@ -85,7 +88,8 @@ func (r record) socket(s *Socket) {
 	s.Protocol = lbmap.Protocol(binary.NativeEndian.Uint16(r[protocolAt:]))
 	s.Family = Family(r[familyAt])
 	s.State = State(r[stateAt])
-	s.Subflow = binary.NativeEndian.Uint16(r[tuplesAt:])&subflow != 0
+	flags := binary.NativeEndian.Uint16(r[tuplesAt:])
+	s.Subflow, s.owned = flags&subflow != 0, flags&owned != 0
 	s.Local = netip.AddrPortFrom(address(r[localAt:]), binary.NativeEndian.Uint16(r[localPortAt:]))
 	s.NetNS.Inode = uint64(r.netns())
 	s.NetNS.Cookie = binary.NativeEndian.Uint64(r[netnsCookieAt:])

@@ -33,6 +33,8 @@ type Socket struct {
 	// Subflow: the socket is one of the connections of an MPTCP socket, which is what applications have open. The
 	// inode and the owners are those of that one.
 	Subflow bool
+	// owned: a system call worked on it when it was read, or kept it locked.
+	owned bool
 	// Conn is what the socket is connected to, nil if that is no service.
 	Conn *revnat.Tuple
 	// Former is what a datagram socket was connected to before, nil if that was no service. The socket is

@@ -303,6 +303,7 @@ func (t *termination) connected(ctx context.Context, most int) ([]*Termination, 
 			return nil, err
 		}
 		if known := t.found[s.ID()]; known != nil {
+			known.Socket.owned = s.owned
 			all = append(all, known)
 		} else {
 			others.add(&Termination{Socket: s, Connection: *s.Connection(), Outcome: OutcomeFound})

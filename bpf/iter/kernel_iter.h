@@ -114,8 +114,13 @@ struct unix_skb_parms {
 	struct scm_fp_list *fp;
 };
 
+typedef struct {
+	int owned; /* a system call works on the socket */
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	struct sk_buff_head sk_receive_queue;
 	__u16 sk_type;
 	__u16 sk_protocol;

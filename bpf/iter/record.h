@@ -17,7 +17,7 @@ struct revsk_socket {
 	__u64 inode; /* as in /proc/PID/fd; 0: no longer, or not yet, a file's */
 	__u64 netns_cookie; /* 0: the kernel does not tell */
 	__u32 netns_inode;
-	__u16 tuples; /* so many follow; and REVSK_SUBFLOW */
+	__u16 tuples; /* so many follow; and REVSK_SUBFLOW, REVSK_OWNED */
 	__u16 protocol;
 	__u16 local_port; /* host byte order, as the kernel has it */
 	__be16 peer_port;
@@ -32,6 +32,8 @@ _Static_assert(sizeof(struct revsk_socket) == 80, "revsk_socket is 80 bytes");
 
 /* Of MPTCP: what an application has open is another socket, of which this is a connection. */
 #define REVSK_SUBFLOW 0x8000
+/* A system call works on it just now, or waits with its lock. */
+#define REVSK_OWNED 0x4000
 
 /*
  * Of a whole record the first tuple is the connection, the second the former one, and the others are of
@@ -147,6 +149,7 @@ static __always_inline void record_keep(struct revsk_socket *r, struct sock *sk,
 {
 	struct sock *opened = sk->sk_socket->sk; /* as for r->inode */
 
-	r->tuples = tuples | (opened && (__u64)opened != r->id ? REVSK_SUBFLOW : 0);
+	r->tuples = tuples | (opened && (__u64)opened != r->id ? REVSK_SUBFLOW : 0) |
+		    (sk->sk_lock.owned ? REVSK_OWNED : 0);
 	revsk_position = begin + RECORD_SIZE(tuples);
 }
