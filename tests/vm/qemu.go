@@ -34,7 +34,7 @@ type guest struct {
 // -no-reboot). An emulated processor is tens of times slower than a real one, and shares a machine:
 // the detectors of stalls get more patience than their 20 seconds.
 const cmdline = "console=ttyS0 loglevel=7 panic=-1 oops=panic " +
-	"rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30"
+	"rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30 no_timer_check"
 
 // boot runs a virtual machine to its end.
 func (g *guest) boot(ctx context.Context, opts *options, b *build, base []byte, c *collector) error {
