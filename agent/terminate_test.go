@@ -3,14 +3,19 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/blocked"
+	"github.com/revsk/revsk/internal/lockedsocket"
 	"github.com/revsk/revsk/lbmap"
 )
 
@@ -72,6 +77,38 @@ func TestSocketsOfABackendThatGoesEnd(t *testing.T) {
 	n.services(other, service(1, lbmap.ProtocolUDP, stays), lbmap.Service{Frontend: tcp.Frontend})
 	awaits(t, "the stream ends", soon, func() bool { return len(eventsOf[SocketTerminated](r)) > len(onGone) })
 	require.NoError(t, bystanders[len(bystanders)-2].asks())
+}
+
+// A socket that its process keeps locked is left alone, and nobody waits with it. It ends soon after it is not locked any more.
+func TestALockedSocketIsEndedAfterwards(t *testing.T) {
+	n := newNode(t)
+	opts := n.options()
+	opts.Termination.Protocols, opts.SurveyEvery = TerminateAll, time.Hour
+	r := n.start(opts)
+	r.ready()
+	stays, goes := n.backend("127.0.0.1"), n.backend("127.0.0.2")
+	other, udp, tcp := service(9, lbmap.ProtocolUDP, stays), service(1, lbmap.ProtocolUDP, goes), service(2, lbmap.ProtocolTCP, goes)
+	n.services(other, udp, tcp)
+	waits, locked := n.client(udp.Frontend), n.client(tcp.Frontend)
+	raw, err := locked.Conn.(*net.TCPConn).SyscallConn()
+	require.NoError(t, err)
+	var fd int
+	require.NoError(t, raw.Control(func(s uintptr) { fd = int(s) }))
+	release := lockedsocket.Lock(t, fd)
+	settled(r)
+
+	n.services(other)
+	took := awaits(t, "the other one ends", soon, waits.isEnded)
+	t.Logf("another socket ended %v after its backend went", took)
+	// Even to ask what it is connected to would wait.
+	awaits(t, "the locked one is told of", soon, func() bool {
+		return slices.ContainsFunc(eventsOf[SocketTerminated](r), func(e SocketTerminated) bool {
+			return e.Outcome == inspect.OutcomeFailed && errors.Is(e.Err, blocked.ErrLocked)
+		})
+	})
+	release()
+	took = awaits(t, "the locked one ends", time.Minute, locked.isEnded)
+	t.Logf("the socket ended %v after it was unlocked", took)
 }
 
 // A backend that was gone before the agent was started, and one with a state that counts as gone.

@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -257,7 +259,11 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	begin := time.Now()
 	report, err := t.endSockets(ctx, inspect.TerminateOptions{Backends: backends, Most: opts.Rate})
 	took := time.Since(begin)
+	locked := make(map[netip.AddrPort]bool)
 	for _, s := range report.Sockets {
+		if errors.Is(s.Err, blocked.ErrLocked) {
+			locked[s.Connection.Peer] = true
+		}
 		wasTold := false
 		if s.Outcome == inspect.OutcomeFailed {
 			id := s.Socket.ID()
@@ -283,12 +289,18 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 		t.next = begin.Add(unmigratedRest + 3*took)
 	case t.a.outcome(stepTerminate, err):
 		if !report.More {
-			t.done(due) // whichever could not be ended is found by the next survey
+			// Whichever could not be ended is found by the next survey. One that was locked may not be any more.
+			t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return locked[b.AddrPort] && t.isTried(b, begin) }))
 		}
 		return
 	}
 	// What cannot be ended for long is left to the surveys, too.
-	t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return begin.Sub(t.gone[b]) < leftToSurveys }))
+	t.done(slices.DeleteFunc(due, func(b inspect.Backend) bool { return t.isTried(b, begin) }))
+}
+
+// isTried tells whether ending sockets of a backend that is gone is tried again, and not left to the surveys yet.
+func (t *terminator) isTried(b inspect.Backend, now time.Time) bool {
+	return now.Sub(t.gone[b]) < leftToSurveys
 }
 
 func (t *terminator) done(backends []inspect.Backend) {

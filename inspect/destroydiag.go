@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/revsk/revsk/internal/blocked"
-	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/sockdiag"
 )
 
@@ -50,13 +47,6 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 		k := kind{int(s.Socket.Family), int(s.Socket.Protocol), s.Socket.Peer.Port()}
 		byKind[k] = append(byKind[k], s)
 	}
-	var serial bool
-	if slices.ContainsFunc(sockets, func(s *Termination) bool { return s.Socket.owned }) {
-		var err error
-		if serial, err = diagIsSerial(); err != nil {
-			return err
-		}
-	}
 	for k, wanted := range byKind {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -70,8 +60,9 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 			byInode[uint64(p.Inode)] = append(byInode[uint64(p.Inode)], p)
 		}
 		for _, s := range wanted {
-			if s.Socket.owned && serial {
-				s.set(OutcomeFailed, fmt.Errorf("%w, or just works on it: asked to end it, this kernel would answer nobody else meanwhile", blocked.ErrLocked))
+			// Before Linux 6.9 everybody's sock_diag on the machine would wait with this one.
+			if s.Socket.owned {
+				s.set(OutcomeFailed, fmt.Errorf("%w, this one, or just works on it", blocked.ErrLocked))
 				continue
 			}
 			s.set(OutcomeLeft, nil)
@@ -89,18 +80,4 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 		}
 	}
 	return nil
-}
-
-// diagIsSerial tells whether the kernel serves one user of sock_diag on the machine after the other (before Linux 6.9), so that one who
-// waits for the lock of a socket keeps all from it. Both came in one change: several at a time, and the owner of a handler.
-func diagIsSerial() (bool, error) {
-	kernel, err := bpfiter.Types.Kernel()
-	if err != nil {
-		return false, err
-	}
-	var handler *btf.Struct
-	if err := kernel.TypeByName("sock_diag_handler", &handler); err != nil {
-		return false, fmt.Errorf("finding out whether sock_diag serves several at a time: %w", err)
-	}
-	return !slices.ContainsFunc(handler.Members, func(m btf.Member) bool { return m.Name == "owner" }), nil
 }

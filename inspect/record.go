@@ -67,8 +67,10 @@ func records(b []byte) iter.Seq[record] {
 func (r record) id() uint64           { return binary.NativeEndian.Uint64(r[idAt:]) }
 func (r record) netns() uint32        { return binary.NativeEndian.Uint32(r[netnsInodeAt:]) }
 func (r record) tableVersion() uint16 { return binary.NativeEndian.Uint16(r[tableVersionAt:]) }
-func (r record) tupleCount() int      { return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ (subflow | owned)) }
-func (r record) size() int            { return socketSize + r.tupleCount()*revnat.TupleSize }
+func (r record) tupleCount() int {
+	return int(binary.NativeEndian.Uint16(r[tuplesAt:]) &^ (subflow | owned))
+}
+func (r record) size() int { return socketSize + r.tupleCount()*revnat.TupleSize }
 
 // holds says whether one of the tuples is not empty.
 func (r record) holds() bool {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -192,8 +193,11 @@ func (t *Terminator) Terminate(ctx context.Context, opts TerminateOptions) (Repo
 	return one.report(), err
 }
 
-// rounds is how often sockets are looked for that have connected meanwhile.
-const rounds = 3
+// rounds is how often sockets are looked for that have connected meanwhile, or that a system call worked on: those have rested.
+const (
+	rounds    = 3
+	ownedRest = 20 * time.Millisecond
+)
 
 type termination struct {
 	*Terminator
@@ -244,10 +248,16 @@ func (t *termination) endAll(ctx context.Context) error {
 		if err := t.destroy(ctx, connected); err != nil {
 			return err
 		}
+		has := func(is func(c *Termination) bool) bool { return slices.ContainsFunc(connected, is) }
 		switch {
-		case t.more && t.failed() > failed && !t.opts.DryRun:
+		case t.opts.DryRun:
+			return nil
+		case t.more && t.failed() > failed:
 			round-- // others take the place of those that cannot be ended
-		case t.opts.DryRun, !slices.ContainsFunc(connected, func(c *Termination) bool { return c.Outcome != OutcomeFailed }):
+		case has(func(c *Termination) bool { return c.Outcome != OutcomeFailed }):
+		case has(func(c *Termination) bool { return c.Socket.owned }):
+			time.Sleep(ownedRest) // until the system call has ended, unless it is one that does not
+		default:
 			return nil // another round would not find or do more
 		}
 	}

@@ -101,7 +101,8 @@ const attempts = 5
 // List returns the sockets of a family and protocol that are connected to a port. With port 0 it returns
 // all, connected or not.
 //
-// Returns an error wrapping [ErrNotSupported].
+// Returns an error wrapping [ErrNotSupported], or [blocked.ErrLocked] where the kernel serves another process that waits for a socket
+// (before Linux 6.9).
 func List(family, protocol int, remotePort uint16) ([]Socket, error) {
 	filter := &request{Family: family, Protocol: protocol, Remote: netip.AddrPortFrom(netip.Addr{}, remotePort)}
 	var messages [][]byte
@@ -109,7 +110,7 @@ func List(family, protocol int, remotePort uint16) ([]Socket, error) {
 	for range attempts {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 		req.AddData(filter)
-		messages, err = req.Execute(unix.NETLINK_SOCK_DIAG, nl.SOCK_DIAG_BY_FAMILY)
+		messages, err = execute("list", req, nl.SOCK_DIAG_BY_FAMILY)
 		if !errors.Is(err, nl.ErrDumpInterrupted) {
 			break
 		}
@@ -157,8 +158,27 @@ func supportError(err error, protocol int) error {
 	return err
 }
 
-// destroys wait for the lock of the socket that is to be destroyed.
-var destroys blocked.Calls
+// requests can have to wait for a socket that a process keeps locked.
+var requests blocked.Calls
+
+// execute makes a request, in the namespace of the calling thread. Returns an error wrapping [blocked.ErrLocked] if it has to wait.
+func execute(about any, req *nl.NetlinkRequest, answers uint16) ([][]byte, error) {
+	netlink, err := nl.Subscribe(unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, err
+	}
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_SOCK_DIAG: {Socket: netlink}}
+	answered := make(chan [][]byte, 1)
+	err = requests.Do(about, func() { netlink.Close() }, func() error {
+		messages, err := req.Execute(unix.NETLINK_SOCK_DIAG, answers)
+		answered <- messages
+		return err
+	})
+	if errors.Is(err, blocked.ErrLocked) {
+		return nil, err
+	}
+	return <-answered, err
+}
 
 // Destroy aborts a socket; its application then gets ECONNABORTED. The kernel finds the socket by its addresses and
 // device, and leaves it alone if its cookie differs.
@@ -173,21 +193,11 @@ func Destroy(s Socket) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
 	r := request(s)
 	req.AddData(&r)
-	// Opened here, in the namespace of the calling thread.
-	netlink, err := nl.Subscribe(unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return fmt.Errorf("destroying socket %v to %v: %w", s.Local, s.Remote, err)
-	}
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_SOCK_DIAG: {Socket: netlink}}
-	err = destroys.Do(s.Cookie, func() { netlink.Close() }, func() error {
-		_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
-		return err
-	})
+	_, err := execute(s.Cookie, req, 0)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, blocked.ErrLocked):
-		err = fmt.Errorf("%w: it is destroyed as soon as it is not", err)
 	case errors.Is(err, unix.ENOENT):
 		err = os.ErrNotExist
 	case errors.Is(err, unix.EOPNOTSUPP):

@@ -17,7 +17,7 @@ import (
 	"github.com/revsk/revsk/internal/lockedsocket"
 )
 
-// A process can keep one of its sockets locked. Only what is about that socket is left undone, and done when it is not any more.
+// A process can keep one of its sockets locked. Only what is about that socket is left undone, until the same command is run again.
 func TestASocketThatStaysLocked(t *testing.T) {
 	n := newNode(t)
 	inMode("rollback", "mode dual")(n)
@@ -72,6 +72,7 @@ func TestASocketThatStaysLocked(t *testing.T) {
 	require.Equal(t, before, n.answers())
 	require.Contains(t, n.run("status", "-o", "json").stdout, `"mode": "storage"`)
 	goesOn("a process keeps a socket locked", "terminate", backend4.String()+"/tcp")
+	n.inTime("terminate " + backend4.String() + "/tcp")
 	_, err := unix.Getpeername(tcp.fd)
 	require.ErrorIs(t, err, unix.ENOTCONN)
 }
