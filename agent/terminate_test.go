@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/lockedsocket"
 	"github.com/revsk/revsk/lbmap"
 )
@@ -103,7 +102,7 @@ func TestALockedSocketIsEndedAfterwards(t *testing.T) {
 	// Even to ask what it is connected to would wait.
 	awaits(t, "the locked one is told of", soon, func() bool {
 		return slices.ContainsFunc(eventsOf[SocketTerminated](r), func(e SocketTerminated) bool {
-			return e.Outcome == inspect.OutcomeFailed && errors.Is(e.Err, blocked.ErrLocked)
+			return e.Outcome == inspect.OutcomeFailed && errors.Is(e.Err, inspect.ErrLocked)
 		})
 	})
 	release()

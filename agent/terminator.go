@@ -13,7 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/inspect"
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/lbmap"
 	"github.com/revsk/revsk/loader"
 )
@@ -261,7 +260,7 @@ func (t *terminator) terminate(ctx context.Context, opts Termination, due []insp
 	took := time.Since(begin)
 	locked := make(map[netip.AddrPort]bool)
 	for _, s := range report.Sockets {
-		if errors.Is(s.Err, blocked.ErrLocked) {
+		if errors.Is(s.Err, inspect.ErrLocked) {
 			locked[s.Connection.Peer] = true
 		}
 		wasTold := false

@@ -77,7 +77,7 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 }
 
 // destroySingly destroys what the iterators have not, of which one waits for a socket that a process keeps locked: by sock_diag,
-// which wants the lock of the very socket only.
+// which wants the lock of the very socket only, and is not asked for those that were locked.
 func destroySingly(ctx context.Context, sockets []*Termination, locked error) error {
 	left := slices.DeleteFunc(slices.Clone(sockets), func(s *Termination) bool { return s.Outcome == OutcomeDestroyed })
 	err := diagDestroyer{}.load(Maps{})

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/sockdiag"
 )
 
@@ -62,7 +61,7 @@ func (diagDestroyer) destroy(ctx context.Context, sockets []*Termination) error 
 		for _, s := range wanted {
 			// Before Linux 6.9 everybody's sock_diag on the machine would wait with this one.
 			if s.Socket.owned {
-				s.set(OutcomeFailed, fmt.Errorf("%w, this one, or just works on it", blocked.ErrLocked))
+				s.set(OutcomeFailed, fmt.Errorf("%w, this one, or just works on it", ErrLocked))
 				continue
 			}
 			s.set(OutcomeLeft, nil)

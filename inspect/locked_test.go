@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/lockedsocket"
 )
 
@@ -52,7 +51,7 @@ func TestALockedSocketIsLeftAlone(t *testing.T) {
 		assert.Equal(g, inodes(g.T, []*testSocket{locked}), reported(report, OutcomeFailed))
 		for _, one := range report.Sockets {
 			if one.Outcome == OutcomeFailed {
-				assert.ErrorIs(g, one.Err, blocked.ErrLocked)
+				assert.ErrorIs(g, one.Err, ErrLocked)
 			}
 		}
 		release()

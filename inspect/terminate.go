@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/revsk/revsk/bpf/sock"
+	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/revnat"
 )
 
@@ -34,6 +35,10 @@ var (
 	// ErrUnmigrated is returned in the modes dual and mirror if sockets are connected to the backends of which only the
 	// hash knows by which service: a migration has to move that onto the sockets first.
 	ErrUnmigrated = errors.New("only the hash knows their service")
+
+	// ErrLocked is the error of a socket that a process keeps locked, or just works on. It is left alone: asked for its end, the
+	// kernel could wait as long as that process likes.
+	ErrLocked = blocked.ErrLocked
 
 	// ErrStillConnected is the error of a socket that is connected to the backend after all: mostly
 	// because its application, or the service, goes there again and again.
@@ -74,8 +79,8 @@ type Termination struct {
 	// Connection is the tuple by which it was connected.
 	Connection revnat.Tuple
 	Outcome    Outcome
-	// Err says why, for [OutcomeFailed]: it wraps [ErrUnreachable], [ErrStillConnected] or an error of
-	// the kernel.
+	// Err says why, for [OutcomeFailed]: it wraps [ErrUnreachable], [ErrLocked], [ErrStillConnected] or an
+	// error of the kernel.
 	Err error
 }
 
