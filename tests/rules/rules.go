@@ -596,11 +596,11 @@ var rules = []rule{
 		pkg:  "tests/prog", test: "TestAHashThatTakesNoMore",
 	},
 	{
-		name: "in mode mirror a socket without storage does not touch the hash",
+		name: "in mode mirror what storage has not dropped stays in the hash",
 		file: "lib/revnat.h",
 		old:  "(mode == REVSK_MODE_MIRROR && was_in_storage)",
 		new:  "mode == REVSK_MODE_MIRROR",
-		pkg:  "tests/prog", test: "TestModeMirror/a socket without storage has nothing to do with the hash",
+		pkg:  "tests/prog", test: "TestModeMirror/a connect to no service leaves what is for another peer than those of the socket",
 	},
 	{
 		name: "in mode mirror the release of a socket without storage does not touch the hash",
