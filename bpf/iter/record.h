@@ -108,7 +108,7 @@ static __always_inline bool is_in_part(struct sock *sk)
 /*
  * Room for @size bytes at a position of the buffer, or NULL. A function that is called has registers
  * enough: where the compiler keeps the position on the stack, what the verifier finds out by the
- * comparison is lost before Linux 6.8.
+ * comparison is lost on Linux 6.1.
  */
 static __noinline void *room_at(__u64 position, __u64 size)
 {
