@@ -11,13 +11,15 @@ import (
 
 // AllowMaps lets this process make maps: Linux before 5.11 accounts them against RLIMIT_MEMLOCK. Returns an error wrapping EPERM if
 // it may not.
-func AllowMaps() error {
-	err := rlimit.RemoveMemlock()
+func AllowMaps() error { return allowMaps(rlimit.RemoveMemlock()) }
+
+// allowMaps goes on from what the library has answered. It asks the kernel once, before main: an error that is not EPERM says that
+// it has got no answer, as for want of memory or descriptors. To lift the limit where it does not count does no harm; where it does,
+// and that fails, the next map does.
+func allowMaps(err error) error {
 	if err == nil || errors.Is(err, unix.EPERM) {
 		return err
 	}
-	// The library asks the kernel once, before main, and for want of memory or descriptors has got no answer. Where the limit does
-	// not count it does no harm; where it does, and this fails, the next map does.
 	_ = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil)
 	return nil
 }
