@@ -106,17 +106,22 @@ static __always_inline bool is_in_part(struct sock *sk)
 }
 
 /*
- * Room for @size bytes at a position of the buffer, or NULL. A function that is called has registers
- * enough: where the compiler keeps the position on the stack, what the verifier finds out by the
- * comparison is lost on Linux 6.1.
+ * Room for @size bytes at a position of the buffer, or NULL.
+ *
+ * Inline: where an iterator has functions, a pointer of the kernel's that it reads through in vain stops
+ * Linux 5.10 ("ensure main program has an extable", 6.4).
  */
-static __noinline void *room_at(__u64 position, __u64 size)
+static __always_inline void *room_at(__u64 position, __u64 size)
 {
 	__u32 zero = 0;
 	void *buffer = bpf_map_lookup_elem(&revsk_records, &zero);
 
-	if (buffer && position <= cfg_buffer_size - size)
-		return buffer + position;
+	if (buffer && position <= cfg_buffer_size - size) {
+		buffer += position;
+		/* Not later: of a copy on the stack Linux 6.1 does not know what the comparison has said. */
+		asm volatile("" : "+r"(buffer));
+		return buffer;
+	}
 	__sync_fetch_and_add(&revsk_bytes_lost, size);
 	return NULL;
 }
