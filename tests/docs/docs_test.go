@@ -156,7 +156,7 @@ func TestDifferencesList(t *testing.T) {
 
 // The tests that the documentation names as its evidence exist.
 func TestDocumentationNamesTestsThatExist(t *testing.T) {
-	functions := testFunctions(t, "agent", "cmd/revsk", "deploy/tests", "inspect", "loader", "migrate", "tests/agent", "tests/clients", "tests/docs",
+	functions := testFunctions(t, "agent", "bpf/iter", "cmd/revsk", "deploy/tests", "inspect", "loader", "migrate", "tests/agent", "tests/clients", "tests/docs",
 		"tests/faults", "tests/kernel", "tests/prog")
 	for _, page := range pages(t) {
 		for _, m := range regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(readAll(t, page), -1) {
