@@ -114,16 +114,22 @@ static __always_inline bool is_in_part(struct sock *sk)
 static __always_inline void *room_at(__u64 position, __u64 size)
 {
 	__u32 zero = 0;
-	void *buffer = bpf_map_lookup_elem(&revsk_records, &zero);
+	void *at = bpf_map_lookup_elem(&revsk_records, &zero);
 
-	if (buffer && position <= cfg_buffer_size - size) {
-		buffer += position;
-		/* Not later: of a copy on the stack Linux 6.1 does not know what the comparison has said. */
-		asm volatile("" : "+r"(buffer));
-		return buffer;
-	}
-	__sync_fetch_and_add(&revsk_bytes_lost, size);
-	return NULL;
+	/*
+	 * In one piece: where the compiler has put the position on the stack in between, Linux 6.1
+	 * does not know of it what the comparison has said.
+	 */
+	if (at)
+		asm volatile("if %[position] <= %[last] goto +2\n"
+			     "%[at] = 0\n"
+			     "goto +1\n"
+			     "%[at] += %[position]\n"
+			     : [at] "+r"(at)
+			     : [position] "r"(position), [last] "r"(cfg_buffer_size - size));
+	if (!at)
+		__sync_fetch_and_add(&revsk_bytes_lost, size);
+	return at;
 }
 
 static __always_inline void record_socket(struct revsk_socket *r, struct sock *sk, __u64 cookie)
