@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -429,10 +430,7 @@ func (a *attacked) unharmed() {
 // accounted waits until each socket that is connected to the backend that went was reported.
 func (a *attacked) accounted(r *running) {
 	a.Helper()
-	dp, err := loader.Open(a.loader())
-	require.NoError(a, err)
-	defer dp.Close()
-	maps := dp.InspectMaps()
+	maps := a.maps()
 	awaits(a, "every socket is ended or reported", soon, func() bool {
 		failed := make(map[inspect.SocketID]bool)
 		for _, e := range eventsOf[SocketTerminated](r) {
@@ -440,14 +438,27 @@ func (a *attacked) accounted(r *running) {
 				failed[e.Socket.ID()] = true
 			}
 		}
-		all, err := inspect.Sockets(a.Context(), maps, inspect.Options{SkipOwners: true})
-		require.NoError(a, err)
-		for i := range all {
-			if c := all[i].Connection(); c != nil && c.Peer == a.goes && !failed[all[i].ID()] {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(a.onGone(maps), func(s inspect.Socket) bool { return !failed[s.ID()] })
+	})
+}
+
+// maps are those of the datapath that is loaded.
+func (a *attacked) maps() inspect.Maps {
+	a.Helper()
+	dp, err := loader.Open(a.loader())
+	require.NoError(a, err)
+	a.Cleanup(func() { dp.Close() })
+	return dp.InspectMaps()
+}
+
+// onGone are the sockets that are connected to the backend that went.
+func (a *attacked) onGone(maps inspect.Maps) []inspect.Socket {
+	a.Helper()
+	all, err := inspect.Sockets(a.Context(), maps, inspect.Options{SkipOwners: true})
+	require.NoError(a, err)
+	return slices.DeleteFunc(all, func(s inspect.Socket) bool {
+		c := s.Connection()
+		return c == nil || c.Peer != a.goes
 	})
 }
 
@@ -710,18 +721,7 @@ func TestHostileHoard(t *testing.T) {
 	n.hostile("hoard", "", false)
 	settled(r)
 	a.lose()
-	dp, err := loader.Open(a.loader())
-	require.NoError(t, err)
-	defer dp.Close()
-	all, err := inspect.Sockets(t.Context(), dp.InspectMaps(), inspect.Options{SkipOwners: true})
-	require.NoError(t, err)
-	left := 0
-	for i := range all {
-		if c := all[i].Connection(); c != nil && c.Peer == a.goes {
-			left++
-		}
-	}
-	require.Greater(t, left, hoarded/2, "it was the turn of the bystander before")
+	require.Greater(t, len(a.onGone(a.maps())), hoarded/2, "it was the turn of the bystander before")
 	a.accounted(r)
 	t.Log(a.counted(r))
 }

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/capability"
 	"github.com/revsk/revsk/internal/netns"
 )
@@ -49,7 +48,7 @@ func (t *termination) destroy(ctx context.Context, sockets []*Termination) error
 			continue
 		}
 		err := ns.Do(func() error { return t.destroyer.destroy(ctx, here) })
-		if errors.Is(err, blocked.ErrLocked) {
+		if errors.Is(err, ErrLocked) {
 			err = ns.Do(func() error { return destroySingly(ctx, here, err) })
 		}
 		if err != nil {

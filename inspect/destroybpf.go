@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/revsk/revsk/bpf/iter"
-	"github.com/revsk/revsk/internal/blocked"
 	"github.com/revsk/revsk/internal/bpfiter"
 	"github.com/revsk/revsk/internal/byteorder"
 	"github.com/revsk/revsk/internal/probe"
@@ -81,7 +80,7 @@ func (d *bpfDestroyer) destroyBatch(ctx context.Context, sockets []*Termination)
 	var locked error
 	for name := range iterators {
 		err := visit(ctx, d.programs.Programs[name])
-		if err != nil && !errors.Is(err, blocked.ErrLocked) {
+		if err != nil && !errors.Is(err, ErrLocked) {
 			return err
 		}
 		locked = errors.Join(locked, err)

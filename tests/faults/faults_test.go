@@ -358,9 +358,10 @@ func TestFaultsThatWereFound(t *testing.T) {
 		name, _, _ := strings.Cut(found, ": ")
 		s := scenarios[slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })]
 		r := n.record(s)
-		all := sorted(s, r, make(map[position]bool))
-		i := slices.IndexFunc(slices.Concat(all[:]...), func(x injection) bool { return strings.HasPrefix(x.String(), found) })
+		byValue := sorted(s, r, make(map[position]bool))
+		all := slices.Concat(byValue[:]...)
+		i := slices.IndexFunc(all, func(x injection) bool { return strings.HasPrefix(x.String(), found) })
 		require.GreaterOrEqual(t, i, 0, "no such fault: %s", found)
-		n.inject(slices.Concat(all[:]...)[i], r)
+		n.inject(all[i], r)
 	}
 }
