@@ -32,7 +32,6 @@ type Reader struct {
 	iter     *link.Iter
 	filled   bool          // as of the last digest
 	entries  *ebpf.Program // nil: the kernel has no count
-	count    *ebpf.Map     // which it fills
 }
 
 // variant is which kind of program adds up a map.
@@ -52,7 +51,9 @@ func Open(m *ebpf.Map) (*Reader, error) {
 	}
 	if err == nil {
 		// A kernel without a count has the digest alone.
-		r.entries, r.count, _ = load(DigestProgDigestEntries, r.digested)
+		var unused *ebpf.Map
+		r.entries, unused, _ = load(DigestProgDigestEntries, r.digested)
+		unused.Close()
 	}
 	return r, err
 }
@@ -154,16 +155,16 @@ func (r *Reader) Entries() (n uint64, counted bool, err error) {
 	if r.entries == nil {
 		return 0, false, nil
 	}
-	if _, err := r.entries.Run(&ebpf.RunOptions{}); err != nil {
+	count, err := r.entries.Run(&ebpf.RunOptions{})
+	if err != nil {
 		return 0, true, fmt.Errorf("counting the entries of a map: %w", err)
 	}
-	d, err := readSum(r.count)
-	return d.Count, true, err
+	return uint64(count), true, nil
 }
 
 // Close frees the programs and their maps.
 func (r *Reader) Close() error {
-	err := errors.Join(r.digested.Close(), r.sum.Close(), r.all.Close(), r.entries.Close(), r.count.Close())
+	err := errors.Join(r.digested.Close(), r.sum.Close(), r.all.Close(), r.entries.Close())
 	if r.iter != nil {
 		err = errors.Join(err, r.iter.Close())
 	}
